@@ -1,0 +1,212 @@
+"""Call the hooks of a batch: know whether anybody listens, name the plugin that failed, contain observers.
+
+The engine asks an attribute before it builds a batch, so a hook without implementations costs one look-up.
+pluggy's own call is not used here: it stops at the first exception and does not say whose it was.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pgqrs_core.errors import InvalidArgument, PgqrsError, PluginError
+from pgqrs_core.messages import MAX_PRIORITY, MAX_SECONDS, check_number
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping
+
+    import pluggy
+
+    from pgqrs_core.events import ConsumeBatch, Consumed, Draft, EnqueueBatch, Enqueued
+
+__all__ = ["SLOW_SECONDS", "Hooks"]
+
+#: An observing hook that takes longer than this many seconds is warned about, once.
+SLOW_SECONDS = 1.0
+
+_logger = logging.getLogger("pgqrs.plugins")
+
+
+class _Call(NamedTuple):
+    """One plugin's implementation of a hook."""
+
+    plugin: str
+    distribution: str | None
+    function: Callable[[Any], object]
+
+    @classmethod
+    def of(cls, found: pluggy.HookImpl, distribution: str | None) -> _Call:
+        function = found.function
+        # An implementation may leave the argument out.
+        return cls(found.plugin_name, distribution, function if found.argnames else lambda _: function())
+
+    def failed(self, hook: str, reason: str) -> PluginError:
+        return PluginError(self.plugin, f"{hook}: {reason}", distribution=self.distribution)
+
+
+class Hooks:
+    """The hooks of a batch, ready to be called from any thread.
+
+    Attributes:
+        transforms_enqueue: Whether any plugin implements ``pgqrs_before_enqueue``; so for the others.
+        transforms_consume: ``pgqrs_before_consume``.
+        observes_enqueue: ``pgqrs_after_enqueue``.
+        observes_consume: ``pgqrs_after_consume``.
+    """
+
+    __slots__ = (
+        "_after_consume",
+        "_after_enqueue",
+        "_before_consume",
+        "_before_enqueue",
+        "_lock",
+        "_reported",
+        "observes_consume",
+        "observes_enqueue",
+        "transforms_consume",
+        "transforms_enqueue",
+    )
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._reported: set[tuple[str, ...]] = set()
+        self._set((), (), (), ())
+
+    def refresh(self, manager: pluggy.PluginManager, distributions: Mapping[str, str | None]) -> None:
+        """Take over what is registered now. Calls under way finish with what they began with.
+
+        Args:
+            manager: Where the plugins are registered.
+            distributions: The distribution of each plugin, for errors.
+        """
+
+        def calls(hook: str, *, mirrored: bool = False) -> tuple[_Call, ...]:
+            found = list(reversed(getattr(manager.hook, hook).get_hookimpls()))
+            if mirrored:
+                # pluggy puts the last of those marked first, and the first of those marked last, outermost on
+                # either way; only what is between them must be turned round to undo the other way.
+                first = [one for one in found if one.tryfirst]
+                last = [one for one in found if one.trylast and not one.tryfirst]
+                between = [one for one in found if not one.tryfirst and not one.trylast]
+                found = [*first, *reversed(between), *last]
+            return tuple(_Call.of(one, distributions.get(one.plugin_name)) for one in found)
+
+        self._set(
+            calls("pgqrs_before_enqueue"),
+            calls("pgqrs_after_enqueue"),
+            calls("pgqrs_before_consume", mirrored=True),
+            calls("pgqrs_after_consume"),
+        )
+
+    def _set(self, *found: tuple[_Call, ...]) -> None:
+        self._before_enqueue, self._after_enqueue, self._before_consume, self._after_consume = found
+        self.transforms_enqueue, self.observes_enqueue, self.transforms_consume, self.observes_consume = map(
+            bool, found
+        )
+
+    def before_enqueue(self, batch: EnqueueBatch) -> None:
+        """Let each plugin change or veto a batch that is about to be written.
+
+        Raises:
+            PgqrsError: What a plugin raised, if it is of pgqrs.
+            PluginError: A plugin raised something else, or left a batch that cannot be written.
+        """
+        count = len(batch.drafts)
+        for call in self._before_enqueue:
+            _transform(call, "pgqrs_before_enqueue", batch)
+            if len(batch.drafts) != count:
+                raise call.failed("pgqrs_before_enqueue", "it added or removed drafts")
+            for draft in batch.drafts:
+                if wrong := _wrong_draft(draft, batch.queue):
+                    raise call.failed("pgqrs_before_enqueue", wrong)
+
+    def before_consume(self, batch: ConsumeBatch) -> None:
+        """Let each plugin unwrap, drop or dead-letter messages that were just claimed.
+
+        Raises:
+            PgqrsError: What a plugin raised, if it is of pgqrs.
+            PluginError: A plugin raised something else, or lost a delivery.
+        """
+        count = len(batch.deliveries) + len(batch.dropped) + len(batch.buried)
+        for call in self._before_consume:
+            _transform(call, "pgqrs_before_consume", batch)
+            # A delivery that is simply missing would stay leased until its lease runs out.
+            if len(batch.deliveries) + len(batch.dropped) + len(batch.buried) != count:
+                raise call.failed("pgqrs_before_consume", "it took deliveries out without drop() or bury()")
+            for delivery in batch.deliveries:
+                if wrong := _wrong_body(delivery.body, delivery.content_type):
+                    raise call.failed("pgqrs_before_consume", wrong)
+
+    def after_enqueue(self, event: Enqueued) -> None:
+        """Tell each plugin what was written. Raises nothing of theirs."""
+        for call in self._after_enqueue:
+            self._observe(call, "pgqrs_after_enqueue", event)
+
+    def after_consume(self, event: Consumed) -> None:
+        """Tell each plugin what became of claimed messages. Raises nothing of theirs."""
+        for call in self._after_consume:
+            self._observe(call, "pgqrs_after_consume", event)
+
+    def _observe(self, call: _Call, hook: str, event: object) -> None:
+        began = time.perf_counter()
+        try:
+            call.function(event)
+        except Exception as error:
+            if self._first_time(call.plugin, hook, type(error).__qualname__):
+                _logger.exception(
+                    "plugin %r: %s failed and was ignored; further %ss of it are not logged",
+                    call.plugin,
+                    hook,
+                    type(error).__name__,
+                )
+        seconds = time.perf_counter() - began
+        if seconds > SLOW_SECONDS and self._first_time(call.plugin, hook):
+            _logger.warning(
+                "plugin %r: %s took %.1f s and delays every batch; further delays are not logged",
+                call.plugin,
+                hook,
+                seconds,
+            )
+
+    def _first_time(self, *kind: str) -> bool:
+        with self._lock:
+            if kind in self._reported:
+                return False
+            self._reported.add(kind)
+            return True
+
+
+def _transform(call: _Call, hook: str, batch: object) -> None:
+    try:
+        call.function(batch)
+    except PgqrsError:
+        raise
+    except Exception as error:
+        raise call.failed(hook, f"{type(error).__name__}: {error}") from error
+
+
+def _wrong_draft(draft: Draft, queue: str) -> str | None:
+    """Return what makes a draft impossible to write, or None. Found here, the plugin at fault is known."""
+    if draft.queue != queue:
+        return f"it moved a draft from queue {queue!r} to {draft.queue!r}"
+    if wrong := _wrong_body(draft.body, draft.content_type):
+        return wrong
+    if draft.headers is not None and not isinstance(draft.headers, dict):
+        return f"it left headers of type {type(draft.headers).__name__}, not dict"
+    try:
+        check_number("priority", draft.priority, 0, MAX_PRIORITY, whole=True)
+        if draft.delay is not None:
+            check_number("delay", draft.delay, 0, MAX_SECONDS)
+    except InvalidArgument as error:
+        return str(error)
+    return None
+
+
+def _wrong_body(body: object, content_type: object) -> str | None:
+    if type(body) is not bytes:
+        return f"it left a body of type {type(body).__name__}, not bytes"
+    if not isinstance(content_type, str) or not content_type:
+        return f"it left {content_type!r} as the content type"
+    return None

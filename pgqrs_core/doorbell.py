@@ -1,0 +1,50 @@
+"""When to send a NOTIFY.
+
+A NOTIFY takes a database-wide lock until its transaction is on disk, so producers send one only when a consumer
+sleeps, after their own commit, and at most every few milliseconds: a woken consumer looks again by itself for a
+while (see :mod:`pgqrs_core.wakeups`), so the messages that follow at once need no bell of their own.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import time
+from collections.abc import Callable
+from typing import Final
+
+__all__ = ["Doorbell", "channel_of"]
+
+#: Seconds between two notifications of one queue by one process. A woken consumer's second look comes later than this.
+QUIET: Final = 0.004
+
+_log = logging.getLogger("pgqrs.wakeups")
+
+
+def channel_of(schema: str) -> str:
+    """Return the name of the LISTEN channel of a schema; PostgreSQL allows 63 bytes."""
+    name = f"pgqrs:{schema}"
+    if len(name.encode()) <= 63:
+        return name
+    return f"pgqrs:{hashlib.sha256(schema.encode()).hexdigest()[:32]}"
+
+
+class Doorbell:
+    """Decides whether a producer of this process notifies. Cheap, and safe to share between threads."""
+
+    def __init__(self, schema: str, clock: Callable[[], float] = time.monotonic) -> None:
+        self.channel = channel_of(schema)
+        self._clock = clock
+        self._rang: dict[int, float] = {}
+
+    def may_ring(self, queue_id: int) -> bool:
+        """Tell whether to notify now, and remember it."""
+        now = self._clock()
+        if now - self._rang.get(queue_id, -QUIET) < QUIET:
+            return False
+        self._rang[queue_id] = now
+        return True
+
+    def failed(self) -> None:
+        """Note that a notification could not be sent: the message is stored, and polling finds it."""
+        _log.warning("a notification could not be sent; consumers find the message by polling", exc_info=True)

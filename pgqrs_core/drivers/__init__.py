@@ -1,0 +1,1 @@
+"""The only code that blocks: it performs the effects of operations on psycopg connections."""

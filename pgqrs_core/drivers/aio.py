@@ -1,0 +1,304 @@
+"""The asyncio driver: performs effects on psycopg's asynchronous connections.
+
+Its twin is :mod:`pgqrs_core.drivers.sync`; whatever decides anything belongs to neither.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from pgqrs_core.drivers import session
+from pgqrs_core.drivers.faults import RETRY, STALE, cannot_connect, translate
+from pgqrs_core.drivers.session import Link, Shelf
+from pgqrs_core.drivers.statements import NO_ROWS, Statements, prepare_adapters
+from pgqrs_core.effects import Effect, Execute, Op, Rows, Wait
+from pgqrs_core.errors import PgqrsError, ServerError, TimedOut, Unavailable
+
+__all__ = ["Connections", "drive", "open_link", "perform", "perform_borrowed"]
+
+T = TypeVar("T")
+AsyncLink = Link["psycopg.AsyncConnection[Any]"]
+
+
+async def drive(op: Op[T], perform: Callable[[Effect], Awaitable[Any]]) -> T:
+    """Run an operation to its end, answering each effect by ``perform``."""
+    reply: Any = None
+    try:
+        effect = next(op)
+        while True:
+            try:
+                reply = await perform(effect)
+            except PgqrsError as error:
+                effect = op.throw(error)
+            else:
+                effect = op.send(reply)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        op.close()
+
+
+async def perform(link: AsyncLink, statements: Statements, effect: Execute, *, timeout: float, target: str) -> Rows:
+    """Run one statement on a connection of ours."""
+    connection = link.connection
+    query = effect.query
+    text = statements.render(effect)
+    try:
+        if link.pooled and connection.pgconn.transaction_status == TransactionStatus.IDLE and effect.params:
+            async with connection.pipeline(), connection.transaction():
+                await connection.execute(session.local_settings(timeout, relaxed=query.relaxed))
+                cursor = await connection.execute(text, effect.params, binary=True)
+        elif query.flags & {"patient", "bitmap"}:
+            async with _special(connection, query.flags, timeout):
+                cursor = await connection.execute(text, effect.params or None)
+                return await cursor.fetchall() if cursor.description else NO_ROWS
+        elif effect.params or effect.queues:
+            cursor = await connection.execute(text, effect.params, prepare=not link.pooled, binary=True)
+        else:
+            cursor = await connection.execute(text)
+        return await cursor.fetchall() if cursor.description else NO_ROWS
+    except psycopg.Error as error:
+        raise translate(error, target=target, broken=connection.broken) from error
+
+
+@asynccontextmanager
+async def _special(connection: psycopg.AsyncConnection[Any], flags: frozenset[str], timeout: float) -> AsyncIterator[None]:
+    """Lift what would hinder a long or an unusual statement, and put it back."""
+    wanted = {"patient": "statement_timeout = 0", "bitmap": "enable_bitmapscan = on"}
+    before = {"patient": f"statement_timeout = {round(timeout * 1000)}", "bitmap": "enable_bitmapscan = off"}
+    for flag in flags & wanted.keys():
+        await connection.execute(f"set {wanted[flag]}".encode())
+    try:
+        yield
+    finally:
+        if not connection.closed and connection.pgconn.transaction_status != TransactionStatus.INERROR:
+            for flag in flags & before.keys():
+                await connection.execute(f"set {before[flag]}".encode())
+
+
+async def perform_borrowed(
+    connection: psycopg.AsyncConnection[Any], statements: Statements, effect: Effect, target: str
+) -> Rows:
+    """Run one statement on the caller's connection, with cursor, rows and adapters of our own."""
+    if isinstance(effect, Wait):
+        raise AssertionError("an operation must not wait inside the caller's transaction")
+    try:
+        cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
+        prepare_adapters(cursor)
+        await cursor.execute(statements.render(effect), effect.params or None, binary=bool(effect.params))
+        return await cursor.fetchall() if cursor.description else NO_ROWS
+    except psycopg.Error as error:
+        raise translate(error, target=target, broken=connection.broken) from error
+
+
+async def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed: bool) -> AsyncLink:
+    """Connect and set the session up."""
+    try:
+        connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
+    except psycopg.Error as error:
+        raise cannot_connect(error, target=target) from error
+    try:
+        prepare_adapters(connection)
+        row = await (await connection.execute(session.BACKEND)).fetchone()
+        pooled = row is None or row[0] != connection.info.backend_pid
+        if pooled:
+            session.announce_pooler(target)
+            connection.prepare_threshold = None
+        else:
+            connection.prepared_max = session.PREPARED_MAX
+            await connection.execute(session.session_settings(query_timeout).encode())
+        link = Link(connection, pooled=pooled, relaxed=False)
+        await set_relaxed(link, relaxed)
+    except psycopg.Error as error:
+        await connection.close()
+        raise cannot_connect(error, target=target) from error
+    return link
+
+
+async def set_relaxed(link: AsyncLink, relaxed: bool) -> None:
+    """Choose whether commits of this session wait for the disk."""
+    if link.relaxed != relaxed:
+        if not link.pooled:
+            await link.connection.execute(b"set synchronous_commit = off" if relaxed else b"reset synchronous_commit")
+        link.relaxed = relaxed
+
+
+class Connections:
+    """A small pool. It connects in the caller's task, so that a failure is the caller's to see, with its reason.
+
+    Args:
+        conninfo: a libpq connection string.
+        target: what errors call the server; never holds a secret.
+        limit: the most connections open at once.
+        keep: how many stay open when idle.
+        patience: seconds to wait for a free one at the limit.
+        query_timeout: seconds after which the server cancels a statement; 0 for never.
+    """
+
+    def __init__(
+        self, conninfo: str, *, target: str, limit: int, keep: int, patience: float, query_timeout: float
+    ) -> None:
+        self._conninfo = conninfo
+        self._patience = patience
+        self._query_timeout = query_timeout
+        self._shelf: Shelf[psycopg.AsyncConnection[Any]] = Shelf(limit=limit, keep=keep)
+        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._closed = False
+        self.target = target
+
+    async def run(self, effect: Execute, statements: Statements) -> Rows:
+        """Run one statement, committed by itself."""
+        for retries in (2, 1, 0):
+            link = await self.get(relaxed=effect.query.relaxed)
+            try:
+                return await perform(link, statements, effect, timeout=self._query_timeout, target=self.target)
+            except ServerError as error:
+                if error.sqlstate in STALE:
+                    await link.connection.close()
+                elif error.sqlstate not in RETRY:
+                    raise
+                if not retries:
+                    raise
+            finally:
+                await self.put(link)
+        raise AssertionError("unreachable")
+
+    async def transact(self, make: Callable[[], Op[T]], statements: Statements) -> T:
+        """Run an operation in one transaction, again from the start after a conflict."""
+        for retries in (2, 1, 0):
+            link = await self.get(relaxed=False)
+            try:
+                async with _transaction(link, self.target):
+                    if link.pooled:
+                        await link.connection.execute(
+                            session.local_settings(self._query_timeout, relaxed=False).encode()
+                        )
+
+                    async def answer(effect: Effect, link: AsyncLink = link) -> Rows:
+                        if isinstance(effect, Wait):
+                            raise AssertionError("an operation must not wait inside a transaction")
+                        return await perform(
+                            link, statements, effect, timeout=self._query_timeout, target=self.target
+                        )
+
+                    return await drive(make(), answer)
+            except ServerError as error:
+                if not retries or error.sqlstate not in RETRY:
+                    raise
+            finally:
+                await self.put(link)
+        raise AssertionError("unreachable")
+
+    async def open(self, *, relaxed: bool) -> AsyncLink:
+        """Open a connection outside the pool's count, for somebody who keeps it."""
+        return await open_link(
+            self._conninfo, target=self.target, query_timeout=self._query_timeout, relaxed=relaxed
+        )
+
+    async def get(self, *, relaxed: bool) -> AsyncLink:
+        """Take a connection.
+
+        Raises:
+            Unavailable: the server cannot be reached.
+            TimedOut: none became free in time.
+        """
+        deadline = time.monotonic() + self._patience
+        while True:
+            if self._closed:
+                raise Unavailable("the client is closed", target=self.target)
+            link = self._shelf.take(relaxed=relaxed)
+            if link is not None:
+                if session.is_alive(link.connection):
+                    break
+                self._shelf.total -= 1
+                await link.connection.close()
+            elif self._shelf.may_open():
+                self._shelf.total += 1
+                break
+            elif not await self._wait_for_one(deadline - time.monotonic()):
+                raise TimedOut(
+                    f"no connection to {self.target} became free in {self._patience:g} s; raise max_connections",
+                    target=self.target,
+                )
+        try:
+            if link is None:
+                return await self.open(relaxed=relaxed)
+            await set_relaxed(link, relaxed)
+        except BaseException as error:
+            if link is not None:
+                await link.connection.close()
+            self._lost()
+            if isinstance(error, psycopg.Error):
+                raise translate(error, target=self.target, broken=True) from error
+            raise
+        return link
+
+    async def put(self, link: AsyncLink) -> None:
+        """Give a connection back. One that is not idle is closed: whoever had it was interrupted."""
+        usable = (
+            not link.connection.closed
+            and link.connection.pgconn.transaction_status == TransactionStatus.IDLE
+        )
+        if usable and not self._closed and self._shelf.give(link):
+            self._wake_one()
+            return
+        self._lost()
+        await link.connection.close()
+
+    async def close(self) -> None:
+        """Close all idle connections, and the others when they come back."""
+        self._closed = True
+        idle = self._shelf.empty()
+        self._shelf.total -= len(idle)
+        while self._waiting:
+            self._wake_one()
+        for link in idle:
+            await link.connection.close()
+
+    @property
+    def total(self) -> int:
+        """How many connections are open."""
+        return self._shelf.total
+
+    async def _wait_for_one(self, seconds: float) -> bool:
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append(turn)
+        try:
+            await asyncio.wait({turn}, timeout=max(seconds, 0))
+            return turn.done()
+        finally:
+            if turn in self._waiting:
+                self._waiting.remove(turn)
+            elif sys.exc_info()[0] is not None:
+                # Cancelled after being woken: pass it on.
+                self._wake_one()
+
+    def _wake_one(self) -> None:
+        if self._waiting:
+            turn = self._waiting.popleft()
+            if not turn.done():
+                turn.set_result(None)
+
+    def _lost(self) -> None:
+        self._shelf.total -= 1
+        self._wake_one()
+
+
+@asynccontextmanager
+async def _transaction(link: AsyncLink, target: str) -> AsyncIterator[None]:
+    try:
+        async with link.connection.transaction():
+            yield
+    except psycopg.Error as error:
+        raise translate(error, target=target, broken=link.connection.broken) from error

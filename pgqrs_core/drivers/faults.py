@@ -1,0 +1,39 @@
+"""From psycopg's errors to ours, in one place."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import psycopg
+
+from pgqrs_core.errors import PgqrsError, ServerError, TimedOut, Unavailable
+
+__all__ = ["RETRY", "STALE", "cannot_connect", "translate"]
+
+#: Conflicts between transactions: the statement was rolled back and may simply be run again.
+RETRY: Final = frozenset({"40001", "40P01"})
+#: The prepared statement no longer fits its table: run it again on a connection without it.
+STALE: Final = frozenset({"0A000", "26000"})
+
+# Administrator commands, crash, start-up, shutdown; too many connections; a standby where the primary was.
+_GONE: Final = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25006"})
+
+
+def translate(error: psycopg.Error, *, target: str, broken: bool) -> PgqrsError:
+    """Return our error for one of psycopg's; the caller raises it from the original.
+
+    The text is the server's primary message only: its details may quote values.
+    """
+    state = error.sqlstate
+    reason = error.diag.message_primary or str(error).strip().split("\n")[0] or type(error).__name__
+    if state == "57014":
+        return TimedOut(f"{target}: {reason}", target=target)
+    if broken or state in _GONE or (state or "").startswith("08"):
+        return Unavailable(f"lost the connection to {target}: {reason}", target=target, in_flight=True)
+    return ServerError(f"{reason} (SQLSTATE {state})" if state else reason, sqlstate=state)
+
+
+def cannot_connect(error: psycopg.Error, *, target: str) -> PgqrsError:
+    """Return our error for a connection that could not be opened. libpq's text never holds the password."""
+    reason = " ".join(str(error).split())
+    return Unavailable(f"cannot connect to {target}: {reason}", target=target)

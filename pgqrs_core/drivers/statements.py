@@ -1,0 +1,77 @@
+"""From a statement in the catalogue to the bytes that go to the server."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from psycopg import sql
+from psycopg.abc import AdaptContext
+from psycopg.adapt import Dumper
+from psycopg.pq import Format
+
+from pgqrs_core.arrays import ByteaArray
+from pgqrs_core.effects import Execute
+from pgqrs_core.messages import Queue
+from pgqrs_core.sql import Query
+
+__all__ = ["ByteaArrayDumper", "Statements"]
+
+_UNION: Final = sql.SQL("\nunion all\n")
+
+
+class ByteaArrayDumper(Dumper):
+    """Passes a `ByteaArray` on as it is."""
+
+    format = Format.BINARY
+    oid = ByteaArray.oid
+
+    def dump(self, obj: ByteaArray) -> bytes:
+        """Return the parameter's wire format."""
+        return obj.data
+
+
+class Statements:
+    """Composes and remembers statements for one schema. Names become identifiers here and nowhere else."""
+
+    def __init__(self, schema: str) -> None:
+        self._schema = schema
+        self._known: dict[tuple[Query, Any], bytes] = {}
+
+    def render(self, effect: Execute) -> bytes:
+        """Return the statement with its identifiers filled in; values stay parameters."""
+        key: tuple[Query, Any]
+        if effect.queues:
+            key = effect.query, tuple((queue.id, queue.suffix) for queue in effect.queues)
+        else:
+            queue = effect.queue
+            key = effect.query, (queue.id, queue.suffix) if queue is not None else None
+        known = self._known.get(key)
+        if known is None:
+            # Deleted queues would pile up here otherwise.
+            if len(self._known) > 5_000:
+                self._known.clear()
+            known = self._known[key] = self._compose(effect).as_bytes(None)
+        return known
+
+    def _compose(self, effect: Execute) -> sql.Composable:
+        if effect.queues:
+            return _UNION.join(self._fill(effect.query, queue) for queue in effect.queues)
+        return self._fill(effect.query, effect.queue)
+
+    def _fill(self, query: Query, queue: Queue | None) -> sql.Composable:
+        names: dict[str, sql.Composable] = {"schema": sql.Identifier(self._schema)}
+        if queue is not None:
+            for key, prefix in (("queue", "q_"), ("archive", "a_"), ("view", "v_")):
+                names[key] = sql.Identifier(self._schema, prefix + queue.suffix)
+            names["queue_id"] = sql.Literal(queue.id)
+        return sql.SQL(query.text).format(**names)  # type: ignore[arg-type]
+
+
+def prepare_adapters(context: AdaptContext) -> None:
+    """Teach a connection or cursor the parameters that only pgqrs uses."""
+    context.adapters.register_dumper(ByteaArray, ByteaArrayDumper)
+
+
+#: What a script or a statement without rows answers.
+NO_ROWS: Final[list[tuple[Any, ...]]] = []
+

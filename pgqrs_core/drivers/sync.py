@@ -1,0 +1,286 @@
+"""The blocking driver: performs effects on psycopg connections.
+
+Its twin is :mod:`pgqrs_core.drivers.aio`; whatever decides anything belongs to neither.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any, TypeVar
+
+import psycopg
+from psycopg.pq import TransactionStatus
+from psycopg.rows import tuple_row
+
+from pgqrs_core.drivers import session
+from pgqrs_core.drivers.faults import RETRY, STALE, cannot_connect, translate
+from pgqrs_core.drivers.session import Link, Shelf
+from pgqrs_core.drivers.statements import NO_ROWS, Statements, prepare_adapters
+from pgqrs_core.effects import Effect, Execute, Op, Rows, Wait
+from pgqrs_core.errors import PgqrsError, ServerError, TimedOut, Unavailable
+
+__all__ = ["Connections", "drive", "open_link", "perform", "perform_borrowed"]
+
+T = TypeVar("T")
+SyncLink = Link["psycopg.Connection[Any]"]
+
+
+def drive(op: Op[T], perform: Callable[[Effect], Any]) -> T:
+    """Run an operation to its end, answering each effect by ``perform``."""
+    reply: Any = None
+    try:
+        effect = next(op)
+        while True:
+            try:
+                reply = perform(effect)
+            except PgqrsError as error:
+                effect = op.throw(error)
+            else:
+                effect = op.send(reply)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        op.close()
+
+
+def perform(link: SyncLink, statements: Statements, effect: Execute, *, timeout: float, target: str) -> Rows:
+    """Run one statement on a connection of ours."""
+    connection = link.connection
+    query = effect.query
+    text = statements.render(effect)
+    try:
+        if link.pooled and connection.pgconn.transaction_status == TransactionStatus.IDLE and effect.params:
+            with connection.pipeline(), connection.transaction():
+                connection.execute(session.local_settings(timeout, relaxed=query.relaxed))
+                cursor = connection.execute(text, effect.params, binary=True)
+        elif query.flags & {"patient", "bitmap"}:
+            with _special(connection, query.flags, timeout):
+                cursor = connection.execute(text, effect.params or None)
+                return cursor.fetchall() if cursor.description else NO_ROWS
+        elif effect.params or effect.queues:
+            cursor = connection.execute(text, effect.params, prepare=not link.pooled, binary=True)
+        else:
+            cursor = connection.execute(text)
+        return cursor.fetchall() if cursor.description else NO_ROWS
+    except psycopg.Error as error:
+        raise translate(error, target=target, broken=connection.broken) from error
+
+
+@contextmanager
+def _special(connection: psycopg.Connection[Any], flags: frozenset[str], timeout: float) -> Iterator[None]:
+    """Lift what would hinder a long or an unusual statement, and put it back."""
+    wanted = {"patient": "statement_timeout = 0", "bitmap": "enable_bitmapscan = on"}
+    before = {"patient": f"statement_timeout = {round(timeout * 1000)}", "bitmap": "enable_bitmapscan = off"}
+    for flag in flags & wanted.keys():
+        connection.execute(f"set {wanted[flag]}".encode())
+    try:
+        yield
+    finally:
+        if not connection.closed and connection.pgconn.transaction_status != TransactionStatus.INERROR:
+            for flag in flags & before.keys():
+                connection.execute(f"set {before[flag]}".encode())
+
+
+def perform_borrowed(
+    connection: psycopg.Connection[Any], statements: Statements, effect: Effect, target: str
+) -> Rows:
+    """Run one statement on the caller's connection, with cursor, rows and adapters of our own."""
+    if isinstance(effect, Wait):
+        raise AssertionError("an operation must not wait inside the caller's transaction")
+    try:
+        cursor = psycopg.Cursor(connection, row_factory=tuple_row)
+        prepare_adapters(cursor)
+        cursor.execute(statements.render(effect), effect.params or None, binary=bool(effect.params))
+        return cursor.fetchall() if cursor.description else NO_ROWS
+    except psycopg.Error as error:
+        raise translate(error, target=target, broken=connection.broken) from error
+
+
+def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed: bool) -> SyncLink:
+    """Connect and set the session up."""
+    try:
+        connection = psycopg.connect(conninfo, autocommit=True)
+    except psycopg.Error as error:
+        raise cannot_connect(error, target=target) from error
+    try:
+        prepare_adapters(connection)
+        row = connection.execute(session.BACKEND).fetchone()
+        pooled = row is None or row[0] != connection.info.backend_pid
+        if pooled:
+            session.announce_pooler(target)
+            connection.prepare_threshold = None
+        else:
+            connection.prepared_max = session.PREPARED_MAX
+            connection.execute(session.session_settings(query_timeout).encode())
+        link = Link(connection, pooled=pooled, relaxed=False)
+        set_relaxed(link, relaxed)
+    except psycopg.Error as error:
+        connection.close()
+        raise cannot_connect(error, target=target) from error
+    return link
+
+
+def set_relaxed(link: SyncLink, relaxed: bool) -> None:
+    """Choose whether commits of this session wait for the disk."""
+    if link.relaxed != relaxed:
+        if not link.pooled:
+            link.connection.execute(b"set synchronous_commit = off" if relaxed else b"reset synchronous_commit")
+        link.relaxed = relaxed
+
+
+class Connections:
+    """A small pool. It connects in the caller's thread, so that a failure is the caller's to see, with its reason.
+
+    Args:
+        conninfo: a libpq connection string.
+        target: what errors call the server; never holds a secret.
+        limit: the most connections open at once.
+        keep: how many stay open when idle.
+        patience: seconds to wait for a free one at the limit.
+        query_timeout: seconds after which the server cancels a statement; 0 for never.
+    """
+
+    def __init__(
+        self, conninfo: str, *, target: str, limit: int, keep: int, patience: float, query_timeout: float
+    ) -> None:
+        self._conninfo = conninfo
+        self._patience = patience
+        self._query_timeout = query_timeout
+        self._shelf: Shelf[psycopg.Connection[Any]] = Shelf(limit=limit, keep=keep)
+        self._free = threading.Condition()
+        self._closed = False
+        self.target = target
+
+    def run(self, effect: Execute, statements: Statements) -> Rows:
+        """Run one statement, committed by itself."""
+        for retries in (2, 1, 0):
+            link = self.get(relaxed=effect.query.relaxed)
+            try:
+                return perform(link, statements, effect, timeout=self._query_timeout, target=self.target)
+            except ServerError as error:
+                if error.sqlstate in STALE:
+                    link.connection.close()
+                elif error.sqlstate not in RETRY:
+                    raise
+                if not retries:
+                    raise
+            finally:
+                self.put(link)
+        raise AssertionError("unreachable")
+
+    def transact(self, make: Callable[[], Op[T]], statements: Statements) -> T:
+        """Run an operation in one transaction, again from the start after a conflict."""
+        for retries in (2, 1, 0):
+            link = self.get(relaxed=False)
+            try:
+                with _transaction(link, self.target):
+                    if link.pooled:
+                        link.connection.execute(
+                            session.local_settings(self._query_timeout, relaxed=False).encode()
+                        )
+
+                    def answer(effect: Effect, link: SyncLink = link) -> Rows:
+                        if isinstance(effect, Wait):
+                            raise AssertionError("an operation must not wait inside a transaction")
+                        return perform(
+                            link, statements, effect, timeout=self._query_timeout, target=self.target
+                        )
+
+                    return drive(make(), answer)
+            except ServerError as error:
+                if not retries or error.sqlstate not in RETRY:
+                    raise
+            finally:
+                self.put(link)
+        raise AssertionError("unreachable")
+
+    def open(self, *, relaxed: bool) -> SyncLink:
+        """Open a connection outside the pool's count, for somebody who keeps it."""
+        return open_link(
+            self._conninfo, target=self.target, query_timeout=self._query_timeout, relaxed=relaxed
+        )
+
+    def get(self, *, relaxed: bool) -> SyncLink:
+        """Take a connection.
+
+        Raises:
+            Unavailable: the server cannot be reached.
+            TimedOut: none became free in time.
+        """
+        deadline = time.monotonic() + self._patience
+        with self._free:
+            while True:
+                if self._closed:
+                    raise Unavailable("the client is closed", target=self.target)
+                link = self._shelf.take(relaxed=relaxed)
+                if link is not None:
+                    if session.is_alive(link.connection):
+                        break
+                    link.connection.close()
+                    self._shelf.total -= 1
+                elif self._shelf.may_open():
+                    self._shelf.total += 1
+                    break
+                elif not self._free.wait(deadline - time.monotonic()):
+                    raise TimedOut(
+                        f"no connection to {self.target} became free in {self._patience:g} s; raise max_connections",
+                        target=self.target,
+                    )
+        try:
+            if link is None:
+                return self.open(relaxed=relaxed)
+            set_relaxed(link, relaxed)
+        except BaseException as error:
+            if link is not None:
+                link.connection.close()
+            self._lost()
+            if isinstance(error, psycopg.Error):
+                raise translate(error, target=self.target, broken=True) from error
+            raise
+        return link
+
+    def put(self, link: SyncLink) -> None:
+        """Give a connection back. One that is not idle is closed: whoever had it was interrupted."""
+        usable = (
+            not link.connection.closed
+            and link.connection.pgconn.transaction_status == TransactionStatus.IDLE
+        )
+        with self._free:
+            if usable and not self._closed and self._shelf.give(link):
+                self._free.notify()
+                return
+        link.connection.close()
+        self._lost()
+
+    def close(self) -> None:
+        """Close all idle connections, and the others when they come back."""
+        with self._free:
+            self._closed = True
+            idle = self._shelf.empty()
+            self._shelf.total -= len(idle)
+            self._free.notify_all()
+        for link in idle:
+            link.connection.close()
+
+    @property
+    def total(self) -> int:
+        """How many connections are open."""
+        return self._shelf.total
+
+    def _lost(self) -> None:
+        with self._free:
+            self._shelf.total -= 1
+            self._free.notify()
+
+
+@contextmanager
+def _transaction(link: SyncLink, target: str) -> Iterator[None]:
+    try:
+        with link.connection.transaction():
+            yield
+    except psycopg.Error as error:
+        raise translate(error, target=target, broken=link.connection.broken) from error

@@ -1,0 +1,59 @@
+"""What an operation may ask of its driver: run a statement, or wait.
+
+An operation is a generator. It yields effects, is sent replies, and returns its result; it never blocks,
+reads a clock or sees a connection. The drivers in :mod:`pgqrs_core.drivers` perform the effects, one
+blocking and one on asyncio, and so the same operation runs on a pool, on one connection, or inside the
+caller's transaction.
+
+==========  ==========================================  ==========================================
+effect      the driver                                  its reply
+==========  ==========================================  ==========================================
+`Execute`   runs one statement                          the rows, a sequence of tuples
+`Wait`      waits for news of a queue, or for time      the patience that is left, in seconds; a
+            to pass                                     queue not yet watched is watched from now
+                                                        on and the reply comes at once
+==========  ==========================================  ==========================================
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from typing_extensions import TypeAlias
+
+if TYPE_CHECKING:
+    from pgqrs_core.messages import Queue
+    from pgqrs_core.sql import Query
+
+__all__ = ["Effect", "Execute", "Op", "Rows", "Wait"]
+
+Rows: TypeAlias = "Sequence[tuple[Any, ...]]"
+
+
+@dataclass(frozen=True, slots=True)
+class Execute:
+    """Run one statement and reply with its rows.
+
+    ``queue`` names the tables that the statement's ``{queue}``, ``{archive}`` and ``{view}`` stand for.
+    ``queues`` repeats a one-queue statement for several queues, joined by UNION ALL.
+    """
+
+    query: Query
+    params: Mapping[str, object] = field(default_factory=dict)
+    queue: Queue | None = None
+    queues: Sequence[Queue] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Wait:
+    """Wait until ``queue`` may hold something to claim, at most ``patience`` seconds."""
+
+    queue: Queue
+    patience: float
+
+
+T = TypeVar("T")
+Effect: TypeAlias = "Execute | Wait"
+Op: TypeAlias = Generator["Execute | Wait", Any, T]

@@ -1,0 +1,263 @@
+"""An engine: one database, one schema, the connections, plugins and wake-ups of one process.
+
+Adapters build on this. It runs operations, in three ways: each statement committed by itself (`run`), all in one
+transaction (`transact`), or inside the caller's own (`run_in`). `AsyncEngine` is the same on asyncio.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+import warnings
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from typing_extensions import Concatenate, ParamSpec, Self
+
+from pgqrs_core.config import Config
+from pgqrs_core.doorbell import Doorbell
+from pgqrs_core.drivers import aio, borrowed, sync
+from pgqrs_core.drivers.statements import Statements
+from pgqrs_core.effects import Effect, Execute, Op, Wait
+from pgqrs_core.errors import ServerError
+from pgqrs_core.messages import Queue
+from pgqrs_core.operations.queues import find_queue
+from pgqrs_core.operations.schema import check_schema
+from pgqrs_core.plugins import Plugins, default_plugins
+from pgqrs_core.wakeups import AsyncWakeups, Wakeups
+
+__all__ = ["AsyncEngine", "Engine"]
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+#: Seconds for which what is known of a queue is used before it is read again.
+_FRESH = 5.0
+_UNDEFINED_TABLE = "42P01"
+
+
+class _Base:
+    """What both engines know: the configuration, the plugins, and the queues seen lately."""
+
+    def __init__(self, config: str | Config | None = None, *, plugins: Plugins | None = None) -> None:
+        self.config = Config.from_value(config)
+        self.schema: str = self.config.database.schema
+        self.plugins = plugins or default_plugins(frozenset(self.config.plugins.blocked))
+        self.statements = Statements(self.schema)
+        self._begin()
+
+    def _begin(self) -> None:
+        """Forget everything that belongs to one process; a forked child begins anew and closes nothing it inherited."""
+        self._pid = os.getpid()
+        self.doorbell = Doorbell(self.schema)
+        self._queues: dict[str, tuple[float, Queue]] = {}
+        self._checked = False
+
+    def _pool_options(self) -> dict[str, Any]:
+        database, performance = self.config.database, self.config.performance
+        return {
+            "conninfo": self.config.conninfo(),
+            "target": self.config.target,
+            # One more is the wake-up connection's.
+            "limit": max(database.max_connections - 1, 1),
+            "keep": performance.connection_pool_size,
+            "patience": database.connection_timeout_seconds,
+            "query_timeout": performance.query_timeout_seconds,
+        }
+
+    def _wakeup_options(self) -> dict[str, Any]:
+        return {
+            "listen": self.config.queue.enable_listen_notify,
+            "timeout": self.config.performance.query_timeout_seconds,
+            "target": self.config.target,
+        }
+
+    def _known(self, name: str) -> Queue | None:
+        known = self._queues.get(name)
+        return known[1] if known is not None and time.monotonic() - known[0] < _FRESH else None
+
+    def _learn(self, queue: Queue) -> Queue:
+        self._queues[queue.name] = time.monotonic(), queue
+        return queue
+
+    def forget(self, name: str) -> None:
+        """Read a queue anew at its next use."""
+        self._queues.pop(name, None)
+
+    def _first(self, make: Callable[[], Op[T]]) -> Op[T]:
+        """Check the schema before the first operation that needs it, so that what is missing is said once and well."""
+        if not self._checked:
+            yield from check_schema(self.schema)
+            self._checked = True
+        return (yield from make())
+
+
+class Engine(_Base):
+    """Runs operations on blocking connections. Thread-safe; survives a fork.
+
+    Args:
+        config: a URL or libpq connection string, a `Config`, or None to read the environment and ``pgqrs.yaml``.
+        plugins: the plugins to use; by default those that are installed.
+
+    Nothing is connected until the first operation.
+    """
+
+    def _begin(self) -> None:
+        super()._begin()
+        self.connections = sync.Connections(**self._pool_options())
+        self._wakeups: Wakeups | None = None
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections. Harmless to repeat."""
+        if self._pid == os.getpid():
+            if self._wakeups is not None:
+                self._wakeups.close()
+            self.connections.close()
+
+    def run(self, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run an operation, each statement committed by itself."""
+        self._check_process()
+        return sync.drive(make(*args, **kwargs), self._perform)
+
+    def transact(self, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run an operation in one transaction, once more after a conflict with another one."""
+        self._check_process()
+        return self.connections.transact(lambda: make(*args, **kwargs), self.statements)
+
+    def run_in(self, connection: object, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run an operation on the caller's connection, in the caller's transaction."""
+        psycopg_connection = borrowed.unwrap(connection)
+        return sync.drive(
+            make(*args, **kwargs),
+            lambda effect: sync.perform_borrowed(
+                psycopg_connection, self.statements, effect, self.config.target
+            ),
+        )
+
+    def queue(self, name: str) -> Queue:
+        """Return a queue by its name, as known for a few seconds.
+
+        Raises:
+            QueueNotFound: with the nearest existing names.
+            SchemaError: the schema is missing, or does not fit this code.
+        """
+        return self._known(name) or self._learn(self.run(self._first, lambda: find_queue(name)))
+
+    def on(
+        self, name: str, make: Callable[Concatenate[Queue, P], Op[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run an operation on a queue by its name; if its tables have gone, look once whether it was created anew."""
+        try:
+            return self.run(make, self.queue(name), *args, **kwargs)
+        except ServerError as error:
+            if error.sqlstate != _UNDEFINED_TABLE:
+                raise
+        self.forget(name)
+        self._checked = False
+        return self.run(make, self.queue(name), *args, **kwargs)
+
+    @property
+    def wakeups(self) -> Wakeups:
+        """The one connection on which this process is woken."""
+        if self._wakeups is None:
+            self._wakeups = Wakeups(
+                lambda: self.connections.open(relaxed=True),
+                self.statements,
+                self.doorbell.channel,
+                **self._wakeup_options(),
+            )
+        return self._wakeups
+
+    def _perform(self, effect: Effect) -> Any:
+        if isinstance(effect, Execute):
+            return self.connections.run(effect, self.statements)
+        return self.wakeups.wait(effect.queue, effect.patience)
+
+    def _check_process(self) -> None:
+        if self._pid != os.getpid():
+            with warnings.catch_warnings():
+                # What was inherited belongs to the parent: it is dropped, not closed.
+                warnings.simplefilter("ignore", ResourceWarning)
+                self._begin()
+
+
+class AsyncEngine(_Base):
+    """Runs operations on asynchronous connections, within one event loop. See `Engine`."""
+
+    def _begin(self) -> None:
+        super()._begin()
+        self.connections = aio.Connections(**self._pool_options())
+        self._wakeups: AsyncWakeups | None = None
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Close all connections. Harmless to repeat."""
+        if self._pid == os.getpid():
+            if self._wakeups is not None:
+                await self._wakeups.close()
+            await self.connections.close()
+
+    async def run(self, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run an operation, each statement committed by itself."""
+        return await aio.drive(make(*args, **kwargs), self._perform)
+
+    async def transact(self, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
+        """Run an operation in one transaction, once more after a conflict with another one."""
+        return await self.connections.transact(lambda: make(*args, **kwargs), self.statements)
+
+    async def run_in(
+        self, connection: object, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run an operation on the caller's connection, in the caller's transaction."""
+        psycopg_connection = await borrowed.unwrap_async(connection)
+        return await aio.drive(
+            make(*args, **kwargs),
+            lambda effect: aio.perform_borrowed(
+                psycopg_connection, self.statements, effect, self.config.target
+            ),
+        )
+
+    async def queue(self, name: str) -> Queue:
+        """Return a queue by its name, as known for a few seconds. Raises as `Engine.queue` does."""
+        return self._known(name) or self._learn(await self.run(self._first, lambda: find_queue(name)))
+
+    async def on(
+        self, name: str, make: Callable[Concatenate[Queue, P], Op[T]], *args: P.args, **kwargs: P.kwargs
+    ) -> T:
+        """Run an operation on a queue by its name; if its tables have gone, look once whether it was created anew."""
+        try:
+            return await self.run(make, await self.queue(name), *args, **kwargs)
+        except ServerError as error:
+            if error.sqlstate != _UNDEFINED_TABLE:
+                raise
+        self.forget(name)
+        self._checked = False
+        return await self.run(make, await self.queue(name), *args, **kwargs)
+
+    @property
+    def wakeups(self) -> AsyncWakeups:
+        """The one connection on which this event loop is woken."""
+        if self._wakeups is None:
+            self._wakeups = AsyncWakeups(
+                lambda: self.connections.open(relaxed=True),
+                self.statements,
+                self.doorbell.channel,
+                **self._wakeup_options(),
+            )
+        return self._wakeups
+
+    async def _perform(self, effect: Effect) -> Any:
+        if isinstance(effect, Wait):
+            return await self.wakeups.wait(effect.queue, effect.patience)
+        return await self.connections.run(effect, self.statements)

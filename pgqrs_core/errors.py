@@ -1,0 +1,328 @@
+"""Every error that pgqrs raises, split by what the caller can do about it.
+
+::
+
+    PgqrsError
+    ├── ConfigurationError          a setting is unknown, mistyped or contradictory: fix it and start again
+    ├── InvalidArgument             an argument is out of range (also a ValueError); nothing was changed
+    │   ├── InvalidQueueName
+    │   └── BodyTooLarge
+    ├── QueueNotFound
+    ├── QueueExists                 it exists with other options
+    ├── ArchiveDisabled             the queue keeps no archive
+    ├── SchemaError                 run `pgqrs install`, or upgrade the package
+    │   ├── SchemaMissing
+    │   ├── SchemaTooOld
+    │   └── SchemaTooNew
+    ├── PayloadError                about one payload; others are unaffected
+    │   ├── EncodeError             it cannot be serialised
+    │   ├── DecodeError             these bytes are not what their content type says
+    │   └── PayloadMismatch         it decodes, but does not fit the requested type
+    ├── LeaseLost                   somebody else may hold this message now: do not apply its effects
+    ├── Unavailable                 the server could not be reached or broke off: try again later
+    │   ├── EnqueueUnknown          the connection broke while the commit was on its way
+    │   └── TimedOut                the server did not answer a statement in time
+    ├── ServerError                 the server refused a statement; the cause is chained
+    └── PluginError                 a plugin failed to load or broke its contract
+
+Each carries its facts as attributes and builds its sentence from them; each can be pickled.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+__all__ = [
+    "ArchiveDisabled",
+    "BodyTooLarge",
+    "ConfigurationError",
+    "DecodeError",
+    "EncodeError",
+    "EnqueueUnknown",
+    "InvalidArgument",
+    "InvalidQueueName",
+    "LeaseLost",
+    "PayloadError",
+    "PayloadMismatch",
+    "PgqrsError",
+    "PluginError",
+    "QueueExists",
+    "QueueNotFound",
+    "SchemaError",
+    "SchemaMissing",
+    "SchemaTooNew",
+    "SchemaTooOld",
+    "ServerError",
+    "TimedOut",
+    "Unavailable",
+]
+
+
+class PgqrsError(Exception):
+    """The root of all errors of pgqrs."""
+
+    def __init__(self, message: str, **fields: object) -> None:
+        super().__init__(message)
+        self.__dict__.update(fields)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_rebuild, (type(self), self.args, self.__dict__))
+
+
+def _rebuild(cls: type[PgqrsError], args: tuple[object, ...], fields: Mapping[str, object]) -> PgqrsError:
+    """Unpickle an error without calling the subclass's own signature."""
+    error = cls.__new__(cls)
+    error.args = args
+    error.__dict__.update(fields)
+    return error
+
+
+class ConfigurationError(PgqrsError):
+    """A setting is unknown, has the wrong type, or contradicts another."""
+
+    key: str | None
+    source: str | None
+
+    def __init__(self, message: str, *, key: str | None = None, source: str | None = None) -> None:
+        where = f"{source}: " if source else ""
+        super().__init__(f"{where}{message}", key=key, source=source)
+
+
+class InvalidArgument(PgqrsError, ValueError):
+    """An argument is out of range. Nothing was changed."""
+
+    parameter: str
+    value: object
+    expected: str
+
+    def __init__(self, parameter: str, value: object, expected: str) -> None:
+        super().__init__(
+            f"{parameter} must be {expected}, not {_short(value)}",
+            parameter=parameter,
+            value=value,
+            expected=expected,
+        )
+
+
+class InvalidQueueName(InvalidArgument):
+    """A queue name is empty, too long, or holds what PostgreSQL's text cannot."""
+
+    def __init__(self, name: object, expected: str) -> None:
+        super().__init__("queue name", name, expected)
+
+
+class BodyTooLarge(InvalidArgument):
+    """A serialised body is over the queue's ``max_body_bytes``."""
+
+    queue: str
+    size: int
+    limit: int
+
+    def __init__(self, queue: str, size: int, limit: int) -> None:
+        super().__init__("body", f"{size:,} bytes", f"at most {limit:,} bytes in queue {queue!r}")
+        self.queue, self.size, self.limit = queue, size, limit
+
+
+class QueueNotFound(PgqrsError, LookupError):
+    """No queue of this name exists."""
+
+    name: str
+    similar: Sequence[str]
+
+    def __init__(self, name: str, similar: Sequence[str] = ()) -> None:
+        hint = f"; did you mean {' or '.join(map(repr, similar))}?" if similar else ""
+        super().__init__(
+            f"queue {name!r} does not exist{hint} Create it with `pgqrs queue create` or admin.create_queue()."
+            if hint
+            else f"queue {name!r} does not exist. Create it with `pgqrs queue create` or admin.create_queue().",
+            name=name,
+            similar=tuple(similar),
+        )
+
+
+class QueueExists(PgqrsError):
+    """A queue of this name exists with other options."""
+
+    name: str
+    differences: Mapping[str, tuple[object, object]]
+
+    def __init__(self, name: str, differences: Mapping[str, tuple[object, object]]) -> None:
+        shown = ", ".join(f"{key} is {old!r}, not {new!r}" for key, (old, new) in differences.items())
+        super().__init__(
+            f"queue {name!r} exists with other options: {shown}. Change them with admin.alter_queue().",
+            name=name,
+            differences=dict(differences),
+        )
+
+
+class ArchiveDisabled(PgqrsError):
+    """The queue was created with ``archive=False``; there is no archive to write or read."""
+
+    name: str
+
+    def __init__(self, name: str) -> None:
+        super().__init__(
+            f"queue {name!r} keeps no archive. Create queues with archive=True, or use dequeue().", name=name
+        )
+
+
+class SchemaError(PgqrsError):
+    """The tables in the database do not fit this version of the code."""
+
+    schema: str
+    installed: int
+    supported: int
+
+    def __init__(self, message: str, *, schema: str, installed: int, supported: int) -> None:
+        super().__init__(message, schema=schema, installed=installed, supported=supported)
+
+
+class SchemaMissing(SchemaError):
+    """Nothing is installed in this schema."""
+
+    def __init__(self, schema: str, supported: int) -> None:
+        super().__init__(
+            f"schema {schema!r} holds no pgqrs tables (found version 0, need {supported}). Run `pgqrs install`.",
+            schema=schema,
+            installed=0,
+            supported=supported,
+        )
+
+
+class SchemaTooOld(SchemaError):
+    """The tables are older than the code."""
+
+    def __init__(self, schema: str, installed: int, supported: int) -> None:
+        super().__init__(
+            f"schema {schema!r} has version {installed}, this code needs {supported}. Run `pgqrs install`.",
+            schema=schema,
+            installed=installed,
+            supported=supported,
+        )
+
+
+class SchemaTooNew(SchemaError):
+    """The tables are newer than the code, by a step that old code does not survive."""
+
+    def __init__(self, schema: str, installed: int, supported: int) -> None:
+        super().__init__(
+            f"schema {schema!r} has version {installed}, this code knows {supported}. "
+            "Upgrade with `pip install --upgrade pgqrs-py`.",
+            schema=schema,
+            installed=installed,
+            supported=supported,
+        )
+
+
+class PayloadError(PgqrsError):
+    """One payload cannot be written or read. Other messages are unaffected."""
+
+
+class EncodeError(PayloadError, ValueError):
+    """A payload cannot be serialised. Nothing was written."""
+
+    content_type: str
+
+    def __init__(self, content_type: str, reason: str) -> None:
+        super().__init__(
+            f"the payload cannot be encoded as {content_type}: {reason}", content_type=content_type, reason=reason
+        )
+
+
+class DecodeError(PayloadError, ValueError):
+    """A stored body is not what its content type says, or nothing here can read that type."""
+
+    content_type: str
+    reason: str
+
+    def __init__(self, content_type: str, reason: str) -> None:
+        super().__init__(
+            f"the body cannot be decoded as {content_type}: {reason}", content_type=content_type, reason=reason
+        )
+
+
+class PayloadMismatch(PayloadError, TypeError):
+    """A payload was decoded but does not fit the type that the reader asked for."""
+
+    type_name: str
+    field: str
+    reason: str
+
+    def __init__(self, type_name: str, field: str, reason: str) -> None:
+        super().__init__(
+            f"the payload does not fit {type_name}: field {field!r}: {reason}",
+            type_name=type_name,
+            field=field,
+            reason=reason,
+        )
+
+
+class LeaseLost(PgqrsError):
+    """The lease on a message has passed to somebody else, or the message is gone."""
+
+    queue: str
+    message_id: int
+
+    def __init__(self, queue: str, message_id: int) -> None:
+        super().__init__(
+            f"the lease on message {message_id} of queue {queue!r} was lost: another consumer may hold it, or it "
+            "was already settled. Raise the lock time, or let the lease renew itself.",
+            queue=queue,
+            message_id=message_id,
+        )
+
+
+class Unavailable(PgqrsError, ConnectionError):
+    """The server could not be reached, or the connection broke. Nothing was acknowledged; try again later."""
+
+    target: str
+    #: Whether a statement was on its way, so that its outcome is not known.
+    in_flight: bool
+
+    def __init__(self, message: str, *, target: str = "", in_flight: bool = False) -> None:
+        super().__init__(message, target=target, in_flight=in_flight)
+
+
+class EnqueueUnknown(Unavailable):
+    """The connection broke while an enqueue was being committed: it may or may not be stored.
+
+    Enqueue again if a duplicate does no harm; look first if it does.
+    """
+
+    queue: str
+
+    def __init__(self, queue: str, message: str, *, target: str = "") -> None:
+        super().__init__(
+            f"it is unknown whether the enqueue to {queue!r} was committed: {message}", target=target, in_flight=True
+        )
+        self.queue = queue
+
+
+class TimedOut(Unavailable):
+    """The server, or a free connection, did not answer within the configured time."""
+
+
+class ServerError(PgqrsError):
+    """The server refused a statement. ``sqlstate`` says why; the original error is the cause."""
+
+    sqlstate: str | None
+
+    def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
+        super().__init__(message, sqlstate=sqlstate)
+
+
+class PluginError(PgqrsError):
+    """A plugin failed to load, or returned something that its hook does not allow."""
+
+    plugin: str
+    distribution: str | None
+
+    def __init__(self, plugin: str, reason: str, *, distribution: str | None = None) -> None:
+        origin = f" (from {distribution})" if distribution else ""
+        super().__init__(f"plugin {plugin!r}{origin}: {reason}", plugin=plugin, reason=reason, distribution=distribution)
+
+
+def _short(value: object) -> str:
+    """Show an argument in an error without dumping a whole body into it."""
+    text = value if isinstance(value, str) and value.endswith("bytes") else repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}…"

@@ -1,0 +1,186 @@
+"""Every hook of pgqrs and its contract.
+
+A plugin is a module (or an object) that an entry point of the group ``pgqrs`` names. It marks its functions
+with ``hookimpl`` and takes the arguments of the specification, or fewer. All hooks are plain functions: an
+``async def``, a generator or a pluggy wrapper is refused when the plugin is loaded. ``docs/hooks.md`` holds
+the same contracts as tables, with an example.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+import pluggy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pgqrs_core.events import ConsumeBatch, Consumed, EnqueueBatch, Enqueued
+    from pgqrs_core.serializers import Serializer
+
+__all__ = [
+    "AdapterInfo",
+    "MigrationSource",
+    "hookimpl",
+    "hookspec",
+    "pgqrs_adapters",
+    "pgqrs_after_consume",
+    "pgqrs_after_enqueue",
+    "pgqrs_before_consume",
+    "pgqrs_before_enqueue",
+    "pgqrs_cli",
+    "pgqrs_migrations",
+    "pgqrs_serializers",
+]
+
+hookspec = pluggy.HookspecMarker("pgqrs")
+hookimpl = pluggy.HookimplMarker("pgqrs")
+
+
+class AdapterInfo(msgspec.Struct, frozen=True):
+    """What an adapter says about itself to ``pgqrs doctor``.
+
+    Attributes:
+        name: What people call it, for example ``celery``; unique among the loaded plugins.
+        version: Its own version.
+        summary: One line: which programs it lets use the queues.
+        check: Called by ``pgqrs doctor``; returns None when the adapter can work, else one sentence saying
+            what is missing. It may import the framework; it must not connect anywhere.
+    """
+
+    name: str
+    version: str
+    summary: str
+    check: Callable[[], str | None]
+
+
+class MigrationSource(msgspec.Struct, frozen=True):
+    """Where a plugin keeps the numbered scripts of its own tables.
+
+    Attributes:
+        component: The name under which the applied numbers are recorded; unique among the loaded plugins, and
+            never changed once released.
+        package: The import package that holds ``NNNN_title.sql`` files.
+    """
+
+    component: str
+    package: str
+
+
+# Registration: called once for each plugin while it is loaded. They describe; they do not act.
+
+
+@hookspec
+def pgqrs_serializers() -> list[Serializer]:  # type: ignore[empty-body]  # pluggy calls implementations only
+    """Add serializers.
+
+    When: once, while the plugin is loaded, in the loading thread; nothing is connected yet.
+    Order: no matter. For encoding, plugins are asked in the order of loading and the core's serializers last.
+    Returns: a list of :class:`~pgqrs_core.serializers.Serializer`. Two for one content type are an error that
+        names both plugins, raised when the serializers are first needed.
+    Errors: an exception, or another return value, makes the plugin broken: named, reported and skipped.
+    """
+
+
+@hookspec
+def pgqrs_adapters() -> AdapterInfo:  # type: ignore[empty-body]
+    """Describe an adapter.
+
+    When: once, while the plugin is loaded, in the loading thread. Leave heavy imports to ``check``.
+    Order: no matter; adapters are listed in the order of loading.
+    Returns: an :class:`AdapterInfo` whose name no other plugin uses.
+    Errors: an exception, or another return value, makes the plugin broken: named, reported and skipped.
+    """
+
+
+@hookspec
+def pgqrs_migrations() -> MigrationSource:  # type: ignore[empty-body]
+    """Name the scripts of the plugin's own tables.
+
+    When: once, while the plugin is loaded. The scripts run in ``pgqrs install``, after the core's, under the
+        same advisory lock.
+    Order: that of loading; a script must not need the tables of another plugin.
+    Returns: a :class:`MigrationSource` whose component no other plugin uses.
+    Errors: an exception, or another return value, makes the plugin broken: named, reported and skipped.
+    """
+
+
+@hookspec
+def pgqrs_cli(app: Any) -> None:
+    """Add commands to ``pgqrs``.
+
+    When: at the start of the command, in its main thread; never in a program that uses the library.
+    Order: pluggy's: the last loaded first, ``tryfirst`` and ``trylast`` are honoured.
+    Args: ``app`` is the ``typer.Typer`` of the command; add commands or groups under a name of your own.
+    Returns: nothing; a return value is ignored.
+    Errors: an exception is reported with the plugin's name and the command goes on without its commands.
+    """
+
+
+# Transforming: on the way of every batch. They may change it, and they may fail it.
+
+
+@hookspec
+def pgqrs_before_enqueue(batch: EnqueueBatch) -> None:
+    """Change or veto messages that are about to be written.
+
+    When: once a batch, after encoding and before the first statement, in the thread or on the event loop that
+        enqueues. It runs inside the caller's latency, so it must not block.
+    Order: pluggy's: the last loaded first, ``tryfirst`` and ``trylast`` are honoured. Each plugin sees what
+        the one before it left.
+    Args: ``batch`` is an :class:`~pgqrs_core.events.EnqueueBatch`. Each draft's ``headers``, ``body``,
+        ``content_type``, ``priority`` and ``delay`` may be set; drafts are neither added nor removed.
+    Returns: nothing; a return value is ignored.
+    Errors: the enqueue fails and nothing is written. A ``PgqrsError`` reaches the caller unchanged, anything
+        else as a ``PluginError`` that names the plugin, with the exception as its cause. So does a batch that
+        breaks the rules above.
+    """
+
+
+@hookspec
+def pgqrs_before_consume(batch: ConsumeBatch) -> None:
+    """Decrypt, decompress, drop or dead-letter messages that were just claimed.
+
+    When: once a batch, after the claim was committed and before decoding, in the thread or on the event loop
+        that claims. The leases are running, so it must not block.
+    Order: that of ``pgqrs_before_enqueue`` backwards, so what was wrapped last is unwrapped first: the first
+        loaded first. A plugin that is ``tryfirst`` there is ``trylast`` here, and the other way round.
+    Args: ``batch`` is a :class:`~pgqrs_core.events.ConsumeBatch`. Each delivery's ``headers``, ``body`` and
+        ``content_type`` may be set; ``batch.drop(delivery, reason)`` deletes it unhandled, and
+        ``batch.bury(delivery, reason)`` dead-letters it. Nothing else takes a delivery out of the batch.
+    Returns: nothing; a return value is ignored.
+    Errors: the whole batch fails: no handler sees it. A ``PgqrsError`` is passed on unchanged, anything else
+        as a ``PluginError`` that names the plugin. To refuse one message, call ``bury`` instead.
+    """
+
+
+# Observing: after the fact, with frozen events. They change nothing and their errors stop nothing.
+
+
+@hookspec
+def pgqrs_after_enqueue(event: Enqueued) -> None:
+    """Observe messages that were written.
+
+    When: once a batch, after the commit, in the thread or on the event loop that enqueued. Within a
+        transaction of the caller's: after the statement, for the commit is the caller's.
+    Order: pluggy's: the last loaded first, ``tryfirst`` and ``trylast`` are honoured.
+    Args: ``event`` is an :class:`~pgqrs_core.events.Enqueued`, frozen.
+    Returns: nothing; a return value is ignored.
+    Errors: contained: logged once for each plugin, hook and kind of exception. One that takes over a second
+        is warned about once.
+    """
+
+
+@hookspec
+def pgqrs_after_consume(event: Consumed) -> None:
+    """Observe what became of messages that were claimed.
+
+    When: once for each group of messages that were settled together, after their commit, in the thread or on
+        the event loop that settled them.
+    Order: pluggy's: the last loaded first, ``tryfirst`` and ``trylast`` are honoured.
+    Args: ``event`` is a :class:`~pgqrs_core.events.Consumed`, frozen.
+    Returns: nothing; a return value is ignored.
+    Errors: contained: logged once for each plugin, hook and kind of exception. One that takes over a second
+        is warned about once.
+    """

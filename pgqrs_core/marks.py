@@ -1,0 +1,140 @@
+"""Low-water marks: where a consumer's next claim starts reading, lane by lane.
+
+PostgreSQL keeps the index entries of settled messages until a vacuum may remove them, and while an old
+transaction is open, none may. A claim that read its lane from the start would walk over all of them. So each
+consumer remembers, per ready lane, the lowest message id that can still be waiting, and starts there.
+
+A mark is a hint. It lives in memory, and a claimable message below it is found by the next rescan from the start.
+
+* A claim that took ids up to *m* shows that all lower ids were taken, held, or **not yet committed**. So *m* becomes
+  the mark only when every transaction that ran at that claim has ended, which a later claim shows by its
+  snapshot, or when `LAG` seconds have passed, so that one open transaction does not hold the mark back.
+* A rescan comes every `RESCAN` seconds, or as seldom as keeps its cost under one hundredth of the time. A claim that
+  found nothing is followed by a rescan at once where that is cheap: an idle queue is short.
+* Nothing else goes below a mark: retries, releases and replays pass through the delayed lanes, which have none.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from typing import Final, NamedTuple
+
+from pgqrs_core.messages import CLAIM_LANES
+
+__all__ = ["Marks", "Seen"]
+
+#: Seconds after which a claimed id becomes the mark whatever transactions are still open.
+LAG: Final = 2.0
+#: Seconds that a transaction may take from drawing an id to showing up in a snapshot.
+SETTLE: Final = 0.01
+#: Seconds between rescans from the start of every lane, at least.
+RESCAN: Final = 1.0
+#: The part of the time that rescans may take.
+RESCAN_SHARE: Final = 0.01
+#: A rescan below this many seconds may follow every claim that found nothing.
+CHEAP: Final = 0.001
+#: Claims that wait to become marks; more are merged, which only delays the mark.
+_PENDING: Final = 64
+
+_PLACES: Final = {lane: place for place, lane in enumerate(CLAIM_LANES)}
+_START: Final = "{" + ",".join("0" for _ in CLAIM_LANES) + "}"
+
+
+class Seen(NamedTuple):
+    """What one claim learnt: the highest id it took per lane, and the transactions that were running."""
+
+    highest: dict[int, int]
+    oldest: int
+    newest: int
+
+
+class _Pending(NamedTuple):
+    highest: dict[int, int]
+    newest: int
+    at: float
+
+
+class Marks:
+    """The low-water marks of one consumer on one queue. Not for use by two claims at once."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._marks = [0] * len(CLAIM_LANES)
+        self._text = _START
+        self._pending: deque[_Pending] = deque()
+        self._rescan_at = 0.0
+        self._rescan_cost = 0.0
+        self._dry = False
+        self._began = 0.0
+        self._rescanning = False
+
+    def start(self) -> str:
+        """Begin a claim: return the lowest id to read per lane of `CLAIM_LANES`, as a PostgreSQL array."""
+        self._began = self._clock()
+        cheap = self._dry and self._rescan_cost < CHEAP
+        self._rescanning = cheap or self._began >= self._rescan_at
+        return _START if self._rescanning else self._text
+
+    def finish(self, seen: Seen | None, *, full: bool) -> None:
+        """End a claim. ``seen`` is None when it took nothing; ``full`` when there may be more."""
+        now = self._clock()
+        if self._rescanning:
+            self._rescan_cost = now - self._began
+            self._rescan_at = now + max(RESCAN, self._rescan_cost / RESCAN_SHARE)
+        self._dry = seen is None
+        if seen is None:
+            return
+        if self._rescanning and full:
+            self._go_back(seen.highest)
+        self._settle(seen.oldest, now)
+        ready = {lane: top for lane, top in seen.highest.items() if lane >= 0}
+        if ready:
+            if len(self._pending) >= _PENDING:
+                last = self._pending.pop()
+                ready = {**last.highest, **ready}
+            self._pending.append(_Pending(ready, seen.newest, now))
+
+    def mark(self, lane: int) -> int:
+        """Return the lowest id that may still be waiting in a ready lane."""
+        return self._marks[_PLACES[lane]]
+
+    def _settle(self, oldest: int, now: float) -> None:
+        """Turn claims that no running transaction can reach below any more into marks."""
+        moved = False
+        while self._pending:
+            first = self._pending[0]
+            age = now - first.at
+            if not (age >= LAG or (oldest >= first.newest and age >= SETTLE)):
+                break
+            for lane, top in first.highest.items():
+                place = _PLACES[lane]
+                if top > self._marks[place]:
+                    self._marks[place] = top
+                    moved = True
+            self._pending.popleft()
+        if moved:
+            self._text = _array(self._marks)
+
+    def _go_back(self, highest: dict[int, int]) -> None:
+        """A full batch from below a mark: there may be more of that kind, so read on from there."""
+        for lane, top in highest.items():
+            place = _PLACES[lane]
+            if lane >= 0 and top < self._marks[place]:
+                self._marks[place] = top
+                self._pending.clear()
+        self._text = _array(self._marks)
+
+
+def highest_ids(places: Iterable[tuple[int, int]]) -> dict[int, int]:
+    """Return the highest id per lane of some (lane, id) pairs."""
+    highest: dict[int, int] = {}
+    for lane, message_id in places:
+        if message_id > highest.get(lane, -1):
+            highest[lane] = message_id
+    return highest
+
+
+def _array(values: Sequence[int]) -> str:
+    return "{" + ",".join(map(str, values)) + "}"

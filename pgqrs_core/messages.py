@@ -1,0 +1,245 @@
+"""The data that operations take and return. No I/O here.
+
+Lanes place a message inside its queue's table and are the first column of its only wide index:
+
+=============  ===================================================================
+``0 … 9``      ready, by priority; 9 is claimed first
+``-1 … -10``   delayed, of priority ``-1 - lane``; claimable once ``due_at`` has passed
+``-100``       dead
+=============  ===================================================================
+
+A lane is entered at enqueue, retry and replay, never at claim, so a claim touches no index.
+"""
+
+from __future__ import annotations
+
+from datetime import datetime
+from typing import Any, Final
+
+import msgspec
+
+from pgqrs_core.errors import InvalidArgument, InvalidQueueName
+
+__all__ = [
+    "CLAIM_LANES",
+    "DEAD_LANE",
+    "MAX_PRIORITY",
+    "ArchivedMessage",
+    "DeadMessage",
+    "Delivery",
+    "Lease",
+    "Metrics",
+    "Queue",
+    "QueueOptions",
+    "Snapshot",
+    "check_name",
+    "delayed_lane",
+]
+
+MAX_PRIORITY: Final = 9
+DEAD_LANE: Final = -100
+MAX_SECONDS: Final = 10 * 365 * 86_400
+
+
+def delayed_lane(priority: int) -> int:
+    """Return the lane of delayed messages of ``priority``."""
+    return -1 - priority
+
+
+#: Every lane that a claim looks into, in order: by priority, and among equals those that had to wait first.
+CLAIM_LANES: Final[tuple[int, ...]] = tuple(
+    lane for priority in range(MAX_PRIORITY, -1, -1) for lane in (delayed_lane(priority), priority)
+)
+
+
+def check_name(name: object) -> str:
+    """Return ``name`` if a queue may be called so.
+
+    Any text of 1 to 255 characters will do, NUL and lone surrogates excepted: PostgreSQL's text cannot hold them.
+
+    Raises:
+        InvalidQueueName: if it may not.
+    """
+    if not isinstance(name, str) or not 1 <= len(name) <= 255:
+        raise InvalidQueueName(name, "a text of 1 to 255 characters")
+    if "\0" in name:
+        raise InvalidQueueName(name, "free of NUL characters")
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        raise InvalidQueueName(name, "valid Unicode, free of lone surrogates") from None
+    return name
+
+
+class QueueOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """How a queue treats its messages. Fixed per queue, stored beside its name."""
+
+    #: How long a claimed message is hidden from others unless the lease is renewed, in seconds (0.1 to 43,200).
+    lease_seconds: float = 30.0
+    #: Deliveries before a message is dead-lettered (1 to 1,000,000). Counted at claim, so crashes count.
+    max_attempts: int = 5
+    #: The delay before the second attempt, in seconds (0 to 86,400).
+    backoff_base: float = 1.0
+    #: By what each further delay is multiplied (1 to 100).
+    backoff_factor: float = 2.0
+    #: The longest delay, in seconds (0 to 2,592,000).
+    backoff_cap: float = 3600.0
+    #: The part of a delay that is drawn at random, so that messages which failed together do not return together
+    #: (0 to 1): 0.2 spreads a delay of 10 s over 8 to 10 s.
+    backoff_jitter: float = 0.2
+    #: Whether there is an archive table for ``archive()`` to move messages to.
+    archive: bool = True
+    #: After how many seconds archived messages are removed; None keeps them.
+    archive_retention_seconds: float | None = None
+    #: After how many seconds dead messages are removed; None keeps them.
+    dead_retention_seconds: float | None = None
+    #: The largest serialised body, in bytes (1 to 268,435,456).
+    max_body_bytes: int = 1_048_576
+
+    def __post_init__(self) -> None:
+        """Check every range, so that what is stored is sound."""
+        check_number("lease_seconds", self.lease_seconds, 0.1, 43_200)
+        check_number("max_attempts", self.max_attempts, 1, 1_000_000, whole=True)
+        check_number("backoff_base", self.backoff_base, 0, 86_400)
+        check_number("backoff_factor", self.backoff_factor, 1, 100)
+        check_number("backoff_cap", self.backoff_cap, 0, 2_592_000)
+        check_number("backoff_jitter", self.backoff_jitter, 0, 1)
+        check_number("max_body_bytes", self.max_body_bytes, 1, 268_435_456, whole=True)
+        if not isinstance(self.archive, bool):
+            raise InvalidArgument("archive", self.archive, "True or False")
+        for name in ("archive_retention_seconds", "dead_retention_seconds"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), 0, MAX_SECONDS)
+
+    def backoff(self, attempt: int) -> float:
+        """Return the longest delay before the attempt after ``attempt``, in seconds, before jitter."""
+        # A factor to the power of a large attempt overflows; by then the cap is long reached.
+        try:
+            delay = self.backoff_base * self.backoff_factor ** max(attempt - 1, 0)
+        except OverflowError:
+            delay = self.backoff_cap
+        return min(delay, self.backoff_cap)
+
+
+def check_number(
+    parameter: str, value: object, low: float, high: float, *, whole: bool = False, above: bool = False
+) -> None:
+    """Raise `InvalidArgument` unless ``value`` is a number from ``low`` to ``high`` (``above``: greater than low)."""
+    kind = "a whole number" if whole else "a number"
+    right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    # NaN fails both comparisons and so is refused as well.
+    if not right or not (low < value if above else low <= value) or not value <= high:  # type: ignore[operator]
+        span = f"above {low:,g} and at most {high:,g}" if above else f"from {low:,g} to {high:,g}"
+        raise InvalidArgument(parameter, value, f"{kind} {span}")
+
+
+class Queue(msgspec.Struct, frozen=True):
+    """A queue as stored: its number, its name, the suffix of its tables, its options."""
+
+    id: int
+    name: str
+    suffix: str
+    options: QueueOptions
+    paused_at: datetime | None = None
+    created_at: datetime | None = None
+
+
+class Lease(msgspec.Struct, frozen=True, gc=False):
+    """The right to settle one delivery: where the message lies, and the token that fences it.
+
+    The token is random and made by the claiming client: after an asynchronous failover PostgreSQL may give the
+    same message id to another message, and a counter to another claim.
+    """
+
+    lane: int
+    message_id: int
+    token: int
+
+
+class Delivery(msgspec.Struct, gc=False):
+    """One message as claimed, its body still bytes. Transforming plugins may change headers and body."""
+
+    lane: int
+    id: int
+    attempt: int
+    priority: int
+    enqueued_at: datetime
+    content_type: str
+    raw_headers: str | None
+    body: bytes
+    token: int = 0
+
+    @property
+    def lease(self) -> Lease:
+        """What settles this delivery."""
+        return Lease(self.lane, self.id, self.token)
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """The headers, parsed at each access; assign to change them."""
+        return msgspec.json.decode(self.raw_headers) if self.raw_headers else {}
+
+    @headers.setter
+    def headers(self, value: dict[str, Any] | None) -> None:
+        self.raw_headers = msgspec.json.encode(value).decode() if value else None
+
+
+class Snapshot(msgspec.Struct, frozen=True):
+    """One message as seen without claiming it."""
+
+    id: int
+    state: str
+    priority: int
+    attempt: int
+    enqueued_at: datetime
+    due_at: datetime | None
+    expires_at: datetime | None
+    content_type: str
+    headers: dict[str, Any]
+    body: bytes
+
+
+class DeadMessage(msgspec.Struct, frozen=True):
+    """A dead-lettered message: what it was, and why it died."""
+
+    id: int
+    priority: int
+    attempt: int
+    enqueued_at: datetime
+    died_at: datetime
+    content_type: str
+    headers: dict[str, Any]
+    error: dict[str, Any]
+    body: bytes
+
+
+class ArchivedMessage(msgspec.Struct, frozen=True):
+    """A message that was handled and kept."""
+
+    id: int
+    attempt: int
+    enqueued_at: datetime
+    archived_at: datetime
+    content_type: str
+    headers: dict[str, Any]
+    body: bytes
+
+
+class Metrics(msgspec.Struct, frozen=True):
+    """The state of one queue. Counts above 10,000 are estimates; ``estimated`` names them."""
+
+    queue: str
+    #: Claimable now, delayed messages that have come due included.
+    ready: int
+    #: Waiting for their time.
+    delayed: int
+    #: Held by a consumer.
+    in_flight: int
+    dead: int
+    archived: int
+    #: Seconds since the oldest ready message was enqueued; None when there is none.
+    oldest_ready_seconds: float | None
+    #: Seconds until the next delayed message is due; None when there is none.
+    next_due_seconds: float | None
+    paused: bool
+    estimated: tuple[str, ...] = ()

@@ -1,0 +1,75 @@
+"""Taking messages out: claim, and wait for something to claim."""
+
+from __future__ import annotations
+
+import secrets
+from typing import TYPE_CHECKING, Final
+
+from pgqrs_core.arrays import numbers
+from pgqrs_core.effects import Execute, Op, Rows, Wait
+from pgqrs_core.marks import Seen, highest_ids
+from pgqrs_core.messages import CLAIM_LANES, Delivery, Queue
+from pgqrs_core.operations.settle import Failure, nack
+from pgqrs_core.sql import queries
+
+if TYPE_CHECKING:
+    from pgqrs_core.marks import Marks
+
+__all__ = ["claim", "new_token", "receive"]
+
+_LANES: Final = numbers(CLAIM_LANES)
+_PLACES: Final = {lane: place for place, lane in enumerate(CLAIM_LANES)}
+
+
+def new_token() -> int:
+    """Return a fresh lease token: 62 random bits below a set bit, so that it is always eight bytes wide."""
+    return secrets.randbits(62) | 1 << 62
+
+
+def claim(queue: Queue, marks: Marks, *, limit: int, lease: float) -> Op[list[Delivery]]:
+    """Claim up to ``limit`` messages for ``lease`` seconds, and return them in order.
+
+    A message that has been delivered ``max_attempts`` times without being settled killed its consumers, or outlived
+    them; it is dead-lettered here instead of delivered again.
+    """
+    rows: Rows = yield Execute(
+        queries["claim"],
+        {"lanes": _LANES, "marks": marks.start(), "limit": limit, "lease": lease, "token": new_token()},
+        queue,
+    )
+    if not rows:
+        marks.finish(None, full=False)
+        return []
+    seen = Seen(highest_ids((row[0], row[1]) for row in rows), rows[0][9], rows[0][10])
+    marks.finish(seen, full=len(rows) == limit)
+    found = [Delivery(*row[:9]) for row in sorted(rows, key=_order)]
+    spent = [item for item in found if item.attempt > queue.options.max_attempts]
+    if spent:
+        yield from nack(queue, [_exhausted(item) for item in spent])
+        found = [item for item in found if item.attempt <= queue.options.max_attempts]
+    return found
+
+
+def receive(queue: Queue, marks: Marks, *, limit: int, lease: float, patience: float = 0.0) -> Op[list[Delivery]]:
+    """Claim like `claim`; while there is nothing, wait up to ``patience`` seconds for something."""
+    while True:
+        found = yield from claim(queue, marks, limit=limit, lease=lease)
+        if found or patience <= 0:
+            return found
+        patience = yield Wait(queue, patience)
+
+
+def _order(row: tuple[object, ...]) -> tuple[int, object]:
+    return _PLACES[row[0]], row[1]  # type: ignore[index]
+
+
+def _exhausted(item: Delivery) -> Failure:
+    return Failure(
+        item.lease,
+        bury=True,
+        error={
+            "type": "AttemptsExhausted",
+            "message": f"delivered {item.attempt - 1} times without being settled: "
+            "its consumers died, or lost their leases",
+        },
+    )

@@ -1,0 +1,119 @@
+"""Putting messages in: one, many alike, or many that differ."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import msgspec
+
+from pgqrs_core.arrays import ByteaArray, numbers
+from pgqrs_core.effects import Execute, Op
+from pgqrs_core.errors import BodyTooLarge, EnqueueUnknown, PgqrsError, Unavailable
+from pgqrs_core.messages import MAX_PRIORITY, MAX_SECONDS, Queue, check_number, delayed_lane
+from pgqrs_core.sql import queries
+
+if TYPE_CHECKING:
+    from pgqrs_core.doorbell import Doorbell
+    from pgqrs_core.events import Draft
+
+__all__ = ["SOON", "check_draft", "enqueue", "ring"]
+
+#: Seconds of delay up to which sleeping consumers are told of a delayed message; their own polling learns of later ones.
+SOON: Final = 2.0
+
+
+def enqueue(queue: Queue, drafts: Sequence[Draft], doorbell: Doorbell | None = None) -> Op[list[int]]:
+    """Store messages and return their ids in order.
+
+    All of them or none. With a ``doorbell``, sleeping consumers are woken after the commit; without one (inside the
+    caller's transaction, where a NOTIFY would hold a database-wide lock until the commit) their polling finds them.
+
+    Raises:
+        InvalidArgument: a priority, delay or time to live is out of range; nothing was stored.
+        BodyTooLarge: a body is over the queue's limit; nothing was stored.
+        EnqueueUnknown: the connection broke while the commit was on its way.
+    """
+    if not drafts:
+        return []
+    for draft in drafts:
+        check_draft(queue, draft)
+    try:
+        rows = yield _insert(queue, drafts)
+    except Unavailable as error:
+        if error.in_flight and doorbell is not None:
+            raise EnqueueUnknown(queue.name, str(error), target=error.target) from error
+        raise
+    if rows[0][1] and any(draft.at is not None or (draft.delay or 0) <= SOON for draft in drafts):
+        yield from ring(queue, doorbell)
+    return [row[0] for row in rows]
+
+
+def ring(queue: Queue, doorbell: Doorbell | None) -> Op[None]:
+    """Wake the consumers that sleep on ``queue``. Never fails: their polling makes up for it."""
+    if doorbell is not None and doorbell.may_ring(queue.id):
+        try:
+            yield Execute(queries["notify"], {"channel": doorbell.channel, "payload": str(queue.id)})
+        except PgqrsError:
+            doorbell.failed()
+
+
+def check_draft(queue: Queue, draft: Draft) -> None:
+    """Raise unless ``draft`` may be stored in ``queue``."""
+    if len(draft.body) > queue.options.max_body_bytes:
+        raise BodyTooLarge(queue.name, len(draft.body), queue.options.max_body_bytes)
+    if draft.priority:
+        check_number("priority", draft.priority, 0, MAX_PRIORITY, whole=True)
+    if draft.delay is not None:
+        check_number("delay", draft.delay, 0, MAX_SECONDS)
+    if draft.ttl is not None:
+        check_number("ttl", draft.ttl, 0, MAX_SECONDS, above=True)
+
+
+def _lane(draft: Draft) -> int:
+    delayed = draft.delay or draft.at is not None
+    return delayed_lane(draft.priority) if delayed else draft.priority
+
+
+def _headers(headers: dict[str, Any] | None) -> str | None:
+    return msgspec.json.encode(headers).decode() if headers else None
+
+
+def _common(draft: Draft) -> dict[str, object]:
+    return {
+        "lane": _lane(draft),
+        "priority": draft.priority,
+        "at": draft.at,
+        "delay": draft.delay or None,
+        "ttl": draft.ttl,
+        "content_type": draft.content_type,
+        "headers": _headers(draft.headers),
+    }
+
+
+def _insert(queue: Queue, drafts: Sequence[Draft]) -> Execute:
+    first = drafts[0]
+    if len(drafts) == 1:
+        return Execute(queries["enqueue_one"], {**_common(first), "body": first.body}, queue)
+    shape = _shape(first)
+    if all(_shape(draft) == shape for draft in drafts):
+        bodies = ByteaArray([draft.body for draft in drafts])
+        return Execute(queries["enqueue_alike"], {**_common(first), "bodies": bodies}, queue)
+    return Execute(
+        queries["enqueue_mixed"],
+        {
+            "lanes": numbers(map(_lane, drafts)),
+            "priorities": numbers(draft.priority for draft in drafts),
+            "ats": [draft.at for draft in drafts],
+            "delays": [draft.delay or None for draft in drafts],
+            "ttls": [draft.ttl for draft in drafts],
+            "content_types": [draft.content_type for draft in drafts],
+            "headers": [_headers(draft.headers) for draft in drafts],
+            "bodies": ByteaArray([draft.body for draft in drafts]),
+        },
+        queue,
+    )
+
+
+def _shape(draft: Draft) -> tuple[object, ...]:
+    return (draft.priority, draft.delay, draft.at, draft.ttl, draft.content_type, draft.headers)

@@ -1,0 +1,67 @@
+"""Housekeeping by one elected process: expiry, retention, vacuum."""
+
+from __future__ import annotations
+
+from typing import Final
+
+import msgspec
+
+from pgqrs_core.effects import Execute, Op
+from pgqrs_core.messages import Queue
+from pgqrs_core.operations.archives import prune_archive
+from pgqrs_core.operations.queues import list_queues
+from pgqrs_core.sql import queries
+
+__all__ = ["Housekeeping", "elect", "maintain", "resign"]
+
+_ROLE: Final = "housekeeper"
+_PAGE: Final = 1_000
+#: Dead tuples beyond which a table is vacuumed here: autovacuum, which starts at 2,000, has not kept up.
+_BLOATED: Final = 50_000
+
+
+class Housekeeping(msgspec.Struct, frozen=True):
+    """What one round removed."""
+
+    expired: int = 0
+    dead_pruned: int = 0
+    archive_pruned: int = 0
+    vacuumed: int = 0
+
+
+def elect(holder: int, seconds: float) -> Op[bool]:
+    """Become, or stay, the one process that keeps house for the next ``seconds``."""
+    rows = yield Execute(queries["elect"], {"role": _ROLE, "holder": holder, "seconds": seconds})
+    return bool(rows)
+
+
+def resign(holder: int) -> Op[None]:
+    """Let another process take over at once."""
+    yield Execute(queries["resign"], {"role": _ROLE, "holder": holder})
+
+
+def maintain(schema: str) -> Op[Housekeeping]:
+    """Do one round over all queues: remove what expired and what is kept no longer, vacuum what has bloated."""
+    expired = dead = archived = vacuumed = 0
+    yield Execute(queries["forget_waiters"])
+    for queue in (yield from list_queues()):
+        options = queue.options
+        expired += yield from _all_pages("expire", {}, queue)
+        if options.dead_retention_seconds is not None:
+            dead += yield from _all_pages("prune_dead", {"seconds": options.dead_retention_seconds}, queue)
+        if options.archive and options.archive_retention_seconds is not None:
+            archived += yield from prune_archive(queue, options.archive_retention_seconds)
+        bloat = yield Execute(queries["dead_tuples"], {"schema": schema, "table": f"q_{queue.suffix}"})
+        if bloat and bloat[0][0] > _BLOATED:
+            yield Execute(queries["vacuum"], {}, queue)
+            vacuumed += 1
+    return Housekeeping(expired, dead, archived, vacuumed)
+
+
+def _all_pages(name: str, params: dict[str, object], queue: Queue) -> Op[int]:
+    removed = 0
+    while True:
+        rows = yield Execute(queries[name], {**params, "limit": _PAGE}, queue)
+        removed += len(rows)
+        if len(rows) < _PAGE:
+            return removed

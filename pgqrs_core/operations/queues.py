@@ -1,0 +1,180 @@
+"""Creating, finding, changing and deleting queues."""
+
+from __future__ import annotations
+
+import difflib
+import hashlib
+import re
+from collections.abc import Sequence
+from typing import Any, Final
+
+import msgspec
+
+from pgqrs_core.effects import Execute, Op, Rows
+from pgqrs_core.errors import InvalidArgument, QueueExists, QueueNotFound
+from pgqrs_core.messages import CLAIM_LANES, Queue, QueueOptions, Snapshot, check_name, check_number
+from pgqrs_core.operations.schema import build_queue
+from pgqrs_core.sql import queries
+
+__all__ = [
+    "alter_queue",
+    "create_queue",
+    "delete_queue",
+    "find_queue",
+    "list_queues",
+    "pause_queue",
+    "peek",
+    "purge_queue",
+    "resume_queue",
+    "table_suffix",
+]
+
+_PLAIN: Final = re.compile(r"[a-z_][a-z0-9_]{0,39}")
+_HASHED: Final = re.compile(r".*_[0-9a-f]{16}")
+_PAGE: Final = 5_000
+
+
+def table_suffix(name: str) -> str:
+    """Return the suffix of a queue's tables: the name itself if it is a short plain identifier, else a slug and a hash.
+
+    Distinct names never share a suffix: a plain name that looks hashed is hashed too.
+    """
+    if _PLAIN.fullmatch(name) and not _HASHED.fullmatch(name):
+        return name
+    slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:23] or "q"
+    return f"{slug}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def create_queue(name: str, options: QueueOptions) -> Op[Queue]:
+    """Create a queue and its tables, in one transaction. Repeating it with the same options changes nothing.
+
+    Raises:
+        InvalidQueueName: if no queue may be called so.
+        QueueExists: if it exists with other options; the error shows the difference.
+    """
+    check_name(name)
+    stored = msgspec.json.encode(options).decode()
+    suffix = table_suffix(name)
+    rows = yield Execute(queries["insert_queue"], {"name": name, "suffix": suffix, "options": stored})
+    if rows:
+        queue = queue_of(rows[0])
+        yield from build_queue(queue)
+        return queue
+    queue = yield from find_queue(name)
+    if queue.options != options:
+        raise QueueExists(name, _differences(queue.options, options))
+    return queue
+
+
+def alter_queue(name: str, changes: dict[str, Any]) -> Op[Queue]:
+    """Change some options of a queue; what is not named stays.
+
+    Raises:
+        QueueNotFound: if there is none of this name.
+        InvalidArgument: if an option is unknown or out of range, or would add or drop the archive.
+    """
+    known = QueueOptions.__struct_fields__
+    for key in changes:
+        if key not in known:
+            raise InvalidArgument("option", key, f"one of {', '.join(known)}")
+    rows = yield Execute(queries["lock_queue"], {"name": name})
+    if not rows:
+        raise (yield from _not_found(name))
+    old = queue_of(rows[0])
+    options = msgspec.structs.replace(old.options, **changes)
+    if options.archive != old.options.archive:
+        raise InvalidArgument("archive", options.archive, f"{old.options.archive}: it is fixed when a queue is created")
+    changed = yield Execute(
+        queries["alter_queue"], {"name": name, "options": msgspec.json.encode(options).decode()}
+    )
+    return queue_of(changed[0])
+
+
+def find_queue(name: str) -> Op[Queue]:
+    """Return the queue of this name.
+
+    Raises:
+        QueueNotFound: with the nearest existing names.
+    """
+    rows = yield Execute(queries["find_queue"], {"name": check_name(name)})
+    if not rows:
+        raise (yield from _not_found(name))
+    return queue_of(rows[0])
+
+
+def list_queues() -> Op[list[Queue]]:
+    """Return all queues, by name."""
+    rows = yield Execute(queries["list_queues"])
+    return [queue_of(row) for row in rows]
+
+
+def delete_queue(name: str) -> Op[Queue]:
+    """Drop a queue with everything in it, archive and dead letters included, in one transaction."""
+    rows = yield Execute(queries["lock_queue"], {"name": check_name(name)})
+    if not rows:
+        raise (yield from _not_found(name))
+    queue = queue_of(rows[0])
+    yield Execute(queries["drop_queue"], {}, queue)
+    if queue.options.archive:
+        yield Execute(queries["drop_archive"], {}, queue)
+    yield Execute(queries["delete_queue"], {}, queue)
+    return queue
+
+
+def purge_queue(queue: Queue) -> Op[int]:
+    """Remove the ready and delayed messages, page by page; return how many. Messages held by a consumer stay."""
+    removed = 0
+    while True:
+        rows = yield Execute(queries["purge"], {"limit": _PAGE}, queue)
+        removed += len(rows)
+        if len(rows) < _PAGE:
+            return removed
+
+
+def pause_queue(name: str) -> Op[None]:
+    """Let nothing be claimed from a queue until it is resumed. Enqueueing and settling go on."""
+    yield from _must_exist(name, (yield Execute(queries["pause_queue"], {"name": check_name(name)})))
+
+
+def resume_queue(name: str) -> Op[None]:
+    """End a pause."""
+    yield from _must_exist(name, (yield Execute(queries["resume_queue"], {"name": check_name(name)})))
+
+
+def peek(queue: Queue, limit: int) -> Op[list[Snapshot]]:
+    """Return up to ``limit`` messages that are not dead, in the order of claims, without claiming them."""
+    check_number("limit", limit, 1, 100_000, whole=True)
+    lanes = "{" + ",".join(map(str, CLAIM_LANES)) + "}"
+    rows = yield Execute(queries["peek"], {"lanes": lanes, "limit": limit}, queue)
+    return [Snapshot(*row[:8], headers=headers_of(row[8]), body=row[9]) for row in rows]
+
+
+def queue_of(row: tuple[Any, ...]) -> Queue:
+    """Build a `Queue` from a row of the queues table. Options that newer code added are ignored."""
+    number, name, suffix, options, paused_at, created_at = row
+    known = QueueOptions.__struct_fields__
+    chosen = {key: value for key, value in msgspec.json.decode(options).items() if key in known}
+    return Queue(number, name, suffix, QueueOptions(**chosen), paused_at, created_at)
+
+
+def headers_of(text: str | None) -> dict[str, Any]:
+    """Parse stored headers."""
+    return msgspec.json.decode(text, type=dict[str, Any]) if text else {}
+
+
+def _must_exist(name: str, rows: Rows) -> Op[None]:
+    if not rows:
+        raise (yield from _not_found(name))
+
+
+def _not_found(name: str) -> Op[QueueNotFound]:
+    rows = yield Execute(queries["queue_names"])
+    names: Sequence[str] = [row[0] for row in rows]
+    folded = {other.casefold(): other for other in names}
+    near = difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.6)
+    return QueueNotFound(name, [folded[key] for key in near])
+
+
+def _differences(old: QueueOptions, new: QueueOptions) -> dict[str, tuple[object, object]]:
+    pairs = {key: (getattr(old, key), getattr(new, key)) for key in QueueOptions.__struct_fields__}
+    return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}

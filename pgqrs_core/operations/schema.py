@@ -1,0 +1,138 @@
+"""The schema: installing, upgrading and removing it, and checking that it fits this code.
+
+Migrations go forward only. They are numbered files with a block for the shared tables and blocks for the tables of every
+queue; all pending ones run in one transaction, under an advisory lock, so they are applied once or not at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from pgqrs_core.effects import Execute, Op
+from pgqrs_core.errors import SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
+from pgqrs_core.messages import Queue
+from pgqrs_core.sql import MIGRATIONS, Migration, Query, queries
+
+__all__ = ["SUPPORTED", "build_queue", "check_schema", "install", "uninstall", "version"]
+
+#: The version of the schema that this code brings.
+SUPPORTED: Final = MIGRATIONS[-1].version
+
+COMPONENT: Final = "pgqrs"
+
+
+def install(schema: str, *, component: str = COMPONENT, migrations: Sequence[Migration] = MIGRATIONS) -> Op[list[str]]:
+    """Apply what is missing, and return the names of the steps that were applied.
+
+    Raises:
+        SchemaTooNew: a newer version is installed than this code knows.
+        SchemaError: a step was applied with other contents than it has now.
+    """
+    yield Execute(queries["migration_lock"], {"schema": schema})
+    yield Execute(queries["create_schema"])
+    rows = yield Execute(queries["applied_migrations"], {"component": component})
+    applied = {version: (checksum, safe) for version, checksum, safe in rows}
+    newest = migrations[-1].version
+    if applied and max(applied) > newest:
+        raise SchemaTooNew(schema, max(applied), newest)
+    done: list[str] = []
+    for step in migrations:
+        if step.version in applied:
+            if applied[step.version][0] != step.checksum:
+                raise SchemaError(
+                    f"migration {step.version} of {component} was changed after it was applied to schema {schema!r}",
+                    schema=schema,
+                    installed=max(applied),
+                    supported=newest,
+                )
+            continue
+        yield from _apply(component, step)
+        done.append(f"{component} {step.version:04} {step.name}")
+    return done
+
+
+def _apply(component: str, step: Migration) -> Op[None]:
+    if "shared" in step.blocks:
+        yield Execute(step.blocks["shared"])
+    if component == COMPONENT:
+        # Imported late: queues are built by this module.
+        from pgqrs_core.operations.queues import queue_of
+
+        rows = yield Execute(queries["list_queues"])
+        for queue in map(queue_of, rows):
+            yield from _apply_to_queue(step, queue)
+    yield Execute(
+        queries["record_migration"],
+        {
+            "component": component,
+            "version": step.version,
+            "name": step.name,
+            "checksum": step.checksum,
+            "safe": step.safe,
+        },
+    )
+
+
+def build_queue(queue: Queue) -> Op[None]:
+    """Create the tables of a queue, as all migrations so far have left them."""
+    for step in MIGRATIONS:
+        yield from _apply_to_queue(step, queue)
+
+
+def _apply_to_queue(step: Migration, queue: Queue) -> Op[None]:
+    blocks: list[Query | None] = [step.blocks.get("queue")]
+    if queue.options.archive:
+        blocks.append(step.blocks.get("archive"))
+    for block in blocks:
+        if block is not None:
+            yield Execute(block, {}, queue)
+
+
+def uninstall(schema: str) -> Op[list[str]]:
+    """Drop every queue and all that `install` made; return the names of the queues that were dropped.
+
+    The schema itself goes too unless somebody else keeps tables in it.
+    """
+    from pgqrs_core.operations.queues import delete_queue, list_queues
+
+    exists = yield Execute(queries["schema_exists"], {"schema": schema})
+    if not exists[0][0]:
+        raise SchemaMissing(schema, SUPPORTED)
+    yield Execute(queries["migration_lock"], {"schema": schema})
+    names = [queue.name for queue in (yield from list_queues())]
+    for name in names:
+        yield from delete_queue(name)
+    yield Execute(queries["drop_shared"])
+    empty = yield Execute(queries["schema_is_empty"], {"schema": schema})
+    if empty[0][0]:
+        yield Execute(queries["drop_schema"])
+    return names
+
+
+def version(schema: str) -> Op[int]:
+    """Return the installed version, 0 when nothing is installed."""
+    exists = yield Execute(queries["schema_exists"], {"schema": schema})
+    if not exists[0][0]:
+        return 0
+    rows = yield Execute(queries["applied_migrations"], {"component": COMPONENT})
+    return max((row[0] for row in rows), default=0)
+
+
+def check_schema(schema: str) -> Op[None]:
+    """Raise unless the installed schema fits this code.
+
+    A newer schema is fine as long as every step that this code does not know is marked safe for old code.
+
+    Raises:
+        SchemaMissing, SchemaTooOld, SchemaTooNew: naming both versions and what to run.
+    """
+    exists = yield Execute(queries["schema_exists"], {"schema": schema})
+    if not exists[0][0]:
+        raise SchemaMissing(schema, SUPPORTED)
+    rows = yield Execute(queries["applied_migrations"], {"component": COMPONENT})
+    installed = max((row[0] for row in rows), default=0)
+    if installed < SUPPORTED:
+        raise SchemaTooOld(schema, installed, SUPPORTED)
+    if not all(safe for number, _, safe in rows if number > SUPPORTED):
+        raise SchemaTooNew(schema, installed, SUPPORTED)

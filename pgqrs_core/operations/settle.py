@@ -1,0 +1,151 @@
+"""What becomes of a claimed message: ack, archive, nack, release; and keeping its lease. All fenced.
+
+Each names its rows by lane, id and lease token. A row that no longer matches was lost, to another consumer or because
+it was settled before, and the answer says which: one bool per lease, in the order asked. Rows are locked in the order
+of their keys, so that two batches never wait for each other in a circle.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Literal
+
+import msgspec
+from typing_extensions import TypeAlias
+
+from pgqrs_core.arrays import numbers
+from pgqrs_core.effects import Execute, Op, Rows
+from pgqrs_core.errors import ArchiveDisabled
+from pgqrs_core.messages import DEAD_LANE, MAX_SECONDS, Lease, Queue, check_number
+from pgqrs_core.operations.enqueue import SOON, ring
+from pgqrs_core.sql import queries
+
+if TYPE_CHECKING:
+    from pgqrs_core.doorbell import Doorbell
+
+__all__ = ["Failure", "Fate", "ack", "archive", "extend", "nack", "release"]
+
+Fate: TypeAlias = Literal["nacked", "dead", "lost"]
+
+
+class Failure(msgspec.Struct, frozen=True):
+    """A delivery that failed: after how many seconds to try again, why, and whether to bury it at once."""
+
+    lease: Lease
+    delay: float = 0.0
+    error: dict[str, Any] | None = None
+    bury: bool = False
+
+
+def ack(queue: Queue, leases: Sequence[Lease]) -> Op[list[bool]]:
+    """Remove handled messages."""
+    return (yield from _settle("ack", queue, leases))
+
+
+def archive(queue: Queue, leases: Sequence[Lease]) -> Op[list[bool]]:
+    """Move handled messages to the archive.
+
+    Raises:
+        ArchiveDisabled: if the queue keeps none.
+    """
+    if not queue.options.archive:
+        raise ArchiveDisabled(queue.name)
+    return (yield from _settle("archive", queue, leases))
+
+
+def release(queue: Queue, leases: Sequence[Lease], doorbell: Doorbell | None = None) -> Op[list[bool]]:
+    """Give untried messages back at once; the attempt does not count."""
+    kept = yield from _settle("release", queue, leases)
+    if any(kept):
+        yield from ring(queue, doorbell)
+    return kept
+
+
+def extend(queue: Queue, leases: Sequence[Lease], seconds: float) -> Op[list[bool]]:
+    """Let leases run for ``seconds`` from now (0.1 to 43,200)."""
+    check_number("lock_time", seconds, 0.1, 43_200)
+    return (yield from _settle("extend", queue, leases, lambda _: {"lease": float(seconds)}))
+
+
+def nack(queue: Queue, failures: Sequence[Failure], doorbell: Doorbell | None = None) -> Op[list[Fate]]:
+    """Give failed messages back after their delays, or bury those told to or without attempts left."""
+    for failure in failures:
+        check_number("delay", failure.delay, 0, MAX_SECONDS)
+    by_lease = {failure.lease: failure for failure in failures}
+
+    def more(leases: Sequence[Lease]) -> dict[str, object]:
+        chosen = [by_lease[lease] for lease in leases]
+        return {
+            "max_attempts": queue.options.max_attempts,
+            "delays": numbers(float(failure.delay) for failure in chosen),
+            "burials": numbers("t" if failure.bury else "f" for failure in chosen),
+            "errors": [_error_text(failure.error) for failure in chosen],
+        }
+
+    fates: dict[Lease, Fate] = {}
+    for leases in _rounds(by_lease):
+        rows = yield _execute("nack", queue, leases, more)
+        lanes = dict(rows)
+        for lease in leases:
+            if lease.message_id in lanes:
+                fates[lease] = "dead" if lanes[lease.message_id] == DEAD_LANE else "nacked"
+    if any(fates.get(failure.lease) == "nacked" and failure.delay <= SOON for failure in failures):
+        yield from ring(queue, doorbell)
+    return [fates.get(failure.lease, "lost") for failure in failures]
+
+
+def _settle(
+    name: str,
+    queue: Queue,
+    leases: Sequence[Lease],
+    more: Callable[[Sequence[Lease]], dict[str, object]] | None = None,
+) -> Op[list[bool]]:
+    kept: set[Lease] = set()
+    for group in _rounds(leases):
+        rows: Rows = yield _execute(name, queue, group, more)
+        ids = {row[0] for row in rows}
+        kept.update(group if len(ids) == len(group) else (lease for lease in group if lease.message_id in ids))
+    return [lease in kept for lease in leases]
+
+
+def _execute(
+    name: str,
+    queue: Queue,
+    leases: Sequence[Lease],
+    more: Callable[[Sequence[Lease]], dict[str, object]] | None,
+) -> Execute:
+    params: dict[str, object] = {
+        "lanes": numbers([lease.lane for lease in leases]),
+        "ids": numbers([lease.message_id for lease in leases]),
+        "tokens": numbers([lease.token for lease in leases]),
+    }
+    if more is not None:
+        params.update(more(leases))
+    return Execute(queries[name], params, queue)
+
+
+def _rounds(leases: Iterable[Lease]) -> list[list[Lease]]:
+    """Sort leases by key, in rounds in which no id occurs twice: an answer names the id only.
+
+    A second lease on the same id is a stale one, kept by somebody who was overtaken.
+    """
+    distinct = sorted(set(leases), key=_key)
+    rounds: list[list[Lease]] = []
+    while distinct:
+        chosen = {lease.message_id: lease for lease in distinct}
+        if len(chosen) == len(distinct):
+            rounds.append(distinct)
+            break
+        rounds.append(list(chosen.values()))
+        taken = set(chosen.values())
+        distinct = [lease for lease in distinct if lease not in taken]
+    return rounds
+
+
+def _key(lease: Lease) -> tuple[int, int]:
+    return lease.lane, lease.message_id
+
+
+def _error_text(error: dict[str, Any] | None) -> str | None:
+    # NUL is the one character that PostgreSQL's json cannot hold once it is looked into.
+    return None if error is None else msgspec.json.encode(error).decode().replace("\\u0000", "\\ufffd")

@@ -1,0 +1,110 @@
+"""What makes a module a plugin: hooks that match their specification, offers of the promised type."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pgqrs_core import hookspecs
+from pgqrs_core.hookspecs import AdapterInfo, MigrationSource
+from pgqrs_core.serializers import Serializer
+
+if TYPE_CHECKING:
+    import pluggy
+
+__all__ = ["HOOKS", "ContractError", "Offers", "check_marks", "offers_of"]
+
+#: The names of all hooks.
+HOOKS = tuple(name for name in hookspecs.__all__ if name.startswith("pgqrs_"))
+
+
+class ContractError(Exception):
+    """A plugin breaks the contract of a hook; says which, in one sentence."""
+
+
+class Offers(NamedTuple):
+    """What one plugin adds by the hooks that are asked while it is loaded."""
+
+    serializers: tuple[Serializer, ...]
+    adapters: tuple[AdapterInfo, ...]
+    migrations: tuple[MigrationSource, ...]
+
+
+def check_marks(manager: pluggy.PluginManager, plugin: object) -> None:
+    """Refuse what pluggy would accept in silence, or explain worse.
+
+    Raises:
+        ContractError: It is a class, lacks a mark, names an unknown hook, or implements one by anything but a
+            plain function.
+    """
+    if isinstance(plugin, type):
+        raise ContractError(f"it names the class {plugin.__name__}; name a module, or an instance")
+    for attribute in dir(plugin):
+        options = manager.parse_hookimpl_opts(plugin, attribute)
+        if options is None:
+            if attribute in HOOKS and inspect.isroutine(getattr(plugin, attribute)):
+                raise ContractError(f"{attribute} is not marked with pgqrs_core.hookspecs.hookimpl")
+            continue
+        hook = options.get("specname") or attribute
+        if hook in HOOKS:
+            _check_kind(hook, options, getattr(plugin, attribute))
+        elif not options.get("optionalhook"):
+            near = difflib.get_close_matches(hook, HOOKS, n=1)
+            hint = f"did you mean {near[0]}?" if near else f"known are: {', '.join(HOOKS)}"
+            raise ContractError(f"there is no hook {hook}; {hint}")
+
+
+def _check_kind(hook: str, options: Any, function: object) -> None:
+    if options.get("wrapper") or options.get("hookwrapper"):
+        raise ContractError(
+            f"{hook} is a wrapper; hooks of pgqrs are called one by one and cannot be wrapped"
+        )
+    kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
+    if any(is_kind(function) for is_kind in kinds):
+        raise ContractError(f"{hook} must be a plain function: nobody would await or iterate it")
+
+
+def offers_of(manager: pluggy.PluginManager, plugin: object) -> Offers:
+    """Ask a registered plugin what it offers.
+
+    Raises:
+        ContractError: It offers something of another type than the hook promises.
+    """
+
+    def ask(hook: str) -> list[Any]:
+        found = getattr(manager.hook, hook).get_hookimpls()
+        return [one.function() for one in found if one.plugin is plugin]
+
+    return Offers(
+        tuple(one for offered in ask("pgqrs_serializers") for one in _serializers(offered)),
+        tuple(map(_adapter, ask("pgqrs_adapters"))),
+        tuple(map(_migration, ask("pgqrs_migrations"))),
+    )
+
+
+def _serializers(offered: object) -> list[Serializer]:
+    if not isinstance(offered, (list, tuple)):
+        raise ContractError(f"pgqrs_serializers returned {type(offered).__name__}, not a list of Serializer")
+    for one in offered:
+        if isinstance(one, type) or not isinstance(one, Serializer) or not _is_text(one.content_type):
+            raise ContractError(f"pgqrs_serializers returned {one!r}, not a Serializer with a content_type")
+    return list(offered)
+
+
+def _adapter(offered: object) -> AdapterInfo:
+    if not isinstance(offered, AdapterInfo) or not _is_text(offered.name) or not callable(offered.check):
+        raise ContractError(
+            f"pgqrs_adapters returned {offered!r}, not an AdapterInfo with a name and a check"
+        )
+    return offered
+
+
+def _migration(offered: object) -> MigrationSource:
+    if isinstance(offered, MigrationSource) and _is_text(offered.component) and _is_text(offered.package):
+        return offered
+    raise ContractError(f"pgqrs_migrations returned {offered!r}, not a MigrationSource of two texts")
+
+
+def _is_text(value: object) -> bool:
+    return isinstance(value, str) and bool(value)

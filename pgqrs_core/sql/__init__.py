@@ -1,0 +1,89 @@
+"""The catalogue of statements, read once from the ``.sql`` files beside this module.
+
+A statement begins with ``-- name: <name>`` and the comment that follows says what it promises. Placeholders in
+braces are identifiers, composed by the driver and never formatted: ``{schema}``, ``{queue}``, ``{archive}``, ``{view}``
+and ``{queue_id}`` (a number). Values are always parameters.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from types import MappingProxyType
+from typing import Final
+
+__all__ = ["MIGRATIONS", "Migration", "Query", "queries"]
+
+_BLOCK = re.compile(r"^-- name: (?P<name>\w+)(?P<flags>(?: \w+)*)\s*\n", re.MULTILINE)
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """One named statement, or a script of several that takes no parameters.
+
+    Flags stand behind the name. ``relaxed``: its commit may be lost in a crash of the server without harm, so it need
+    not wait for the disk. ``patient``: it may take longer than the query timeout. ``bitmap``: it wants the bitmap
+    scans that are switched off for everything else.
+    """
+
+    name: str
+    text: str
+    flags: frozenset[str] = frozenset()
+
+    @property
+    def relaxed(self) -> bool:
+        """Whether its commit need not wait for the disk."""
+        return "relaxed" in self.flags
+
+
+@dataclass(frozen=True, slots=True)
+class Migration:
+    """One forward step of the schema: for the shared tables, and for the tables of every queue."""
+
+    version: int
+    name: str
+    checksum: str
+    #: Whether code that does not know this step keeps running after it.
+    safe: bool
+    blocks: Mapping[str, Query]
+
+
+def _blocks(text: str) -> Iterator[Query]:
+    starts = list(_BLOCK.finditer(text))
+    ends = [match.start() for match in starts[1:]] + [len(text)]
+    for match, end in zip(starts, ends):
+        body = text[match.end() : end].strip()
+        yield Query(match["name"], body.removesuffix(";"), frozenset(match["flags"].split()))
+
+
+def _load() -> Mapping[str, Query]:
+    found: dict[str, Query] = {}
+    for path in sorted(files(__name__).iterdir(), key=lambda item: item.name):
+        if path.name.endswith(".sql"):
+            for query in _blocks(path.read_text(encoding="utf-8")):
+                if query.name in found:
+                    raise ValueError(f"two statements are named {query.name!r}")
+                found[query.name] = query
+    return MappingProxyType(found)
+
+
+def _migrations() -> Iterator[Migration]:
+    folder = files(__name__) / "migrations"
+    for path in sorted(folder.iterdir(), key=lambda item: item.name):
+        number, _, rest = path.name.partition("_")
+        if path.name.endswith(".sql"):
+            text = path.read_text(encoding="utf-8")
+            yield Migration(
+                version=int(number),
+                name=rest.removesuffix(".sql"),
+                checksum=hashlib.sha256(text.encode()).hexdigest(),
+                safe="-- safe: yes" in text,
+                blocks=MappingProxyType({block.name: block for block in _blocks(text)}),
+            )
+
+
+queries: Final = _load()
+MIGRATIONS: Final = tuple(_migrations())

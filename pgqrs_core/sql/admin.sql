@@ -1,0 +1,229 @@
+-- What administrators do: the schema, queues, figures, dead letters, the archive, housekeeping.
+
+-- name: migration_lock patient
+-- One migrator at a time, until its transaction ends. The number is the CRC-32 of "pgqrs".
+select pg_advisory_xact_lock(1374528841, hashtext(%(schema)s));
+
+-- name: create_schema
+create schema if not exists {schema};
+create table if not exists {schema}.migrations (
+  component   text        not null,
+  version     int         not null,
+  name        text        not null,
+  checksum    text        not null,
+  safe        boolean     not null,
+  applied_at  timestamptz not null default now(),
+  primary key (component, version)
+);
+
+-- name: applied_migrations
+select version, checksum, safe from {schema}.migrations where component = %(component)s order by version;
+
+-- name: record_migration
+insert into {schema}.migrations (component, version, name, checksum, safe)
+values (%(component)s, %(version)s, %(name)s, %(checksum)s, %(safe)s);
+
+-- name: schema_exists
+select exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+               where n.nspname = %(schema)s and c.relname = 'migrations');
+
+-- name: drop_shared
+drop table {schema}.waiters, {schema}.leaders, {schema}.queues, {schema}.migrations;
+
+-- name: schema_is_empty
+select not exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+                   where n.nspname = %(schema)s);
+
+-- name: drop_schema
+drop schema {schema};
+
+-- name: find_queue
+select queue_id, name, table_suffix, options::text, paused_at, created_at from {schema}.queues where name = %(name)s;
+
+-- name: list_queues
+select queue_id, name, table_suffix, options::text, paused_at, created_at from {schema}.queues order by name;
+
+-- name: queue_names
+select name from {schema}.queues order by name limit 10000;
+
+-- name: insert_queue
+-- Nothing comes back when the name is taken.
+insert into {schema}.queues (name, table_suffix, options) values (%(name)s, %(suffix)s, %(options)s::json)
+on conflict do nothing
+returning queue_id, name, table_suffix, options::text, paused_at, created_at;
+
+-- name: alter_queue
+update {schema}.queues set options = %(options)s::json where name = %(name)s
+returning queue_id, name, table_suffix, options::text, paused_at, created_at;
+
+-- name: lock_queue
+-- Serialises changes of one queue; claims and enqueues do not wait for it.
+select queue_id, name, table_suffix, options::text, paused_at, created_at
+from {schema}.queues where name = %(name)s for update;
+
+-- name: drop_queue patient
+drop view {view};
+drop table {queue};
+
+-- name: drop_archive patient
+drop table {archive};
+
+-- name: delete_queue
+delete from {schema}.queues where queue_id = {queue_id};
+
+-- name: pause_queue
+update {schema}.queues set paused_at = coalesce(paused_at, statement_timestamp()) where name = %(name)s returning true;
+
+-- name: resume_queue
+update {schema}.queues set paused_at = null where name = %(name)s returning true;
+
+-- name: purge
+-- Remove up to `limit` messages that nobody holds: ready and delayed, not the dead.
+with gone as materialized (
+  select lane, message_id from {queue}
+  where lane >= -10 and lease_until <= statement_timestamp()
+  order by lane, message_id limit %(limit)s for update skip locked
+)
+delete from {queue} q using gone where q.lane = gone.lane and q.message_id = gone.message_id returning q.message_id;
+
+-- name: peek
+-- What a consumer would see, in its order, without claiming.
+select r.* from unnest(%(lanes)s::smallint[]) with ordinality h(lane, place)
+cross join lateral (
+  select message_id, case when expires_at <= statement_timestamp() then 'expired'
+                          when lease_until > statement_timestamp() then 'in flight'
+                          when due_at > statement_timestamp() then 'delayed'
+                          else 'ready' end,
+         priority, attempt, enqueued_at, due_at, expires_at, coalesce(content_type, ''), headers::text, body
+  from {queue} where lane = h.lane order by message_id limit %(limit)s
+) r
+order by h.place, r.message_id
+limit %(limit)s;
+
+-- name: metrics
+-- Figures per lane. At most `cap` + 1 rows of a lane are visited at each end, so a backlog of millions costs as much
+-- as one of thousands; operations/metrics.py extrapolates from the density of ids.
+select {queue_id}::int, h.lane, s.seen, s.held, s.first, s.reached,
+  case when s.seen > %(cap)s then
+    (select message_id from {queue} where lane = h.lane order by message_id desc limit 1) end as last,
+  case when h.lane between -10 and -1 then
+    (select count(*) from (select from {queue} where lane = h.lane and due_at <= statement_timestamp()
+       and lease_until <= statement_timestamp() order by due_at, message_id limit %(cap)s + 1) d) end as due,
+  case when h.lane >= 0 then
+    (select extract(epoch from statement_timestamp() - enqueued_at)::float8 from {queue}
+     where lane = h.lane and lease_until <= statement_timestamp() order by message_id limit 1)
+  when h.lane >= -10 then
+    (select extract(epoch from statement_timestamp() - due_at)::float8 from {queue}
+     where lane = h.lane and due_at <= statement_timestamp() and lease_until <= statement_timestamp()
+     order by due_at, message_id limit 1) end as oldest,
+  case when h.lane between -10 and -1 then
+    (select extract(epoch from due_at - statement_timestamp())::float8 from {queue}
+     where lane = h.lane and due_at > statement_timestamp() order by due_at, message_id limit 1) end as next_due
+from unnest('{{9,8,7,6,5,4,3,2,1,0,-1,-2,-3,-4,-5,-6,-7,-8,-9,-10,-100}}'::smallint[]) h(lane)
+cross join lateral (
+  select count(*) as seen, count(*) filter (where r.lease_until > statement_timestamp()) as held,
+         min(r.message_id) as first, max(r.message_id) as reached
+  from (select message_id, lease_until from {queue} where lane = h.lane
+        order by message_id limit %(cap)s + 1) r
+) s
+where s.seen > 0;
+
+-- name: archive_metrics
+select {queue_id}::int, count(*) as seen, min(r.message_id) as first, max(r.message_id) as reached,
+  (select message_id from {archive} order by message_id desc limit 1) as last
+from (select message_id from {archive} order by message_id limit %(cap)s + 1) r;
+
+-- name: list_dead
+-- The most recently dead first.
+select message_id, priority, attempt, enqueued_at, due_at, coalesce(content_type, ''), headers::text,
+       last_error::text, body
+from {queue} where lane = -100 and due_at < coalesce(%(before)s::timestamptz, 'infinity')
+order by lane desc, due_at desc, message_id desc limit %(limit)s;
+
+-- name: show_dead
+select message_id, priority, attempt, enqueued_at, due_at, coalesce(content_type, ''), headers::text,
+       last_error::text, body
+from {queue} where lane = -100 and message_id = %(id)s;
+
+-- name: replay_dead
+-- Put dead messages back as if new, at once and without their time to live, by their old priority.
+update {queue} q
+set lane = -1 - q.priority, due_at = statement_timestamp(), attempt = 0, expires_at = null,
+    lease_until = 'epoch', lease_token = 0
+from unnest(%(ids)s::bigint[]) r(message_id)
+where q.lane = -100 and q.message_id = r.message_id
+returning q.message_id;
+
+-- name: dead_ids
+-- Candidates for replaying or purging everything, oldest id first, page by page.
+select message_id from {queue} where lane = -100 and message_id > %(after)s order by message_id limit %(limit)s;
+
+-- name: purge_dead
+delete from {queue} q using unnest(%(ids)s::bigint[]) r(message_id)
+where q.lane = -100 and q.message_id = r.message_id
+returning q.message_id;
+
+-- name: list_archive
+-- The newest id first.
+select message_id, attempt, enqueued_at, archived_at, coalesce(content_type, ''), headers::text, body
+from {archive} where message_id < coalesce(%(before)s::bigint, 9223372036854775807)
+order by message_id desc limit %(limit)s;
+
+-- name: replay_archive
+-- Move archived messages back into the queue as new messages with new ids; answers with those.
+with gone as (
+  delete from {archive} a using unnest(%(ids)s::bigint[]) r(message_id) where a.message_id = r.message_id
+  returning a.message_id, a.priority, a.content_type, a.headers, a.body
+)
+insert into {queue} (lane, priority, content_type, headers, body)
+select priority, priority, content_type, headers, body from gone
+returning message_id;
+
+-- name: prune_archive bitmap
+-- Remove up to `limit` messages archived more than `seconds` ago.
+with old as materialized (
+  select ctid from {archive}
+  where archived_at < statement_timestamp() - %(seconds)s::float8 * interval '1 second' limit %(limit)s
+)
+delete from {archive} a using old where a.ctid = old.ctid returning a.message_id;
+
+-- name: expire
+-- Remove up to `limit` messages whose time to live has run out and that nobody holds; not the dead.
+with gone as materialized (
+  select lane, message_id from {queue}
+  where expires_at <= statement_timestamp() and lease_until <= statement_timestamp() and lane >= -10
+  order by expires_at limit %(limit)s for update skip locked
+)
+delete from {queue} q using gone where q.lane = gone.lane and q.message_id = gone.message_id returning q.message_id;
+
+-- name: prune_dead
+-- Remove up to `limit` messages that died more than `seconds` ago.
+with old as materialized (
+  select message_id from {queue}
+  where lane = -100 and due_at < statement_timestamp() - %(seconds)s::float8 * interval '1 second'
+  order by due_at, message_id limit %(limit)s for update skip locked
+)
+delete from {queue} q using old where q.lane = -100 and q.message_id = old.message_id returning q.message_id;
+
+-- name: elect relaxed
+-- Become, or stay, the one process that does the housekeeping; no row when another is.
+insert into {schema}.leaders as l (role, holder, until)
+values (%(role)s, %(holder)s, statement_timestamp() + %(seconds)s::float8 * interval '1 second')
+on conflict (role) do update set holder = excluded.holder, until = excluded.until
+where l.until <= statement_timestamp() or l.holder = excluded.holder
+returning holder;
+
+-- name: resign relaxed
+delete from {schema}.leaders where role = %(role)s and holder = %(holder)s;
+
+-- name: forget_waiters relaxed
+-- Rows of processes that died without saying so.
+delete from {schema}.waiters where until < statement_timestamp() - interval '1 hour';
+
+-- name: dead_tuples
+-- How much there is to vacuum, and since when nobody did.
+select coalesce(n_dead_tup, 0) from pg_catalog.pg_stat_all_tables
+where schemaname = %(schema)s and relname = %(table)s;
+
+-- name: vacuum patient
+vacuum (skip_locked, truncate off) {queue};

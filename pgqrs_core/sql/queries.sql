@@ -1,0 +1,162 @@
+-- What happens to messages: enqueue, claim, settle. The tables are described in migrations/0001_initial.sql.
+--
+-- All of these name rows by (lane, message_id), the primary key, and never by ctid; all times are the database's,
+-- and statement_timestamp() rather than clock_timestamp(), which keeps them legal on a sharded schema of Citus.
+
+-- name: enqueue_one
+-- Store one message. Also tells whether some consumer sleeps: only then is a NOTIFY worth its price.
+insert into {queue} (lane, priority, due_at, expires_at, content_type, headers, body)
+values (%(lane)s, %(priority)s,
+        coalesce(%(at)s::timestamptz, statement_timestamp() + %(delay)s::float8 * interval '1 second'),
+        statement_timestamp() + %(ttl)s::float8 * interval '1 second',
+        %(content_type)s, %(headers)s::json, %(body)s)
+returning message_id,
+  exists (select from {schema}.waiters w where w.queue_id = {queue_id} and w.until > statement_timestamp());
+
+-- name: enqueue_alike
+-- Store many messages that differ only in their bodies; ids come back in their order.
+insert into {queue} (lane, priority, due_at, expires_at, content_type, headers, body)
+select %(lane)s, %(priority)s,
+       coalesce(%(at)s::timestamptz, statement_timestamp() + %(delay)s::float8 * interval '1 second'),
+       statement_timestamp() + %(ttl)s::float8 * interval '1 second',
+       %(content_type)s, %(headers)s::json, b.body
+from unnest(%(bodies)s::bytea[]) b(body)
+returning message_id,
+  exists (select from {schema}.waiters w where w.queue_id = {queue_id} and w.until > statement_timestamp());
+
+-- name: enqueue_mixed
+-- Store many messages, each with its own priority, delay, time to live, type and headers.
+insert into {queue} (lane, priority, due_at, expires_at, content_type, headers, body)
+select m.lane, m.priority,
+       coalesce(m.at, statement_timestamp() + m.delay * interval '1 second'),
+       statement_timestamp() + m.ttl * interval '1 second',
+       m.content_type, m.headers::json, m.body
+from unnest(%(lanes)s::smallint[], %(priorities)s::smallint[], %(ats)s::timestamptz[], %(delays)s::float8[],
+            %(ttls)s::float8[], %(content_types)s::text[], %(headers)s::text[], %(bodies)s::bytea[])
+     m(lane, priority, at, delay, ttl, content_type, headers, body)
+returning message_id,
+  exists (select from {schema}.waiters w where w.queue_id = {queue_id} and w.until > statement_timestamp());
+
+-- name: claim relaxed
+-- Take up to n messages for `lease` seconds, by lane in the order given and within a lane by age.
+--
+-- Ready lanes are read through the primary key from the consumer's low-water mark on; delayed lanes through
+-- (lane, due_at). Each arm locks what it reads and skips what others have locked; the outer limit stops the arms as
+-- soon as n rows are locked, and materialized keeps the planner from asking for more. Nothing here changes an
+-- indexed column. oldest and newest bound the transactions that were running: see marks.py.
+with picked as materialized (
+  select h.lane, r.message_id,
+         pg_snapshot_xmin(pg_current_snapshot())::text::bigint as oldest,
+         pg_snapshot_xmax(pg_current_snapshot())::text::bigint as newest
+  from unnest(%(lanes)s::smallint[], %(marks)s::bigint[]) h(lane, mark)
+  cross join lateral (
+    select d.message_id from (
+      select message_id from {queue}
+      where lane = h.lane and h.lane < 0 and due_at <= statement_timestamp()
+        and lease_until <= statement_timestamp() and (expires_at is null or expires_at > statement_timestamp())
+      order by due_at, message_id limit %(limit)s for update skip locked) d
+    union all
+    select e.message_id from (
+      select message_id from {queue}
+      where lane = h.lane and h.lane >= 0 and message_id >= h.mark
+        and lease_until <= statement_timestamp() and (expires_at is null or expires_at > statement_timestamp())
+      order by message_id limit %(limit)s for update skip locked) e
+  ) r
+  where not exists (select from {schema}.queues where queue_id = {queue_id} and paused_at is not null)
+  limit %(limit)s
+)
+update {queue} q
+set attempt = q.attempt + 1,
+    lease_until = statement_timestamp() + %(lease)s::float8 * interval '1 second',
+    lease_token = %(token)s
+from picked
+where q.lane = picked.lane and q.message_id = picked.message_id
+returning q.lane, q.message_id, q.attempt, q.priority, q.enqueued_at, coalesce(q.content_type, ''), q.headers::text,
+  q.body, q.lease_token, picked.oldest, picked.newest;
+
+-- name: ack
+-- Remove messages whose leases are still held; answers with those.
+delete from {queue} q
+using unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token)
+where q.lane = a.lane and q.message_id = a.message_id and q.lease_token = a.token
+returning q.message_id;
+
+-- name: archive
+-- Move messages whose leases are still held to the archive; answers with those.
+with gone as (
+  delete from {queue} q
+  using unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token)
+  where q.lane = a.lane and q.message_id = a.message_id and q.lease_token = a.token
+  returning q.message_id, q.priority, q.attempt, q.enqueued_at, q.content_type, q.headers, q.body
+)
+insert into {archive} (message_id, priority, attempt, enqueued_at, content_type, headers, body)
+select message_id, priority, attempt, enqueued_at, content_type, headers, body from gone
+returning message_id;
+
+-- name: nack
+-- Give failed messages back after a delay, or bury them: when told to, or when their attempts are used up.
+-- Answers with the lane each went to.
+update {queue} q
+set lane = case when r.bury or q.attempt >= %(max_attempts)s then -100 else -1 - q.priority end,
+    due_at = statement_timestamp()
+      + case when r.bury or q.attempt >= %(max_attempts)s then 0 else r.delay end * interval '1 second',
+    lease_until = 'epoch', lease_token = 0, last_error = r.error::json
+from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[],
+            %(delays)s::float8[], %(burials)s::boolean[], %(errors)s::text[])
+     r(lane, message_id, token, delay, bury, error)
+where q.lane = r.lane and q.message_id = r.message_id and q.lease_token = r.token
+returning q.message_id, q.lane;
+
+-- name: release
+-- Give untried messages back at once, in their old order and ahead of what waits. Through the delayed lanes, which no
+-- low-water mark hides: due since they were enqueued.
+update {queue} q
+set lane = -1 - q.priority, due_at = q.enqueued_at, attempt = greatest(q.attempt - 1, 0),
+    lease_until = 'epoch', lease_token = 0
+from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) r(lane, message_id, token)
+where q.lane = r.lane and q.message_id = r.message_id and q.lease_token = r.token
+returning q.message_id;
+
+-- name: extend relaxed
+-- Let leases that are still held run for `lease` seconds from now; answers with those.
+update {queue} q
+set lease_until = statement_timestamp() + %(lease)s::float8 * interval '1 second'
+from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) r(lane, message_id, token)
+where q.lane = r.lane and q.message_id = r.message_id and q.lease_token = r.token
+returning q.message_id;
+
+-- name: watch relaxed
+-- Note that this consumer sleeps on these queues for `seconds`, unless it says otherwise.
+insert into {schema}.waiters (queue_id, consumer, until)
+select q.id, %(consumer)s, statement_timestamp() + %(seconds)s::float8 * interval '1 second'
+from unnest(%(queue_ids)s::int[]) q(id)
+on conflict (queue_id, consumer) do update set until = excluded.until;
+
+-- name: unwatch relaxed
+-- This consumer is busy again, or leaves.
+delete from {schema}.waiters where consumer = %(consumer)s and queue_id = any(%(queue_ids)s::int[]);
+
+-- name: probe
+-- Without claiming: is anything claimable, and in how many seconds is the next delayed message due?
+select {queue_id}::int as queue_id,
+  not exists (select from {schema}.queues where queue_id = {queue_id} and paused_at is not null)
+  and exists (
+    select from unnest('{{9,8,7,6,5,4,3,2,1,0}}'::smallint[]) h(lane) cross join lateral (
+      select from {queue} where lane = h.lane and lease_until <= statement_timestamp()
+        and (expires_at is null or expires_at > statement_timestamp())
+      order by message_id limit 1) r
+    union all
+    select from unnest('{{-10,-9,-8,-7,-6,-5,-4,-3,-2,-1}}'::smallint[]) h(lane) cross join lateral (
+      select from {queue} where lane = h.lane and due_at <= statement_timestamp()
+        and lease_until <= statement_timestamp() and (expires_at is null or expires_at > statement_timestamp())
+      order by due_at, message_id limit 1) r
+  ) as claimable,
+  (select extract(epoch from min(r.due_at) - statement_timestamp())::float8
+   from unnest('{{-10,-9,-8,-7,-6,-5,-4,-3,-2,-1}}'::smallint[]) h(lane) cross join lateral (
+     select due_at from {queue} where lane = h.lane and due_at > statement_timestamp()
+     order by due_at, message_id limit 1) r
+  ) as next_due;
+
+-- name: notify
+-- Wake consumers. The payload is a queue's number and nothing else; whoever gets it looks for himself.
+select pg_notify(%(channel)s, %(payload)s);

@@ -1,0 +1,8 @@
+"""What tests of pgqrs, and of programs that use it, share. Nothing here imports pytest; the fixtures do.
+
+The fixtures are in ``pgqrs_core.testing.postgres``: ``pytest_plugins = ["pgqrs_core.testing.postgres"]``.
+"""
+
+from pgqrs_core.testing.servers import docker_server, find_bindir, throw_away_cluster, with_database
+
+__all__ = ["docker_server", "find_bindir", "throw_away_cluster", "with_database"]

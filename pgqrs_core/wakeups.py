@@ -1,0 +1,366 @@
+"""One connection per process on which sleeping consumers are woken, blocking and asynchronous.
+
+What to do when is decided in :mod:`pgqrs_core.watch`; here it is done. The connection listens on the schema's
+channel, marks and probes; whatever breaks it, consumers fall back to looking for themselves until it is back.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import select
+import threading
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+from psycopg import sql
+
+from pgqrs_core.drivers import aio, sync
+from pgqrs_core.effects import Execute
+from pgqrs_core.errors import PgqrsError
+from pgqrs_core.sql import queries
+from pgqrs_core.watch import MARK_SECONDS, POLL, Agenda, Watch
+
+if TYPE_CHECKING:
+    from pgqrs_core.drivers.session import Link
+    from pgqrs_core.drivers.statements import Statements
+    from pgqrs_core.messages import Queue
+
+__all__ = ["AsyncWakeups", "Wakeups"]
+
+_log = logging.getLogger("pgqrs.wakeups")
+
+_SPARE = "set idle_session_timeout = 0"
+_LONGEST_PAUSE = 5.0
+
+
+class _Shared:
+    """What both have in common: the state, and the statements that the agenda turns into."""
+
+    def __init__(self, statements: Statements, channel: str, *, listen: bool, timeout: float, target: str) -> None:
+        self._statements = statements
+        self._channel = channel
+        self._listen = listen
+        self._timeout = timeout
+        self._target = target
+        self._consumer = secrets.randbits(62)
+        self.watch = Watch()
+        self.watch.listening = listen
+
+    def _mark(self, ids: list[int]) -> Execute:
+        params = {"queue_ids": _ints(ids), "consumer": self._consumer, "seconds": MARK_SECONDS}
+        return Execute(queries["watch"], params)
+
+    def _unmark(self, ids: list[int]) -> Execute:
+        return Execute(queries["unwatch"], {"queue_ids": _ints(ids), "consumer": self._consumer})
+
+    def _listen_text(self) -> sql.Composed:
+        return sql.SQL("listen {}").format(sql.Identifier(self._channel))
+
+    def _take(self, pgconn: psycopg.pq.PGconn) -> None:
+        """Note the notifications that have arrived."""
+        pgconn.consume_input()
+        while (notice := pgconn.notifies()) is not None:
+            # The payload is never trusted: anybody may notify.
+            with contextlib.suppress(ValueError):
+                self.watch.rang(int(notice.extra))
+
+    def _report(self, error: Exception, pause: float) -> None:
+        _log.warning("the wake-up connection broke, consumers poll; next try in %.1f s: %s", pause, error)
+
+
+class Wakeups(_Shared):
+    """Wakes the threads of this process. The connection and its thread start with the first wait."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Link[psycopg.Connection[Any]]],
+        statements: Statements,
+        channel: str,
+        *,
+        listen: bool,
+        timeout: float,
+        target: str,
+    ) -> None:
+        super().__init__(statements, channel, listen=listen, timeout=timeout, target=target)
+        self._connect = connect
+        self._news = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._reader, self._writer = -1, -1
+
+    def wait(self, queue: Queue, patience: float) -> float:
+        """Wait for news of ``queue``, at most ``patience`` seconds; return the patience left."""
+        with self._news:
+            if self._closing:
+                return 0.0
+            self._start()
+            began = self.watch.clock()
+            generation = self.watch.join(queue)
+            try:
+                if generation is None:
+                    self._nudge()
+                    self._news.wait_for(lambda: self._closing or self.watch.is_marked(queue), min(patience, POLL))
+                else:
+                    self._outwait(queue, generation, patience)
+            finally:
+                self.watch.leave(queue)
+            return max(patience - (self.watch.clock() - began), 0.0)
+
+    def _outwait(self, queue: Queue, generation: int, patience: float) -> None:
+        deadline = self.watch.clock() + patience
+        while not self._closing and not self.watch.has_news(queue, generation):
+            left = deadline - self.watch.clock()
+            if left <= 0:
+                return
+            # Whatever happens to the thread, nobody sleeps through a silence.
+            if not self._news.wait(min(left, 2 * POLL)) and self.watch.is_stale():
+                return
+
+    def close(self) -> None:
+        """End all waits, and the thread and its connection."""
+        with self._news:
+            self._closing = True
+            self._news.notify_all()
+            if self._thread is not None:
+                self._nudge()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=5)
+
+    def _start(self) -> None:
+        if self._thread is None or not self._thread.is_alive():
+            self._reader, self._writer = os.pipe()
+            os.set_blocking(self._writer, False)
+            os.set_blocking(self._reader, False)
+            self._thread = threading.Thread(target=self._run, name="pgqrs-wakeups", daemon=True)
+            self._thread.start()
+
+    def _nudge(self) -> None:
+        # A full pipe already holds a nudge.
+        with contextlib.suppress(BlockingIOError):
+            os.write(self._writer, b"!")
+
+    def _run(self) -> None:
+        pause = 0.1
+        try:
+            while not self._closing:
+                try:
+                    link = self._connect()
+                except PgqrsError as error:
+                    pause = self._rest(error, pause)
+                    continue
+                try:
+                    self._prepare(link)
+                    pause = 0.1
+                    while not self._closing:
+                        self._step(link)
+                    self._farewell(link)
+                except (PgqrsError, psycopg.Error, OSError) as error:
+                    if not self._closing:
+                        pause = self._rest(error, pause)
+                finally:
+                    link.connection.close()
+        finally:
+            os.close(self._reader)
+            os.close(self._writer)
+
+    def _rest(self, error: Exception, pause: float) -> float:
+        self._report(error, pause)
+        with self._news:
+            self.watch.lost()
+            self._news.notify_all()
+            self._news.wait_for(lambda: self._closing, pause)
+        return min(pause * 2, _LONGEST_PAUSE)
+
+    def _prepare(self, link: Link[psycopg.Connection[Any]]) -> None:
+        with self._news:
+            self.watch.listening = self._listen and not link.pooled
+        if self.watch.listening:
+            link.connection.execute(_SPARE)
+            link.connection.execute(self._listen_text())
+
+    def _step(self, link: Link[psycopg.Connection[Any]]) -> None:
+        with self._news:
+            agenda: Agenda = self.watch.agenda()
+            self._news.notify_all()
+        if agenda.unmark:
+            self._execute(link, self._unmark(agenda.unmark))
+        if agenda.mark:
+            self._execute(link, self._mark(agenda.mark))
+            with self._news:
+                self.watch.marked(agenda.mark)
+                self._news.notify_all()
+        if agenda.probe:
+            began = self.watch.clock()
+            rows = self._execute(link, Execute(queries["probe"], queues=tuple(agenda.probe)))
+            with self._news:
+                self.watch.probed(agenda.probe, rows, self.watch.clock() - began)
+                self._news.notify_all()
+        if not (agenda.mark or agenda.probe):
+            self._sleep(link, agenda.sleep)
+        with self._news:
+            self._take(link.connection.pgconn)
+            self._news.notify_all()
+
+    def _sleep(self, link: Link[psycopg.Connection[Any]], seconds: float) -> None:
+        poll = select.poll()
+        poll.register(link.connection.pgconn.socket, select.POLLIN)
+        poll.register(self._reader, select.POLLIN)
+        for descriptor, _ in poll.poll(seconds * 1000):
+            if descriptor == self._reader:
+                os.read(self._reader, 4096)
+
+    def _execute(self, link: Link[psycopg.Connection[Any]], effect: Execute) -> Any:
+        return sync.perform(link, self._statements, effect, timeout=self._timeout, target=self._target)
+
+    def _farewell(self, link: Link[psycopg.Connection[Any]]) -> None:
+        marks = self.watch.marks()
+        if marks:
+            self._execute(link, self._unmark(marks))
+
+
+class AsyncWakeups(_Shared):
+    """Wakes the tasks of one event loop. The connection and its task start with the first wait."""
+
+    def __init__(
+        self,
+        connect: Callable[[], Any],
+        statements: Statements,
+        channel: str,
+        *,
+        listen: bool,
+        timeout: float,
+        target: str,
+    ) -> None:
+        super().__init__(statements, channel, listen=listen, timeout=timeout, target=target)
+        self._connect = connect
+        self._task: asyncio.Task[None] | None = None
+        self._nudged = asyncio.Event()
+        self._news: set[asyncio.Future[None]] = set()
+        self._closing = False
+
+    async def wait(self, queue: Queue, patience: float) -> float:
+        """Wait for news of ``queue``, at most ``patience`` seconds; return the patience left."""
+        if self._closing:
+            return 0.0
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name="pgqrs-wakeups")
+        began = self.watch.clock()
+        generation = self.watch.join(queue)
+        try:
+            if generation is None:
+                self._nudged.set()
+                await self._until(lambda: self.watch.is_marked(queue), min(patience, POLL))
+            else:
+                await self._until(lambda: self.watch.has_news(queue, generation), patience)
+        finally:
+            self.watch.leave(queue)
+        return max(patience - (self.watch.clock() - began), 0.0)
+
+    async def _until(self, happened: Callable[[], bool], patience: float) -> None:
+        deadline = self.watch.clock() + patience
+        while not self._closing and not happened():
+            left = deadline - self.watch.clock()
+            if left <= 0:
+                return
+            news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+            self._news.add(news)
+            try:
+                done, _ = await asyncio.wait({news}, timeout=min(left, 2 * POLL))
+            finally:
+                self._news.discard(news)
+                news.cancel()
+            if not done and self.watch.is_stale():
+                return
+
+    async def close(self) -> None:
+        """End all waits, and the task and its connection."""
+        self._closing = True
+        self._tell()
+        self._nudged.set()
+        if self._task is not None:
+            await asyncio.wait({self._task}, timeout=5)
+            self._task.cancel()
+
+    def _tell(self) -> None:
+        for news in self._news:
+            if not news.done():
+                news.set_result(None)
+
+    async def _run(self) -> None:
+        pause = 0.1
+        while not self._closing:
+            try:
+                link = await self._connect()
+            except PgqrsError as error:
+                pause = await self._rest(error, pause)
+                continue
+            try:
+                await self._prepare(link)
+                pause = 0.1
+                while not self._closing:
+                    await self._step(link)
+                await self._farewell(link)
+            except (PgqrsError, psycopg.Error, OSError) as error:
+                if not self._closing:
+                    pause = await self._rest(error, pause)
+            finally:
+                await link.connection.close()
+
+    async def _rest(self, error: Exception, pause: float) -> float:
+        self._report(error, pause)
+        self.watch.lost()
+        self._tell()
+        if not self._closing:
+            await asyncio.sleep(pause)
+        return min(pause * 2, _LONGEST_PAUSE)
+
+    async def _prepare(self, link: Link[psycopg.AsyncConnection[Any]]) -> None:
+        self.watch.listening = self._listen and not link.pooled
+        if self.watch.listening:
+            await link.connection.execute(_SPARE)
+            await link.connection.execute(self._listen_text())
+
+    async def _step(self, link: Link[psycopg.AsyncConnection[Any]]) -> None:
+        agenda = self.watch.agenda()
+        if agenda.unmark:
+            await self._execute(link, self._unmark(agenda.unmark))
+        if agenda.mark:
+            await self._execute(link, self._mark(agenda.mark))
+            self.watch.marked(agenda.mark)
+        if agenda.probe:
+            began = self.watch.clock()
+            rows = await self._execute(link, Execute(queries["probe"], queues=tuple(agenda.probe)))
+            self.watch.probed(agenda.probe, rows, self.watch.clock() - began)
+        self._tell()
+        if not (agenda.mark or agenda.probe):
+            await self._sleep(link, agenda.sleep)
+        self._take(link.connection.pgconn)
+        self._tell()
+
+    async def _sleep(self, link: Link[psycopg.AsyncConnection[Any]], seconds: float) -> None:
+        loop = asyncio.get_running_loop()
+        socket = link.connection.pgconn.socket
+        loop.add_reader(socket, self._nudged.set)
+        try:
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._nudged.wait(), seconds)
+            self._nudged.clear()
+        finally:
+            loop.remove_reader(socket)
+
+    async def _execute(self, link: Link[psycopg.AsyncConnection[Any]], effect: Execute) -> Any:
+        return await aio.perform(link, self._statements, effect, timeout=self._timeout, target=self._target)
+
+    async def _farewell(self, link: Link[psycopg.AsyncConnection[Any]]) -> None:
+        marks = self.watch.marks()
+        if marks:
+            await self._execute(link, self._unmark(marks))
+
+
+def _ints(ids: list[int]) -> str:
+    return "{" + ",".join(map(str, ids)) + "}"

@@ -1,0 +1,189 @@
+"""Which queues this process waits for, and what to do about it next. Pure: no connection, no thread, no sleep.
+
+A consumer that runs dry joins the watch. The first to do so has its queue **marked** in the database, so that producers
+know that a NOTIFY is worth sending, and looks **once more**; then it sleeps. What a producer commits before it can
+see the mark, that look finds, or one of the probes that follow in quick succession.
+
+**Probes** are the correctness path. One statement asks, for all queues that somebody waits for, whether anything is
+claimable and when the next delayed message is due: soon after a mark or a notification, then at doubling intervals
+up to `POLL`. They cover notifications that were never sent (a producer in a foreign transaction, a pooler in
+between, a full notify queue), leases that expire, and they show that the connection is alive.
+
+A mark stays while the consumer comes back within `LINGER` seconds, so a queue that is nearly idle is not marked and
+unmarked at each message.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, Final, NamedTuple
+
+from pgqrs_core.messages import Queue
+
+__all__ = ["Agenda", "Watch"]
+
+#: Seconds between two probes of an idle queue.
+POLL: Final = 1.0
+#: Seconds from a mark or a notification to the first probe; longer than the quiet time of a producer's doorbell.
+QUICK: Final = 0.006
+#: Seconds without a waiting consumer after which a queue is unmarked.
+LINGER: Final = 1.0
+#: For how many seconds a mark is good, and after how many it is renewed.
+MARK_SECONDS: Final = 120.0
+RENEW: Final = 60.0
+#: The part of the time that probes may take.
+PROBE_SHARE: Final = 0.02
+#: Probes that fall due within this part of `POLL` go together.
+_TOGETHER: Final = 0.3
+
+
+class Agenda(NamedTuple):
+    """What the connection should do now, and for how many seconds it may sleep afterwards."""
+
+    mark: list[int]
+    unmark: list[int]
+    probe: list[Queue]
+    sleep: float
+
+
+class _Interest:
+    __slots__ = ("due_at", "fresh", "generation", "left_at", "marked_at", "probe_at", "queue", "step", "waiting")
+
+    def __init__(self, queue: Queue, now: float) -> None:
+        self.queue = queue
+        self.waiting = 0
+        self.generation = 0
+        self.marked_at: float | None = None
+        self.probe_at = now
+        self.step = QUICK
+        self.due_at = float("inf")
+        self.left_at = now
+        #: Something happened while nobody waited: whoever comes next should look before he sleeps.
+        self.fresh = False
+
+
+class Watch:
+    """The state of one process's wake-ups. The caller serialises access."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self.clock = clock
+        #: Whether notifications can arrive. Without them nothing is marked and probes alone wake consumers.
+        self.listening = True
+        self._interests: dict[int, _Interest] = {}
+        self._healthy_at = clock()
+
+    def join(self, queue: Queue) -> int | None:
+        """Begin to wait. Return the generation to outwait, or None to look once more as soon as the queue is marked."""
+        now = self.clock()
+        interest = self._interests.get(queue.id)
+        if interest is None:
+            interest = self._interests[queue.id] = _Interest(queue, now)
+        interest.waiting += 1
+        fresh, interest.fresh = interest.fresh, False
+        if fresh or (self.listening and interest.marked_at is None):
+            return None
+        return interest.generation
+
+    def leave(self, queue: Queue) -> None:
+        """End a wait."""
+        interest = self._interests[queue.id]
+        interest.waiting -= 1
+        interest.left_at = self.clock()
+
+    def is_marked(self, queue: Queue) -> bool:
+        """Tell whether producers know that somebody waits."""
+        return not self.listening or self._interests[queue.id].marked_at is not None
+
+    def has_news(self, queue: Queue, generation: int) -> bool:
+        """Tell whether something happened to a queue since ``generation``."""
+        return self._interests[queue.id].generation != generation
+
+    def is_stale(self) -> bool:
+        """Tell whether the connection has been silent for too long to rely on."""
+        return self.clock() - self._healthy_at > 3 * POLL
+
+    def agenda(self) -> Agenda:
+        """Return what is to be done now."""
+        now = self.clock()
+        mark: list[int] = []
+        unmark: list[int] = []
+        next_at = now + POLL
+        soon = now + _TOGETHER * POLL
+        probing = any(item.waiting and item.probe_at <= now for item in self._interests.values())
+        probe: list[Queue] = []
+        for number, item in list(self._interests.items()):
+            if not item.waiting:
+                if now - item.left_at < LINGER:
+                    next_at = min(next_at, item.left_at + LINGER)
+                    continue
+                if item.marked_at is not None:
+                    unmark.append(number)
+                del self._interests[number]
+                continue
+            if self.listening and (item.marked_at is None or now - item.marked_at >= RENEW):
+                mark.append(number)
+            if item.due_at <= now:
+                self._wake(item)
+                item.due_at = float("inf")
+                self._look_soon(item, now)
+            quiet = item.step >= POLL
+            if item.probe_at <= now or (probing and quiet and item.probe_at <= soon):
+                probe.append(item.queue)
+            else:
+                next_at = min(next_at, item.probe_at)
+            next_at = min(next_at, item.due_at)
+        return Agenda(mark, unmark, probe, max(next_at - now, 0.0))
+
+    def marked(self, ids: Iterable[int]) -> None:
+        """Note that queues were marked, or their marks renewed."""
+        now = self._healthy_at = self.clock()
+        for number in ids:
+            item = self._interests.get(number)
+            if item is not None:
+                if item.marked_at is None:
+                    self._look_soon(item, now)
+                item.marked_at = now
+
+    def probed(self, queues: Sequence[Queue], rows: Iterable[tuple[Any, ...]], cost: float) -> None:
+        """Note what a probe of these queues found, and that it took ``cost`` seconds."""
+        now = self._healthy_at = self.clock()
+        found = {row[0]: row for row in rows}
+        for queue in queues:
+            item = self._interests.get(queue.id)
+            if item is None:
+                continue
+            item.probe_at = now + max(item.step * random.uniform(1.0, 1.1), cost / PROBE_SHARE)
+            item.step = min(item.step * 2, POLL)
+            _, claimable, next_due = found.get(queue.id, (queue.id, True, None))
+            item.due_at = now + next_due if next_due is not None else float("inf")
+            if claimable:
+                self._wake(item)
+
+    def rang(self, queue_id: int) -> None:
+        """Note a notification. It is a hint, and may name any number."""
+        item = self._interests.get(queue_id)
+        if item is not None:
+            self._wake(item)
+            self._look_soon(item, self.clock())
+
+    def lost(self) -> None:
+        """Note that the connection broke: marks and notifications may be gone, so everybody looks for himself."""
+        for item in self._interests.values():
+            item.marked_at = None
+            self._wake(item)
+
+    def marks(self) -> list[int]:
+        """Return the queues that are marked."""
+        return [number for number, item in self._interests.items() if item.marked_at is not None]
+
+    @staticmethod
+    def _wake(item: _Interest) -> None:
+        item.generation += 1
+        item.fresh = not item.waiting
+
+    @staticmethod
+    def _look_soon(item: _Interest, now: float) -> None:
+        item.step = QUICK
+        item.probe_at = min(item.probe_at, now + QUICK) if item.probe_at > now else now + QUICK

@@ -1,0 +1,3 @@
+"""The fixtures are in modules of their own."""
+
+pytest_plugins = ["pgqrs_core.testing.postgres"]
