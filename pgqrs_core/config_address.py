@@ -128,10 +128,11 @@ def check(
         value = parameters.get(name, "")
         if looks_secret(value):
             raise refuse(part, f"the {part} is a whole address; give that as database.url")
-        # A leading "@" is an abstract Unix socket, and key=value pairs need no encoding; any other "@" is the
-        # tail of a password.
-        suspects = [item[1:] for item in value.split(",")] if part == "host" else [value] if is_url else []
-        if any("@" in suspect for suspect in suspects):
+        # In a URL this is the tail of a password. Key=value pairs need no encoding: there a database may
+        # hold an "@", and a host that begins with one is an abstract Unix socket.
+        if "@" in value and (
+            is_url or (part == "host" and any("@" in item[1:] for item in value.split(",")))
+        ):
             raise refuse(part, f"there is an '@' in the {part}; {_ENCODE}")
     for port in ports:
         if port and not (re.fullmatch("[0-9]{1,5}", port) and 1 <= int(port) <= 65_535):

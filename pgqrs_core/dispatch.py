@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pgqrs_core.errors import InvalidArgument, PgqrsError, PluginError
@@ -41,6 +42,14 @@ class _Call(NamedTuple):
         function = found.function
         # An implementation may leave the argument out.
         return cls(found.plugin_name, distribution, function if found.argnames else lambda _: function())
+
+    def transform(self, hook: str, batch: object) -> None:
+        try:
+            self.function(batch)
+        except PgqrsError:
+            raise
+        except Exception as error:
+            raise self.failed(hook, f"{type(error).__name__}: {error}") from error
 
     def failed(self, hook: str, reason: str) -> PluginError:
         return PluginError(self.plugin, f"{hook}: {reason}", distribution=self.distribution)
@@ -110,17 +119,22 @@ class Hooks:
         """Let each plugin change or veto a batch that is about to be written.
 
         Raises:
+            InvalidArgument: The batch could not be written as it came; no plugin was called.
             PgqrsError: What a plugin raised, if it is of pgqrs.
             PluginError: A plugin raised something else, or left a batch that cannot be written.
         """
-        count = len(batch.drafts)
+        hook, count = "pgqrs_before_enqueue", len(batch.drafts)
+        for draft in batch.drafts:
+            _check_draft(draft, batch.queue)
         for call in self._before_enqueue:
-            _transform(call, "pgqrs_before_enqueue", batch)
+            call.transform(hook, batch)
             if len(batch.drafts) != count:
-                raise call.failed("pgqrs_before_enqueue", "it added or removed drafts")
-            for draft in batch.drafts:
-                if wrong := _wrong_draft(draft, batch.queue):
-                    raise call.failed("pgqrs_before_enqueue", wrong)
+                raise call.failed(hook, "it added or removed drafts")
+            try:
+                for draft in batch.drafts:
+                    _check_draft(draft, batch.queue)
+            except InvalidArgument as error:
+                raise call.failed(hook, f"it left a draft that cannot be written: {error}") from error
 
     def before_consume(self, batch: ConsumeBatch) -> None:
         """Let each plugin unwrap, drop or dead-letter messages that were just claimed.
@@ -129,15 +143,17 @@ class Hooks:
             PgqrsError: What a plugin raised, if it is of pgqrs.
             PluginError: A plugin raised something else, or lost a delivery.
         """
-        count = len(batch.deliveries) + len(batch.dropped) + len(batch.buried)
+        hook, count = "pgqrs_before_consume", len(batch.deliveries) + len(batch.dropped) + len(batch.buried)
         for call in self._before_consume:
-            _transform(call, "pgqrs_before_consume", batch)
+            call.transform(hook, batch)
             # A delivery that is simply missing would stay leased until its lease runs out.
             if len(batch.deliveries) + len(batch.dropped) + len(batch.buried) != count:
-                raise call.failed("pgqrs_before_consume", "it took deliveries out without drop() or bury()")
-            for delivery in batch.deliveries:
-                if wrong := _wrong_body(delivery.body, delivery.content_type):
-                    raise call.failed("pgqrs_before_consume", wrong)
+                raise call.failed(hook, "it took deliveries out without drop() or bury()")
+            try:
+                for delivery in batch.deliveries:
+                    _check_body(delivery.body, delivery.content_type)
+            except InvalidArgument as error:
+                raise call.failed(hook, f"it left a message that cannot be read: {error}") from error
 
     def after_enqueue(self, event: Enqueued) -> None:
         """Tell each plugin what was written. Raises nothing of theirs."""
@@ -178,35 +194,24 @@ class Hooks:
             return True
 
 
-def _transform(call: _Call, hook: str, batch: object) -> None:
-    try:
-        call.function(batch)
-    except PgqrsError:
-        raise
-    except Exception as error:
-        raise call.failed(hook, f"{type(error).__name__}: {error}") from error
-
-
-def _wrong_draft(draft: Draft, queue: str) -> str | None:
-    """Return what makes a draft impossible to write, or None. Found here, the plugin at fault is known."""
+def _check_draft(draft: Draft, queue: str) -> None:
+    """Raise `InvalidArgument` if a draft cannot be written."""
     if draft.queue != queue:
-        return f"it moved a draft from queue {queue!r} to {draft.queue!r}"
-    if wrong := _wrong_body(draft.body, draft.content_type):
-        return wrong
+        raise InvalidArgument("a draft's queue", draft.queue, f"that of the batch, {queue!r}")
+    _check_body(draft.body, draft.content_type)
     if draft.headers is not None and not isinstance(draft.headers, dict):
-        return f"it left headers of type {type(draft.headers).__name__}, not dict"
-    try:
-        check_number("priority", draft.priority, 0, MAX_PRIORITY, whole=True)
-        if draft.delay is not None:
-            check_number("delay", draft.delay, 0, MAX_SECONDS)
-    except InvalidArgument as error:
-        return str(error)
-    return None
+        raise InvalidArgument("headers", draft.headers, "a dict or None")
+    check_number("priority", draft.priority, 0, MAX_PRIORITY, whole=True)
+    if draft.delay is not None:
+        check_number("delay", draft.delay, 0, MAX_SECONDS)
+    if draft.at is not None and not isinstance(draft.at, datetime):
+        raise InvalidArgument("at", draft.at, "a datetime or None")
+    if draft.ttl is not None:
+        check_number("ttl", draft.ttl, 0, MAX_SECONDS, above=True)
 
 
-def _wrong_body(body: object, content_type: object) -> str | None:
+def _check_body(body: object, content_type: object) -> None:
     if type(body) is not bytes:
-        return f"it left a body of type {type(body).__name__}, not bytes"
+        raise InvalidArgument("body", body, "bytes")
     if not isinstance(content_type, str) or not content_type:
-        return f"it left {content_type!r} as the content type"
-    return None
+        raise InvalidArgument("content type", content_type, "a text that is not empty")

@@ -84,12 +84,12 @@ class _Base:
         """Read a queue anew at its next use."""
         self._queues.pop(name, None)
 
-    def _first(self, make: Callable[[], Op[T]]) -> Op[T]:
+    def checked(self, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> Op[T]:
         """Check the schema before the first operation that needs it, so that what is missing is said once and well."""
         if not self._checked:
             yield from check_schema(self.schema)
             self._checked = True
-        return (yield from make())
+        return (yield from make(*args, **kwargs))
 
 
 class Engine(_Base):
@@ -147,7 +147,7 @@ class Engine(_Base):
             QueueNotFound: with the nearest existing names.
             SchemaError: the schema is missing, or does not fit this code.
         """
-        return self._known(name) or self._learn(self.run(self._first, lambda: find_queue(name)))
+        return self._known(name) or self._learn(self.run(self.checked, find_queue, name))
 
     def on(
         self, name: str, make: Callable[Concatenate[Queue, P], Op[T]], *args: P.args, **kwargs: P.kwargs
@@ -230,7 +230,7 @@ class AsyncEngine(_Base):
 
     async def queue(self, name: str) -> Queue:
         """Return a queue by its name, as known for a few seconds. Raises as `Engine.queue` does."""
-        return self._known(name) or self._learn(await self.run(self._first, lambda: find_queue(name)))
+        return self._known(name) or self._learn(await self.run(self.checked, find_queue, name))
 
     async def on(
         self, name: str, make: Callable[Concatenate[Queue, P], Op[T]], *args: P.args, **kwargs: P.kwargs

@@ -222,6 +222,7 @@ class EncodeError(PayloadError, ValueError):
     """A payload cannot be serialised. Nothing was written."""
 
     content_type: str
+    reason: str
 
     def __init__(self, content_type: str, reason: str) -> None:
         super().__init__(
@@ -315,6 +316,7 @@ class PluginError(PgqrsError):
     """A plugin failed to load, or returned something that its hook does not allow."""
 
     plugin: str
+    reason: str
     distribution: str | None
 
     def __init__(self, plugin: str, reason: str, *, distribution: str | None = None) -> None:

@@ -19,7 +19,6 @@ object             may set   fields                              meaning
 
 from __future__ import annotations
 
-from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
@@ -28,6 +27,7 @@ from pgqrs_core.errors import InvalidArgument
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+    from datetime import datetime
 
     from pgqrs_core.messages import Delivery
 

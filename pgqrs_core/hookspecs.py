@@ -129,8 +129,8 @@ def pgqrs_before_enqueue(batch: EnqueueBatch) -> None:
         enqueues. It runs inside the caller's latency, so it must not block.
     Order: pluggy's: the last loaded first, ``tryfirst`` and ``trylast`` are honoured. Each plugin sees what
         the one before it left.
-    Args: ``batch`` is an :class:`~pgqrs_core.events.EnqueueBatch`. Each draft's ``headers``, ``body``,
-        ``content_type``, ``priority`` and ``delay`` may be set; drafts are neither added nor removed.
+    Args: ``batch`` is an :class:`~pgqrs_core.events.EnqueueBatch`. All of a draft but its ``queue`` may be
+        set; drafts are neither added nor removed.
     Returns: nothing; a return value is ignored.
     Errors: the enqueue fails and nothing is written. A ``PgqrsError`` reaches the caller unchanged, anything
         else as a ``PluginError`` that names the plugin, with the exception as its cause. So does a batch that
@@ -162,8 +162,8 @@ def pgqrs_before_consume(batch: ConsumeBatch) -> None:
 def pgqrs_after_enqueue(event: Enqueued) -> None:
     """Observe messages that were written.
 
-    When: once a batch, after the commit, in the thread or on the event loop that enqueued. Within a
-        transaction of the caller's: after the statement, for the commit is the caller's.
+    When: once a batch, after the commit, in the thread or on the event loop that enqueued. Not for what is
+        enqueued within a transaction of the caller's: it may yet be rolled back.
     Order: pluggy's: the last loaded first, ``tryfirst`` and ``trylast`` are honoured.
     Args: ``event`` is an :class:`~pgqrs_core.events.Enqueued`, frozen.
     Returns: nothing; a return value is ignored.

@@ -13,6 +13,7 @@ A lane is entered at enqueue, retry and replay, never at claim, so a claim touch
 
 from __future__ import annotations
 
+import json
 from datetime import datetime
 from typing import Any, Final
 
@@ -33,7 +34,10 @@ __all__ = [
     "QueueOptions",
     "Snapshot",
     "check_name",
+    "check_number",
+    "decode_headers",
     "delayed_lane",
+    "encode_headers",
 ]
 
 MAX_PRIORITY: Final = 9
@@ -69,6 +73,29 @@ def check_name(name: object) -> str:
     except UnicodeEncodeError:
         raise InvalidQueueName(name, "valid Unicode, free of lone surrogates") from None
     return name
+
+
+def encode_headers(headers: dict[str, Any] | None) -> str | None:
+    """Return headers as they are stored: JSON, NaN included, None for none.
+
+    Raises:
+        InvalidArgument: if they hold something else than JSON values.
+    """
+    if not headers:
+        return None
+    try:
+        text = json.dumps(headers, separators=(",", ":"))
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InvalidArgument("headers", headers, f"a dict of JSON values ({error})") from error
+    return text
+
+
+def decode_headers(text: str | None) -> dict[str, Any]:
+    """Return stored headers."""
+    if not text:
+        return {}
+    headers: dict[str, Any] = json.loads(text)
+    return headers
 
 
 class QueueOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -177,11 +204,11 @@ class Delivery(msgspec.Struct, gc=False):
     @property
     def headers(self) -> dict[str, Any]:
         """The headers, parsed at each access; assign to change them."""
-        return msgspec.json.decode(self.raw_headers) if self.raw_headers else {}
+        return decode_headers(self.raw_headers)
 
     @headers.setter
     def headers(self, value: dict[str, Any] | None) -> None:
-        self.raw_headers = msgspec.json.encode(value).decode() if value else None
+        self.raw_headers = encode_headers(value)
 
 
 class Snapshot(msgspec.Struct, frozen=True):

@@ -182,7 +182,9 @@ class Plugins:
                     self._manager.unregister(name=name)
                 if isinstance(error, ContractError):
                     raise
-                raise ContractError(f"it cannot be registered: {type(error).__name__}: {error}") from error
+                # pluggy explains itself over several lines; a report is one.
+                reason = " ".join(str(error).split())
+                raise ContractError(f"it cannot be registered: {type(error).__name__}: {reason}") from error
             callers = self._manager.get_hookcallers(plugin) or []
             hooks = tuple(sorted(caller.name for caller in callers))
             self.loaded = (*self.loaded, LoadedPlugin(name, distribution, version, hooks))
@@ -204,7 +206,6 @@ class Plugins:
         return any(one.name == name for one in self.blocked)
 
     def _report(self, broken: BrokenPlugin) -> None:
-        # Some errors, pluggy's among them, explain themselves over several lines; a report is one.
         broken = msgspec.structs.replace(broken, error=" ".join(broken.error.split()))
         self.broken = (*self.broken, broken)
         _logger.error("plugin %r %s is skipped: %s", broken.name, _from(broken), broken.error)

@@ -26,6 +26,8 @@ from pgqrs_core.sql import queries
 from pgqrs_core.watch import MARK_SECONDS, POLL, Agenda, Watch
 
 if TYPE_CHECKING:
+    from psycopg.pq.abc import PGconn
+
     from pgqrs_core.drivers.session import Link
     from pgqrs_core.drivers.statements import Statements
     from pgqrs_core.messages import Queue
@@ -61,7 +63,7 @@ class _Shared:
     def _listen_text(self) -> sql.Composed:
         return sql.SQL("listen {}").format(sql.Identifier(self._channel))
 
-    def _take(self, pgconn: psycopg.pq.PGconn) -> None:
+    def _take(self, pgconn: PGconn) -> None:
         """Note the notifications that have arrived."""
         pgconn.consume_input()
         while (notice := pgconn.notifies()) is not None:

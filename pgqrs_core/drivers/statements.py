@@ -64,7 +64,7 @@ class Statements:
             for key, prefix in (("queue", "q_"), ("archive", "a_"), ("view", "v_")):
                 names[key] = sql.Identifier(self._schema, prefix + queue.suffix)
             names["queue_id"] = sql.Literal(queue.id)
-        return sql.SQL(query.text).format(**names)  # type: ignore[arg-type]
+        return sql.SQL(query.text).format(**names)
 
 
 def prepare_adapters(context: AdaptContext) -> None:

@@ -10,9 +10,8 @@ import msgspec
 
 from pgqrs_core.arrays import numbers
 from pgqrs_core.effects import Execute, Op
-from pgqrs_core.messages import DeadMessage, Queue, check_number
+from pgqrs_core.messages import DeadMessage, Queue, check_number, decode_headers
 from pgqrs_core.operations.enqueue import ring
-from pgqrs_core.operations.queues import headers_of
 from pgqrs_core.sql import queries
 
 if TYPE_CHECKING:
@@ -72,4 +71,4 @@ def _pages(ids: Sequence[int]) -> Iterator[Sequence[int]]:
 
 def _dead(row: tuple[Any, ...]) -> DeadMessage:
     error = msgspec.json.decode(row[7]) if row[7] else {}
-    return DeadMessage(*row[:6], headers=headers_of(row[6]), error=error, body=row[8])
+    return DeadMessage(*row[:6], decode_headers(row[6]), error, row[8])

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, Final
-
-import msgspec
+from typing import TYPE_CHECKING, Final
 
 from pgqrs_core.arrays import ByteaArray, numbers
 from pgqrs_core.effects import Execute, Op
 from pgqrs_core.errors import BodyTooLarge, EnqueueUnknown, PgqrsError, Unavailable
-from pgqrs_core.messages import MAX_PRIORITY, MAX_SECONDS, Queue, check_number, delayed_lane
+from pgqrs_core.messages import MAX_PRIORITY, MAX_SECONDS, Queue, check_number, delayed_lane, encode_headers
 from pgqrs_core.sql import queries
 
 if TYPE_CHECKING:
@@ -75,10 +73,6 @@ def _lane(draft: Draft) -> int:
     return delayed_lane(draft.priority) if delayed else draft.priority
 
 
-def _headers(headers: dict[str, Any] | None) -> str | None:
-    return msgspec.json.encode(headers).decode() if headers else None
-
-
 def _common(draft: Draft) -> dict[str, object]:
     return {
         "lane": _lane(draft),
@@ -87,7 +81,7 @@ def _common(draft: Draft) -> dict[str, object]:
         "delay": draft.delay or None,
         "ttl": draft.ttl,
         "content_type": draft.content_type,
-        "headers": _headers(draft.headers),
+        "headers": encode_headers(draft.headers),
     }
 
 
@@ -108,7 +102,7 @@ def _insert(queue: Queue, drafts: Sequence[Draft]) -> Execute:
             "delays": [draft.delay or None for draft in drafts],
             "ttls": [draft.ttl for draft in drafts],
             "content_types": [draft.content_type for draft in drafts],
-            "headers": [_headers(draft.headers) for draft in drafts],
+            "headers": [encode_headers(draft.headers) for draft in drafts],
             "bodies": ByteaArray([draft.body for draft in drafts]),
         },
         queue,

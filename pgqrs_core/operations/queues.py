@@ -12,7 +12,15 @@ import msgspec
 
 from pgqrs_core.effects import Execute, Op, Rows
 from pgqrs_core.errors import InvalidArgument, QueueExists, QueueNotFound
-from pgqrs_core.messages import CLAIM_LANES, Queue, QueueOptions, Snapshot, check_name, check_number
+from pgqrs_core.messages import (
+    CLAIM_LANES,
+    Queue,
+    QueueOptions,
+    Snapshot,
+    check_name,
+    check_number,
+    decode_headers,
+)
 from pgqrs_core.operations.schema import build_queue
 from pgqrs_core.sql import queries
 
@@ -146,7 +154,7 @@ def peek(queue: Queue, limit: int) -> Op[list[Snapshot]]:
     check_number("limit", limit, 1, 100_000, whole=True)
     lanes = "{" + ",".join(map(str, CLAIM_LANES)) + "}"
     rows = yield Execute(queries["peek"], {"lanes": lanes, "limit": limit}, queue)
-    return [Snapshot(*row[:8], headers=headers_of(row[8]), body=row[9]) for row in rows]
+    return [Snapshot(*row[:8], decode_headers(row[8]), row[9]) for row in rows]
 
 
 def queue_of(row: tuple[Any, ...]) -> Queue:
@@ -155,11 +163,6 @@ def queue_of(row: tuple[Any, ...]) -> Queue:
     known = QueueOptions.__struct_fields__
     chosen = {key: value for key, value in msgspec.json.decode(options).items() if key in known}
     return Queue(number, name, suffix, QueueOptions(**chosen), paused_at, created_at)
-
-
-def headers_of(text: str | None) -> dict[str, Any]:
-    """Parse stored headers."""
-    return msgspec.json.decode(text, type=dict[str, Any]) if text else {}
 
 
 def _must_exist(name: str, rows: Rows) -> Op[None]:

@@ -7,14 +7,17 @@ queue; all pending ones run in one transaction, under an advisory lock, so they 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 from pgqrs_core.effects import Execute, Op
 from pgqrs_core.errors import SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
 from pgqrs_core.messages import Queue
-from pgqrs_core.sql import MIGRATIONS, Migration, Query, queries
+from pgqrs_core.sql import MIGRATIONS, Migration, Query, queries, read_migrations
 
-__all__ = ["SUPPORTED", "build_queue", "check_schema", "install", "uninstall", "version"]
+if TYPE_CHECKING:
+    from pgqrs_core.plugins import Plugins
+
+__all__ = ["SUPPORTED", "build_queue", "check_schema", "install", "install_all", "uninstall", "version"]
 
 #: The version of the schema that this code brings.
 SUPPORTED: Final = MIGRATIONS[-1].version
@@ -49,6 +52,16 @@ def install(schema: str, *, component: str = COMPONENT, migrations: Sequence[Mig
             continue
         yield from _apply(component, step)
         done.append(f"{component} {step.version:04} {step.name}")
+    return done
+
+
+def install_all(schema: str, plugins: Plugins) -> Op[list[str]]:
+    """Install the core's tables, then those that plugins bring."""
+    done = yield from install(schema)
+    for source in plugins.migrations:
+        steps = tuple(read_migrations(source.package))
+        if steps:
+            done += yield from install(schema, component=source.component, migrations=steps)
     return done
 
 

@@ -64,7 +64,14 @@ def incoming(
     if not found or not hooks.transforms_consume:
         return found
     batch = ConsumeBatch(queue.name, adapter, found)
-    hooks.before_consume(batch)
+    try:
+        hooks.before_consume(batch)
+    except Exception as error:
+        # No handler may see what a plugin could not prepare; back-off and the limit of attempts apply as to any failure.
+        reason = {"type": type(error).__name__, "message": str(error)}
+        delays = [queue.options.backoff(item.attempt) for item in found]
+        yield from nack(queue, [Failure(item.lease, delay, reason) for item, delay in zip(found, delays)])
+        raise
     if batch.dropped:
         yield from ack(queue, [item.lease for item, _ in batch.dropped])
     if batch.buried:

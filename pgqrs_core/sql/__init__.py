@@ -15,7 +15,7 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["MIGRATIONS", "Migration", "Query", "queries"]
+__all__ = ["MIGRATIONS", "Migration", "Query", "queries", "read_migrations"]
 
 _BLOCK = re.compile(r"^-- name: (?P<name>\w+)(?P<flags>(?: \w+)*)\s*\n", re.MULTILINE)
 
@@ -70,9 +70,9 @@ def _load() -> Mapping[str, Query]:
     return MappingProxyType(found)
 
 
-def _migrations() -> Iterator[Migration]:
-    folder = files(__name__) / "migrations"
-    for path in sorted(folder.iterdir(), key=lambda item: item.name):
+def read_migrations(package: str) -> Iterator[Migration]:
+    """Read the numbered scripts, ``NNNN_title.sql``, that lie in ``package``."""
+    for path in sorted(files(package).iterdir(), key=lambda item: item.name):
         number, _, rest = path.name.partition("_")
         if path.name.endswith(".sql"):
             text = path.read_text(encoding="utf-8")
@@ -86,4 +86,4 @@ def _migrations() -> Iterator[Migration]:
 
 
 queries: Final = _load()
-MIGRATIONS: Final = tuple(_migrations())
+MIGRATIONS: Final = tuple(read_migrations(f"{__name__}.migrations"))

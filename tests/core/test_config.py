@@ -642,6 +642,7 @@ WRONG_URLS = [
     f"postgresql://u:{SECRET}@[::1/d",
     f"postgresql://u:{SECRET}%00@h/d",
     f"postgresql://u:{SECRET}%aa@h/d",
+    f"postgresql://u:@{SECRET},@h/d",
     f"postgresql://u:{SECRET}@h/d?connect_timeout=0",
     f"postgresql://u:{SECRET}@h/d?connect_timeout={SECRET}",
     f"host=a password='{SECRET}",

@@ -161,7 +161,9 @@ def test_the_same_types_survive_beside_a_nan_and_a_surrogate() -> None:
         raw: bytes
         exact: Decimal
 
-    reading = Reading(datetime.now(timezone.utc), uuid.uuid4(), {7: math.nan}, "\ud800\0", b"\xff", Decimal("0.1"))
+    reading = Reading(
+        datetime.now(timezone.utc), uuid.uuid4(), {7: math.nan}, "\ud800\0", b"\xff", Decimal("0.1")
+    )
 
     assert repr(json.decode(json.encode(reading), Reading)) == repr(reading)
 
@@ -197,7 +199,19 @@ def endless() -> list[Any]:
 
 @pytest.mark.parametrize(
     "payload",
-    [object(), Plain(), {None: 1}, {True: 1}, {(1, 2): 3}, 10**5000, nested(100_000), endless(), 1j, len, iter([])],
+    [
+        object(),
+        Plain(),
+        {None: 1},
+        {True: 1},
+        {(1, 2): 3},
+        10**5000,
+        nested(100_000),
+        endless(),
+        1j,
+        len,
+        iter([]),
+    ],
     ids=lambda payload: type(payload).__name__,
 )
 def test_what_json_has_no_form_for_is_refused_when_it_is_encoded(payload: Any) -> None:
@@ -344,7 +358,9 @@ class Upper:
 
 
 def registry(*others: Serializer) -> SerializerRegistry:
-    return SerializerRegistry([("json", json), ("json", BytesSerializer()), *(("other", one) for one in others)])
+    return SerializerRegistry(
+        [("json", json), ("json", BytesSerializer()), *(("other", one) for one in others)]
+    )
 
 
 def test_others_are_asked_before_the_core_and_the_core_takes_the_rest() -> None:
@@ -366,9 +382,9 @@ def test_decoding_goes_by_the_content_type_alone() -> None:
 
 
 def test_an_unknown_content_type_is_named_with_those_that_are_known() -> None:
-    with pytest.raises(DecodeError, match="application/x-new.*application/json, application/octet-stream"):
+    with pytest.raises(DecodeError, match=r"application/x-new.*application/json, application/octet-stream"):
         registry().decode("application/x-new", b"")
-    with pytest.raises(EncodeError, match="application/x-new.*application/json"):
+    with pytest.raises(EncodeError, match=r"application/x-new.*application/json"):
         registry().encode(1, "application/x-new")
     with pytest.raises(EncodeError, match="no serializer handles int"):
         SerializerRegistry([]).encode(1)

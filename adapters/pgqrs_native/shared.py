@@ -1,0 +1,87 @@
+"""What both clients do without I/O: checks, options, and the marks of each queue."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pgqrs_core.errors import InvalidArgument
+from pgqrs_core.marks import Marks
+from pgqrs_core.messages import Queue, QueueOptions, check_number
+from pgqrs_core.serializers import check_type
+from pgqrs_native.message import Message
+
+if TYPE_CHECKING:
+    from pgqrs_core.config import Config
+
+__all__ = ["MarksShelf", "by_queue", "check_read", "queue_options", "scatter"]
+
+T = TypeVar("T")
+
+
+class MarksShelf:
+    """The low-water marks that this process has learnt, per queue; one set per claim at a time."""
+
+    def __init__(self) -> None:
+        self._free: defaultdict[str, list[Marks]] = defaultdict(list)
+
+    def take(self, queue: str) -> Marks:
+        """Return marks for a claim on ``queue``."""
+        free = self._free[queue]
+        # Threads may race for the last one.
+        try:
+            return free.pop()
+        except IndexError:
+            return Marks()
+
+    def give(self, queue: str, marks: Marks) -> None:
+        """Keep what a claim has learnt."""
+        self._free[queue].append(marks)
+
+
+def queue_options(config: Config, options: dict[str, Any]) -> QueueOptions:
+    """Build options; the lease that the configuration gives is the default.
+
+    Raises:
+        InvalidArgument: if an option is unknown or out of range.
+    """
+    known = QueueOptions.__struct_fields__
+    for name in options:
+        if name not in known:
+            raise InvalidArgument("option", name, f"one of {', '.join(known)}")
+    return QueueOptions(**{"lease_seconds": config.queue.default_lock_time_seconds, **options})
+
+
+def check_read(config: Config, type_: Any, *, count: object, lock_time: object, wait: object, mismatch: str) -> None:
+    """Raise unless these may be the arguments of a read."""
+    check_number("count", count, 1, config.queue.max_batch_size, whole=True)
+    if lock_time is not None:
+        check_number("lock_time", lock_time, 0.1, 43_200)
+    check_number("wait", wait, 0, 86_400)
+    if mismatch not in ("bury", "return"):
+        raise InvalidArgument("mismatch", mismatch, "'bury' or 'return'")
+    check_type(type_)
+
+
+def check_batch(config: Config, count: int) -> None:
+    """Raise unless ``count`` messages may be enqueued at once."""
+    if count > config.queue.max_batch_size:
+        raise InvalidArgument("payloads", f"{count:,} payloads", f"at most {config.queue.max_batch_size:,} at once")
+
+
+def by_queue(messages: Iterable[Message[Any]]) -> list[tuple[Queue, list[Message[Any]]]]:
+    """Group messages by their queue."""
+    groups: dict[int, tuple[Queue, list[Message[Any]]]] = {}
+    for message in messages:
+        queue = message._queue
+        groups.setdefault(queue.id, (queue, []))[1].append(message)
+    return list(groups.values())
+
+
+def scatter(
+    messages: Sequence[Message[Any]], answers: Iterable[tuple[Sequence[Message[Any]], Sequence[T]]]
+) -> list[T]:
+    """Put answers that came group by group into the order of ``messages``."""
+    found = {id(message): answer for group, results in answers for message, answer in zip(group, results)}
+    return [found[id(message)] for message in messages]

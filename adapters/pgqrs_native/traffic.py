@@ -1,0 +1,214 @@
+"""What both clients do, as operations: payloads to drafts, deliveries to messages, outcomes to reports."""
+
+from __future__ import annotations
+
+import random
+import time
+import traceback
+from collections.abc import Callable, Iterable, Sequence
+from datetime import datetime, timezone
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+from typing_extensions import TypeAlias
+
+from pgqrs_core.effects import Op
+from pgqrs_core.errors import InvalidArgument, PayloadError
+from pgqrs_core.events import Consumed, Draft, Outcome, OutcomeKind
+from pgqrs_core.marks import Marks
+from pgqrs_core.messages import Delivery, Queue
+from pgqrs_core.operations.settle import Failure, Fate, ack, archive, nack, release
+from pgqrs_core.operations.traffic import incoming
+from pgqrs_core.serializers import type_name
+from pgqrs_native.message import Message
+
+if TYPE_CHECKING:
+    from pgqrs_core.doorbell import Doorbell
+    from pgqrs_core.plugins import Plugins
+
+__all__ = ["Mismatch", "compose", "describe_error", "failing", "reading", "settling"]
+
+T = TypeVar("T")
+Mismatch: TypeAlias = Literal["bury", "return"]
+
+ADAPTER: Final = "native"
+#: Characters of a traceback that a dead letter keeps, the innermost part.
+_TRACE: Final = 4_000
+
+
+def compose(
+    plugins: Plugins,
+    queue: str,
+    payloads: Iterable[object],
+    *,
+    priority: int = 0,
+    delay: float | None = None,
+    at: datetime | None = None,
+    ttl: float | None = None,
+    headers: dict[str, Any] | None = None,
+    content_type: str | None = None,
+) -> list[Draft]:
+    """Encode payloads. ``message_type`` goes into the headers of those that have a type of their own."""
+    if at is not None:
+        if delay is not None:
+            raise InvalidArgument("at", at, "None when a delay is given")
+        if not isinstance(at, datetime) or at.tzinfo is None:
+            raise InvalidArgument("at", at, "a datetime with a time zone")
+        at = at.astimezone(timezone.utc)
+    if headers is not None and not (
+        isinstance(headers, dict) and all(isinstance(key, str) for key in headers)
+    ):
+        raise InvalidArgument("headers", headers, "a dict with text keys")
+    encode = plugins.serializers.encode
+    drafts: list[Draft] = []
+    known: dict[Any, dict[str, Any] | None] = {}
+    for payload in payloads:
+        kind, body = encode(payload, content_type)
+        cls: Any = type(payload)
+        if cls not in known:
+            name = type_name(cls)
+            known[cls] = {"message_type": name, **(headers or {})} if name else headers
+        drafts.append(Draft(queue, body, kind, known[cls], priority, delay, at, ttl))
+    return drafts
+
+
+def reading(
+    queue: Queue,
+    marks: Marks,
+    type_: Any,
+    *,
+    count: int,
+    lock_time: float | None,
+    wait: float,
+    mismatch: Mismatch,
+    plugins: Plugins,
+) -> Op[list[Message[Any]]]:
+    """Claim and decode. Whatever cannot be decoded is buried with the reason, or returned with it."""
+    lease = queue.options.lease_seconds if lock_time is None else lock_time
+    while True:
+        found = yield from incoming(
+            queue, marks, limit=count, lease=lease, patience=wait, plugins=plugins, adapter=ADAPTER
+        )
+        messages, broken = _decode(queue, found, type_, lease, mismatch, plugins)
+        if broken:
+            yield from nack(queue, broken)
+        # A batch of which nothing is left tells nothing about what else is there.
+        if messages or not broken:
+            return messages
+
+
+def _decode(
+    queue: Queue, found: Sequence[Delivery], type_: Any, lease: float, mismatch: Mismatch, plugins: Plugins
+) -> tuple[list[Message[Any]], list[Failure]]:
+    decode = plugins.serializers.decode
+    now = time.time()
+    messages: list[Message[Any]] = []
+    broken: list[Failure] = []
+    for delivery in found:
+        error: PayloadError | None = None
+        payload: Any = None
+        try:
+            payload = decode(delivery.content_type, delivery.body, type_)
+        except PayloadError as failure:
+            if mismatch == "bury":
+                broken.append(Failure(delivery.lease, error=describe_error(failure, trace=False), bury=True))
+                continue
+            error = failure
+        messages.append(Message(queue, delivery, payload, claimed_at=now, lease_seconds=lease, error=error))
+    return messages, broken
+
+
+def settling(
+    queue: Queue,
+    action: Literal["ack", "archive", "release"],
+    messages: Sequence[Message[Any]],
+    *,
+    plugins: Plugins,
+    doorbell: Doorbell | None,
+) -> Op[list[bool]]:
+    """Ack, archive or release messages of one queue; True where the lease still held.
+
+    Without a ``doorbell`` it is done inside the caller's transaction.
+    """
+    leases = [message.lease for message in messages]
+    if action == "release":
+        kept = yield from release(queue, leases, doorbell)
+    else:
+        kept = yield from (ack if action == "ack" else archive)(queue, leases)
+    for message, alive in zip(messages, kept):
+        message.settled = True
+        message.provisional = doorbell is None
+        message.lease_lost = not alive
+    # In the caller's transaction nothing has happened yet.
+    if plugins.hooks.observes_consume and doorbell is not None:
+        kind: OutcomeKind = {"ack": "acked", "archive": "archived", "release": "released"}[action]  # type: ignore[assignment]
+        _report(plugins, queue, messages, [kind if alive else "lost" for alive in kept])
+    return kept
+
+
+def failing(
+    queue: Queue,
+    messages: Sequence[Message[Any]],
+    *,
+    delay: float | None,
+    errors: Sequence[BaseException | str | None],
+    bury: bool,
+    plugins: Plugins,
+    doorbell: Doorbell | None,
+    draw: Callable[[], float] = random.random,
+) -> Op[list[Fate]]:
+    """Nack messages of one queue: retry after ``delay`` or the queue's back-off, or bury."""
+    failures = [
+        Failure(
+            message.lease,
+            _backoff(queue, message.attempt, draw) if delay is None else delay,
+            describe_error(error) if error is not None else None,
+            bury,
+        )
+        for message, error in zip(messages, errors)
+    ]
+    fates = yield from nack(queue, failures, doorbell)
+    for message, fate in zip(messages, fates):
+        message.settled = True
+        message.lease_lost = fate == "lost"
+    if plugins.hooks.observes_consume:
+        texts = [None if error is None else str(error).split("\n")[0][:200] for error in errors]
+        _report(plugins, queue, messages, fates, texts)
+    return fates
+
+
+def _backoff(queue: Queue, attempt: int, draw: Callable[[], float]) -> float:
+    return queue.options.backoff(attempt) * (1 - queue.options.backoff_jitter * draw())
+
+
+def _report(
+    plugins: Plugins,
+    queue: Queue,
+    messages: Sequence[Message[Any]],
+    kinds: Sequence[OutcomeKind],
+    errors: Sequence[str | None] | None = None,
+) -> None:
+    now = time.time()
+    outcomes = [
+        Outcome(
+            message.id,
+            kind,
+            message.attempt,
+            max(message.claimed_at - message.enqueued_at.timestamp(), 0.0),
+            now - message.claimed_at,
+            errors[place] if errors else None,
+        )
+        for place, (message, kind) in enumerate(zip(messages, kinds))
+    ]
+    plugins.hooks.after_consume(Consumed(queue.name, ADAPTER, outcomes))
+
+
+def describe_error(error: BaseException | str, *, trace: bool = True) -> dict[str, Any]:
+    """Return what a dead letter keeps of an error: its type, message, fields and the end of its traceback."""
+    if isinstance(error, str):
+        return {"type": "Rejected", "message": error[:2_000]}
+    described: dict[str, Any] = {"type": type(error).__name__, "message": str(error)[:2_000]}
+    if isinstance(error, PayloadError):
+        described.update({key: str(value) for key, value in vars(error).items() if not key.startswith("_")})
+    if trace and error.__traceback__ is not None:
+        described["traceback"] = "".join(traceback.format_exception(error))[-_TRACE:]
+    return described

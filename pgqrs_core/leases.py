@@ -1,0 +1,234 @@
+"""Keeping the leases of this process alive, however long its handlers run.
+
+A lease is renewed after a third of its time, so two renewals may fail before it is lost. A dead process renews
+nothing, and its messages pass on when their leases end. What is due when is decided by `Ledger`, which is pure.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from pgqrs_core.errors import PgqrsError
+from pgqrs_core.operations.settle import extend
+
+if TYPE_CHECKING:
+    from pgqrs_core.engine import AsyncEngine, Engine
+    from pgqrs_core.messages import Lease, Queue
+
+__all__ = ["AsyncLeaseKeeper", "LeaseKeeper", "Ledger"]
+
+_log = logging.getLogger("pgqrs.leases")
+
+#: Leases renewed by one statement.
+_PAGE: Final = 1_000
+#: Seconds until the next try after a failed renewal.
+_RETRY: Final = 0.5
+
+
+class Renewal(NamedTuple):
+    """Leases of one queue that are due together."""
+
+    queue: Queue
+    seconds: float
+    leases: list[Lease]
+
+
+class _Held:
+    __slots__ = ("due_at", "on_lost", "queue", "seconds")
+
+    def __init__(self, queue: Queue, seconds: float, due_at: float, on_lost: Callable[[], None] | None) -> None:
+        self.queue = queue
+        self.seconds = seconds
+        self.due_at = due_at
+        self.on_lost = on_lost
+
+
+class Ledger:
+    """Which leases are held, and when each is due for renewal. The caller serialises access."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._held: dict[Lease, _Held] = {}
+
+    def hold(
+        self, queue: Queue, leases: Iterable[Lease], seconds: float, on_lost: Callable[[], None] | None = None
+    ) -> None:
+        """Begin to renew leases that were just claimed for ``seconds``; ``on_lost`` is called if one is lost."""
+        due_at = self._clock() + seconds / 3
+        for lease in leases:
+            self._held[lease] = _Held(queue, seconds, due_at, on_lost)
+
+    def drop(self, leases: Iterable[Lease]) -> None:
+        """Renew these no more: they were settled, or are about to be."""
+        for lease in leases:
+            self._held.pop(lease, None)
+
+    def due(self) -> list[Renewal]:
+        """Return what should be renewed now, those due soon after included."""
+        now = self._clock()
+        groups: dict[tuple[int, float], Renewal] = {}
+        for lease, held in self._held.items():
+            if held.due_at <= now + held.seconds / 12:
+                key = held.queue.id, held.seconds
+                groups.setdefault(key, Renewal(held.queue, held.seconds, [])).leases.append(lease)
+        return [group for group in groups.values() if min(self._held[x].due_at for x in group.leases) <= now]
+
+    def next_at(self) -> float | None:
+        """Return when the next renewal is due, on the ledger's clock."""
+        return min((held.due_at for held in self._held.values()), default=None)
+
+    def renewed(self, renewal: Renewal, kept: Sequence[bool]) -> list[Callable[[], None]]:
+        """Note the answers to a renewal; return whom to tell that a lease was lost."""
+        due_at = self._clock() + renewal.seconds / 3
+        told: list[Callable[[], None]] = []
+        for lease, alive in zip(renewal.leases, kept):
+            held = self._held.get(lease)
+            if held is None:
+                continue
+            if alive:
+                held.due_at = due_at
+                continue
+            del self._held[lease]
+            _log.warning("the lease on message %d of queue %r was lost", lease.message_id, renewal.queue.name)
+            if held.on_lost is not None:
+                told.append(held.on_lost)
+        return told
+
+    def failed(self, renewal: Renewal) -> None:
+        """Note that a renewal could not be carried out, and try again soon."""
+        due_at = self._clock() + min(_RETRY, renewal.seconds / 10)
+        for lease in renewal.leases:
+            if lease in self._held:
+                self._held[lease].due_at = due_at
+
+    def __len__(self) -> int:
+        return len(self._held)
+
+
+class LeaseKeeper:
+    """Renews leases from a thread of its own, which runs while any is held."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._ledger = Ledger()
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._wake_at: float | None = None
+        self._closing = False
+
+    def hold(
+        self, queue: Queue, leases: Sequence[Lease], seconds: float, on_lost: Callable[[], None] | None = None
+    ) -> None:
+        """Begin to renew; see `Ledger.hold`."""
+        if not leases:
+            return
+        with self._changed:
+            self._ledger.hold(queue, leases, seconds, on_lost)
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(target=self._run, name="pgqrs-leases", daemon=True)
+                self._thread.start()
+            elif self._wake_at is None or time.monotonic() + seconds / 3 < self._wake_at:
+                self._changed.notify()
+
+    def drop(self, leases: Iterable[Lease]) -> None:
+        """Renew these no more."""
+        with self._changed:
+            self._ledger.drop(leases)
+
+    def close(self) -> None:
+        """Stop renewing."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=5)
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                due = self._ledger.due()
+                while not due and not self._closing:
+                    self._wake_at = self._ledger.next_at()
+                    pause = None if self._wake_at is None else max(self._wake_at - time.monotonic(), 0.001)
+                    self._changed.wait(pause)
+                    due = self._ledger.due()
+                if self._closing:
+                    return
+            for renewal in due:
+                self._renew(renewal)
+
+    def _renew(self, renewal: Renewal) -> None:
+        for start in range(0, len(renewal.leases), _PAGE):
+            page = renewal._replace(leases=renewal.leases[start : start + _PAGE])
+            try:
+                kept = self._engine.run(extend, page.queue, page.leases, page.seconds)
+            except PgqrsError as error:
+                _log.warning("%d leases could not be renewed yet: %s", len(page.leases), error)
+                with self._changed:
+                    self._ledger.failed(page)
+                continue
+            with self._changed:
+                told = self._ledger.renewed(page, kept)
+            for tell in told:
+                tell()
+
+
+class AsyncLeaseKeeper:
+    """Renews leases from a task of its own, which runs while any is held."""
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._ledger = Ledger()
+        self._changed = asyncio.Event()
+        self._task: asyncio.Task[None] | None = None
+
+    def hold(
+        self, queue: Queue, leases: Sequence[Lease], seconds: float, on_lost: Callable[[], None] | None = None
+    ) -> None:
+        """Begin to renew; see `Ledger.hold`."""
+        if not leases:
+            return
+        self._ledger.hold(queue, leases, seconds, on_lost)
+        self._changed.set()
+        if self._task is None or self._task.done():
+            self._task = asyncio.create_task(self._run(), name="pgqrs-leases")
+
+    def drop(self, leases: Iterable[Lease]) -> None:
+        """Renew these no more."""
+        self._ledger.drop(leases)
+
+    async def close(self) -> None:
+        """Stop renewing."""
+        if self._task is not None:
+            self._task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._task
+
+    async def _run(self) -> None:
+        while len(self._ledger):
+            for renewal in self._ledger.due():
+                await self._renew(renewal)
+            next_at = self._ledger.next_at()
+            if next_at is None:
+                return
+            self._changed.clear()
+            with contextlib.suppress(asyncio.TimeoutError):
+                await asyncio.wait_for(self._changed.wait(), max(next_at - time.monotonic(), 0.001))
+
+    async def _renew(self, renewal: Renewal) -> None:
+        for start in range(0, len(renewal.leases), _PAGE):
+            page = renewal._replace(leases=renewal.leases[start : start + _PAGE])
+            try:
+                kept = await self._engine.run(extend, page.queue, page.leases, page.seconds)
+            except PgqrsError as error:
+                _log.warning("%d leases could not be renewed yet: %s", len(page.leases), error)
+                self._ledger.failed(page)
+                continue
+            for tell in self._ledger.renewed(page, kept):
+                tell()

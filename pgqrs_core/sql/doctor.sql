@@ -1,0 +1,78 @@
+-- What `pgqrs doctor` and `pgqrs top` look at. Nothing here writes, locks or reads the messages; all of it comes from
+-- the server's own views, so it costs the same whatever the queues hold.
+
+-- name: server_facts
+-- Who answers, and whether it may be written to. The time zone is the server's own: ours is set to UTC.
+select current_setting('server_version_num')::int, current_setting('server_version'),
+  pg_is_in_recovery() or current_setting('default_transaction_read_only')::boolean,
+  (select reset_val from pg_catalog.pg_settings where name = 'TimeZone'),
+  pg_has_role(current_user, 'pg_read_all_stats', 'usage');
+
+-- name: server_time
+select extract(epoch from clock_timestamp())::float8;
+
+-- name: server_settings
+-- As a new session of this role in this database gets them; our own connections change some for themselves.
+select name, reset_val from pg_catalog.pg_settings
+where name in ('fsync', 'full_page_writes', 'synchronous_commit', 'autovacuum', 'track_counts',
+               'autovacuum_freeze_max_age', 'max_connections', 'superuser_reserved_connections',
+               'reserved_connections');
+
+-- name: connection_counts
+-- Client connections to the whole server, and those of them that belong to pgqrs.
+select count(*), count(*) filter (where application_name = 'pgqrs')
+from pg_catalog.pg_stat_activity where backend_type = 'client backend';
+
+-- name: xmin_pins
+-- Everything that keeps vacuum from removing dead rows of this database, the oldest first. Of a statement only the
+-- first word is read: the rest may quote values.
+select * from (
+  select 'session', coalesce(usename, '?'), pid, coalesce(application_name, ''), coalesce(state, ''),
+    upper(left(substring(query from '^\s*([A-Za-z]+)'), 20)),
+    extract(epoch from clock_timestamp() - xact_start)::float8,
+    greatest(age(backend_xid), age(backend_xmin)) as held
+  from pg_catalog.pg_stat_activity
+  where datname = current_database() and pid <> pg_backend_pid()
+    and backend_type not in ('autovacuum worker', 'walsender')
+    and (backend_xid is not null or backend_xmin is not null)
+  union all
+  select 'prepared transaction', owner::text, null, gid, 'prepared', null,
+    extract(epoch from clock_timestamp() - prepared)::float8, age(transaction)
+  from pg_catalog.pg_prepared_xacts where database = current_database()
+  union all
+  select 'replication slot', '', active_pid, slot_name::text, case when active then 'active' else 'inactive' end,
+    null, null, age(xmin)
+  from pg_catalog.pg_replication_slots where xmin is not null
+  union all
+  select 'standby', coalesce(usename, '?'), pid, coalesce(application_name, ''), coalesce(state, ''), null, null,
+    age(backend_xmin)
+  from pg_catalog.pg_stat_replication where backend_xmin is not null
+) pins
+order by held desc;
+
+-- name: queue_tables
+-- Rows written, removed, and dead, per queue table, as the server has counted them; sessions report to it about once
+-- a second.
+select s.relname::text, s.n_tup_ins, s.n_tup_del, s.n_live_tup, s.n_dead_tup,
+  extract(epoch from clock_timestamp() - greatest(s.last_vacuum, s.last_autovacuum))::float8,
+  coalesce('autovacuum_enabled=false' = any (c.reloptions), false)
+from pg_catalog.pg_stat_all_tables s join pg_catalog.pg_class c on c.oid = s.relid
+where s.schemaname = %(schema)s and starts_with(s.relname::text, 'q_');
+
+-- name: transaction_age
+-- The database that is nearest to the end of its transaction ids, and how many are in use there.
+select datname::text, greatest(age(datfrozenxid), mxid_age(datminmxid)) as used
+from pg_catalog.pg_database order by used desc limit 1;
+
+-- name: notify_usage
+-- The part of the notification queue that is in use, from 0 to 1: one stuck listener fills it for all.
+select pg_notification_queue_usage();
+
+-- name: housekeeper
+-- Who keeps house, and for how many seconds its term still runs.
+select holder, extract(epoch from until - statement_timestamp())::float8
+from {schema}.leaders where role = 'housekeeper' and until > statement_timestamp();
+
+-- name: sleepers
+-- How many consumers sleep and have asked to be woken, by queue.
+select queue_id, count(*) from {schema}.waiters where until > statement_timestamp() group by queue_id;
