@@ -42,7 +42,7 @@ class Renewal(NamedTuple):
 class _Held:
     __slots__ = ("due_at", "on_lost", "queue", "seconds")
 
-    def __init__(self, queue: Queue, seconds: float, due_at: float, on_lost: Callable[[], None] | None) -> None:
+    def __init__(self, queue: Queue, seconds: float, due_at: float, on_lost: Callable[[Lease], None] | None) -> None:
         self.queue = queue
         self.seconds = seconds
         self.due_at = due_at
@@ -57,9 +57,9 @@ class Ledger:
         self._held: dict[Lease, _Held] = {}
 
     def hold(
-        self, queue: Queue, leases: Iterable[Lease], seconds: float, on_lost: Callable[[], None] | None = None
+        self, queue: Queue, leases: Iterable[Lease], seconds: float, on_lost: Callable[[Lease], None] | None = None
     ) -> None:
-        """Begin to renew leases that were just claimed for ``seconds``; ``on_lost`` is called if one is lost."""
+        """Begin to renew leases that were just claimed for ``seconds``; ``on_lost`` is told if one is lost."""
         due_at = self._clock() + seconds / 3
         for lease in leases:
             self._held[lease] = _Held(queue, seconds, due_at, on_lost)
@@ -83,10 +83,10 @@ class Ledger:
         """Return when the next renewal is due, on the ledger's clock."""
         return min((held.due_at for held in self._held.values()), default=None)
 
-    def renewed(self, renewal: Renewal, kept: Sequence[bool]) -> list[Callable[[], None]]:
-        """Note the answers to a renewal; return whom to tell that a lease was lost."""
+    def renewed(self, renewal: Renewal, kept: Sequence[bool]) -> list[tuple[Callable[[Lease], None], Lease]]:
+        """Note the answers to a renewal; return whom to tell of which lost lease."""
         due_at = self._clock() + renewal.seconds / 3
-        told: list[Callable[[], None]] = []
+        told: list[tuple[Callable[[Lease], None], Lease]] = []
         for lease, alive in zip(renewal.leases, kept):
             held = self._held.get(lease)
             if held is None:
@@ -97,7 +97,7 @@ class Ledger:
             del self._held[lease]
             _log.warning("the lease on message %d of queue %r was lost", lease.message_id, renewal.queue.name)
             if held.on_lost is not None:
-                told.append(held.on_lost)
+                told.append((held.on_lost, lease))
         return told
 
     def failed(self, renewal: Renewal) -> None:
@@ -123,7 +123,7 @@ class LeaseKeeper:
         self._closing = False
 
     def hold(
-        self, queue: Queue, leases: Sequence[Lease], seconds: float, on_lost: Callable[[], None] | None = None
+        self, queue: Queue, leases: Sequence[Lease], seconds: float, on_lost: Callable[[Lease], None] | None = None
     ) -> None:
         """Begin to renew; see `Ledger.hold`."""
         if not leases:
@@ -175,8 +175,8 @@ class LeaseKeeper:
                 continue
             with self._changed:
                 told = self._ledger.renewed(page, kept)
-            for tell in told:
-                tell()
+            for tell, lease in told:
+                tell(lease)
 
 
 class AsyncLeaseKeeper:
@@ -189,7 +189,7 @@ class AsyncLeaseKeeper:
         self._task: asyncio.Task[None] | None = None
 
     def hold(
-        self, queue: Queue, leases: Sequence[Lease], seconds: float, on_lost: Callable[[], None] | None = None
+        self, queue: Queue, leases: Sequence[Lease], seconds: float, on_lost: Callable[[Lease], None] | None = None
     ) -> None:
         """Begin to renew; see `Ledger.hold`."""
         if not leases:
@@ -230,5 +230,5 @@ class AsyncLeaseKeeper:
                 _log.warning("%d leases could not be renewed yet: %s", len(page.leases), error)
                 self._ledger.failed(page)
                 continue
-            for tell in self._ledger.renewed(page, kept):
-                tell()
+            for tell, lease in self._ledger.renewed(page, kept):
+                tell(lease)

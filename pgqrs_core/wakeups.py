@@ -13,7 +13,7 @@ import os
 import secrets
 import select
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -23,12 +23,13 @@ from pgqrs_core.drivers import aio, sync
 from pgqrs_core.effects import Execute
 from pgqrs_core.errors import PgqrsError
 from pgqrs_core.sql import queries
-from pgqrs_core.watch import MARK_SECONDS, POLL, Agenda, Watch
+from pgqrs_core.watch import MARK_SECONDS, POLL, Agenda, Party, Watch
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
 
-    from pgqrs_core.drivers.session import Link
+    from pgqrs_core.drivers.aio import AsyncLink
+    from pgqrs_core.drivers.sync import SyncLink
     from pgqrs_core.drivers.statements import Statements
     from pgqrs_core.messages import Queue
 
@@ -80,7 +81,7 @@ class Wakeups(_Shared):
 
     def __init__(
         self,
-        connect: Callable[[], Link[psycopg.Connection[Any]]],
+        connect: Callable[[], SyncLink],
         statements: Statements,
         channel: str,
         *,
@@ -97,31 +98,38 @@ class Wakeups(_Shared):
 
     def wait(self, queue: Queue, patience: float) -> float:
         """Wait for news of ``queue``, at most ``patience`` seconds; return the patience left."""
+        return self.wait_any((queue,), patience)[0]
+
+    def wait_any(
+        self, queues: Sequence[Queue], patience: float, interrupted: Callable[[], bool] = lambda: False
+    ) -> tuple[float, list[Queue]]:
+        """Wait for news of any of ``queues``; return the patience left, and where to look.
+
+        ``interrupted`` is asked whenever `interrupt` is called.
+        """
+        began = self.watch.clock()
         with self._news:
             if self._closing:
-                return 0.0
+                return 0.0, []
             self._start()
-            began = self.watch.clock()
-            generation = self.watch.join(queue)
+            party = Party(self.watch, queues)
             try:
-                if generation is None:
+                if party.unmarked:
                     self._nudge()
-                    self._news.wait_for(lambda: self._closing or self.watch.is_marked(queue), min(patience, POLL))
-                else:
-                    self._outwait(queue, generation, patience)
+                deadline = began + patience
+                while not (self._closing or party.is_over() or interrupted()):
+                    left = deadline - self.watch.clock()
+                    # Whatever happens to the thread, nobody sleeps through a silence.
+                    if left <= 0 or (not self._news.wait(min(left, 2 * POLL)) and self.watch.is_stale()):
+                        break
+                return max(deadline - self.watch.clock(), 0.0), party.where()
             finally:
-                self.watch.leave(queue)
-            return max(patience - (self.watch.clock() - began), 0.0)
+                party.leave()
 
-    def _outwait(self, queue: Queue, generation: int, patience: float) -> None:
-        deadline = self.watch.clock() + patience
-        while not self._closing and not self.watch.has_news(queue, generation):
-            left = deadline - self.watch.clock()
-            if left <= 0:
-                return
-            # Whatever happens to the thread, nobody sleeps through a silence.
-            if not self._news.wait(min(left, 2 * POLL)) and self.watch.is_stale():
-                return
+    def interrupt(self) -> None:
+        """Let those who wait ask again whether they should."""
+        with self._news:
+            self._news.notify_all()
 
     def close(self) -> None:
         """End all waits, and the thread and its connection."""
@@ -178,14 +186,14 @@ class Wakeups(_Shared):
             self._news.wait_for(lambda: self._closing, pause)
         return min(pause * 2, _LONGEST_PAUSE)
 
-    def _prepare(self, link: Link[psycopg.Connection[Any]]) -> None:
+    def _prepare(self, link: SyncLink) -> None:
         with self._news:
             self.watch.listening = self._listen and not link.pooled
         if self.watch.listening:
             link.connection.execute(_SPARE)
             link.connection.execute(self._listen_text())
 
-    def _step(self, link: Link[psycopg.Connection[Any]]) -> None:
+    def _step(self, link: SyncLink) -> None:
         with self._news:
             agenda: Agenda = self.watch.agenda()
             self._news.notify_all()
@@ -208,7 +216,7 @@ class Wakeups(_Shared):
             self._take(link.connection.pgconn)
             self._news.notify_all()
 
-    def _sleep(self, link: Link[psycopg.Connection[Any]], seconds: float) -> None:
+    def _sleep(self, link: SyncLink, seconds: float) -> None:
         poll = select.poll()
         poll.register(link.connection.pgconn.socket, select.POLLIN)
         poll.register(self._reader, select.POLLIN)
@@ -216,10 +224,10 @@ class Wakeups(_Shared):
             if descriptor == self._reader:
                 os.read(self._reader, 4096)
 
-    def _execute(self, link: Link[psycopg.Connection[Any]], effect: Execute) -> Any:
+    def _execute(self, link: SyncLink, effect: Execute) -> Any:
         return sync.perform(link, self._statements, effect, timeout=self._timeout, target=self._target)
 
-    def _farewell(self, link: Link[psycopg.Connection[Any]]) -> None:
+    def _farewell(self, link: SyncLink) -> None:
         marks = self.watch.marks()
         if marks:
             self._execute(link, self._unmark(marks))
@@ -247,37 +255,42 @@ class AsyncWakeups(_Shared):
 
     async def wait(self, queue: Queue, patience: float) -> float:
         """Wait for news of ``queue``, at most ``patience`` seconds; return the patience left."""
+        return (await self.wait_any((queue,), patience))[0]
+
+    async def wait_any(
+        self, queues: Sequence[Queue], patience: float, interrupted: Callable[[], bool] = lambda: False
+    ) -> tuple[float, list[Queue]]:
+        """Wait for news of any of ``queues``; return the patience left, and where to look."""
         if self._closing:
-            return 0.0
+            return 0.0, []
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="pgqrs-wakeups")
-        began = self.watch.clock()
-        generation = self.watch.join(queue)
-        try:
-            if generation is None:
-                self._nudged.set()
-                await self._until(lambda: self.watch.is_marked(queue), min(patience, POLL))
-            else:
-                await self._until(lambda: self.watch.has_news(queue, generation), patience)
-        finally:
-            self.watch.leave(queue)
-        return max(patience - (self.watch.clock() - began), 0.0)
-
-    async def _until(self, happened: Callable[[], bool], patience: float) -> None:
         deadline = self.watch.clock() + patience
-        while not self._closing and not happened():
-            left = deadline - self.watch.clock()
-            if left <= 0:
-                return
-            news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-            self._news.add(news)
-            try:
-                done, _ = await asyncio.wait({news}, timeout=min(left, 2 * POLL))
-            finally:
-                self._news.discard(news)
-                news.cancel()
-            if not done and self.watch.is_stale():
-                return
+        party = Party(self.watch, queues)
+        try:
+            if party.unmarked:
+                self._nudged.set()
+            while not (self._closing or party.is_over() or interrupted()):
+                left = deadline - self.watch.clock()
+                if left <= 0 or (not await self._hear(min(left, 2 * POLL)) and self.watch.is_stale()):
+                    break
+            return max(deadline - self.watch.clock(), 0.0), party.where()
+        finally:
+            party.leave()
+
+    def interrupt(self) -> None:
+        """Let those who wait ask again whether they should."""
+        self._tell()
+
+    async def _hear(self, seconds: float) -> bool:
+        news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._news.add(news)
+        try:
+            done, _ = await asyncio.wait({news}, timeout=seconds)
+            return bool(done)
+        finally:
+            self._news.discard(news)
+            news.cancel()
 
     async def close(self) -> None:
         """End all waits, and the task and its connection."""
@@ -321,13 +334,13 @@ class AsyncWakeups(_Shared):
             await asyncio.sleep(pause)
         return min(pause * 2, _LONGEST_PAUSE)
 
-    async def _prepare(self, link: Link[psycopg.AsyncConnection[Any]]) -> None:
+    async def _prepare(self, link: AsyncLink) -> None:
         self.watch.listening = self._listen and not link.pooled
         if self.watch.listening:
             await link.connection.execute(_SPARE)
             await link.connection.execute(self._listen_text())
 
-    async def _step(self, link: Link[psycopg.AsyncConnection[Any]]) -> None:
+    async def _step(self, link: AsyncLink) -> None:
         agenda = self.watch.agenda()
         if agenda.unmark:
             await self._execute(link, self._unmark(agenda.unmark))
@@ -344,7 +357,7 @@ class AsyncWakeups(_Shared):
         self._take(link.connection.pgconn)
         self._tell()
 
-    async def _sleep(self, link: Link[psycopg.AsyncConnection[Any]], seconds: float) -> None:
+    async def _sleep(self, link: AsyncLink, seconds: float) -> None:
         loop = asyncio.get_running_loop()
         socket = link.connection.pgconn.socket
         loop.add_reader(socket, self._nudged.set)
@@ -355,10 +368,10 @@ class AsyncWakeups(_Shared):
         finally:
             loop.remove_reader(socket)
 
-    async def _execute(self, link: Link[psycopg.AsyncConnection[Any]], effect: Execute) -> Any:
+    async def _execute(self, link: AsyncLink, effect: Execute) -> Any:
         return await aio.perform(link, self._statements, effect, timeout=self._timeout, target=self._target)
 
-    async def _farewell(self, link: Link[psycopg.AsyncConnection[Any]]) -> None:
+    async def _farewell(self, link: AsyncLink) -> None:
         marks = self.watch.marks()
         if marks:
             await self._execute(link, self._unmark(marks))

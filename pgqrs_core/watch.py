@@ -22,7 +22,7 @@ from typing import Any, Final, NamedTuple
 
 from pgqrs_core.messages import Queue
 
-__all__ = ["Agenda", "Watch"]
+__all__ = ["Agenda", "Party", "Watch"]
 
 #: Seconds between two probes of an idle queue.
 POLL: Final = 1.0
@@ -187,3 +187,34 @@ class Watch:
     def _look_soon(item: _Interest, now: float) -> None:
         item.step = QUICK
         item.probe_at = min(item.probe_at, now + QUICK) if item.probe_at > now else now + QUICK
+
+
+class Party:
+    """One waiter on one or several queues, from joining to leaving.
+
+    If any of its queues is not marked yet, or has had news, it looks once more as soon as all are marked; else it outwaits
+    the present generation of each.
+    """
+
+    def __init__(self, watch: Watch, queues: Sequence[Queue]) -> None:
+        self._watch = watch
+        self._joined = [(queue, watch.join(queue)) for queue in queues]
+        self.unmarked = any(generation is None for _, generation in self._joined)
+
+    def is_over(self) -> bool:
+        """Tell whether it is time to look."""
+        if self.unmarked:
+            return all(self._watch.is_marked(queue) for queue, _ in self._joined)
+        return any(self._has_news(queue, generation) for queue, generation in self._joined)
+
+    def where(self) -> list[Queue]:
+        """Return the queues worth a look."""
+        return [queue for queue, generation in self._joined if self._has_news(queue, generation)]
+
+    def leave(self) -> None:
+        """End the wait."""
+        for queue, _ in self._joined:
+            self._watch.leave(queue)
+
+    def _has_news(self, queue: Queue, generation: int | None) -> bool:
+        return generation is None or self._watch.has_news(queue, generation)

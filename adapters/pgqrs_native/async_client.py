@@ -23,7 +23,7 @@ from pgqrs_core.operations.settle import Fate
 from pgqrs_core.operations.traffic import outgoing
 from pgqrs_core.plugins import Plugins
 from pgqrs_native.message import Message
-from pgqrs_native.shared import MarksShelf, by_queue, check_batch, check_read, queue_options, scatter
+from pgqrs_native.shared import MarksShelf, by_queue, check_batch, check_read, marker, queue_options, scatter
 from pgqrs_native.traffic import ADAPTER, Mismatch, compose, failing, reading, settling
 
 __all__ = ["AsyncAdmin", "AsyncClient", "AsyncConsumer", "AsyncProducer"]
@@ -535,11 +535,7 @@ class AsyncConsumer:
     def hold(self, messages: Sequence[Message[Any]]) -> None:
         """Renew the leases of these messages from now on, until they are settled."""
         for message in messages:
-
-            def lost(message: Message[Any] = message) -> None:
-                message.lease_lost = True
-
-            self._keeper.hold(message._queue, [message.lease], message.lease_seconds, lost)
+            self._keeper.hold(message._queue, [message.lease], message.lease_seconds, marker([message]))
 
     async def _settle(self, action: Any, messages: Sequence[Message[Any]], connection: object) -> list[bool]:
         engine = self._engine

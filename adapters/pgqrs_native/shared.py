@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgqrs_core.errors import InvalidArgument
 from pgqrs_core.marks import Marks
-from pgqrs_core.messages import Queue, QueueOptions, check_number
+from pgqrs_core.messages import Lease, Queue, QueueOptions, check_number
 from pgqrs_core.serializers import check_type
 from pgqrs_native.message import Message
 
 if TYPE_CHECKING:
     from pgqrs_core.config import Config
 
-__all__ = ["MarksShelf", "by_queue", "check_read", "queue_options", "scatter"]
+__all__ = ["MarksShelf", "by_queue", "check_read", "marker", "queue_options", "scatter"]
 
 T = TypeVar("T")
 
@@ -68,6 +68,17 @@ def check_batch(config: Config, count: int) -> None:
     """Raise unless ``count`` messages may be enqueued at once."""
     if count > config.queue.max_batch_size:
         raise InvalidArgument("payloads", f"{count:,} payloads", f"at most {config.queue.max_batch_size:,} at once")
+
+
+def marker(messages: Sequence[Message[Any]]) -> Callable[[Lease], None]:
+    """Return a function that marks the message of a lost lease."""
+
+    def lost(lease: Lease) -> None:
+        for message in messages:
+            if message.lease == lease:
+                message.lease_lost = True
+
+    return lost
 
 
 def by_queue(messages: Iterable[Message[Any]]) -> list[tuple[Queue, list[Message[Any]]]]:

@@ -6,9 +6,7 @@ Its twin is :mod:`pgqrs_core.drivers.sync`; whatever decides anything belongs to
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
-from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Any, TypeVar
@@ -20,14 +18,14 @@ from psycopg.rows import tuple_row
 from pgqrs_core.drivers import session
 from pgqrs_core.drivers.faults import RETRY, STALE, cannot_connect, translate
 from pgqrs_core.drivers.session import Link, Shelf
-from pgqrs_core.drivers.statements import NO_ROWS, Statements, prepare_adapters
+from pgqrs_core.drivers.statements import NO_ROWS, Statements, has_rows, prepare_adapters
 from pgqrs_core.effects import Effect, Execute, Op, Rows, Wait
 from pgqrs_core.errors import PgqrsError, ServerError, TimedOut, Unavailable
 
 __all__ = ["Connections", "drive", "open_link", "perform", "perform_borrowed"]
 
 T = TypeVar("T")
-AsyncLink = Link["psycopg.AsyncConnection[Any]"]
+AsyncLink = Link["psycopg.AsyncConnection[Any]", "psycopg.AsyncCursor[Any]"]
 
 
 async def drive(op: Op[T], perform: Callable[[Effect], Awaitable[Any]]) -> T:
@@ -62,12 +60,11 @@ async def perform(link: AsyncLink, statements: Statements, effect: Execute, *, t
         elif query.flags & {"patient", "bitmap"}:
             async with _special(connection, query.flags, timeout):
                 cursor = await connection.execute(text, effect.params or None)
-                return await cursor.fetchall() if cursor.description else NO_ROWS
         elif effect.params or effect.queues:
-            cursor = await connection.execute(text, effect.params, prepare=not link.pooled, binary=True)
+            cursor = await link.cursor.execute(text, effect.params, prepare=not link.pooled, binary=True)
         else:
             cursor = await connection.execute(text)
-        return await cursor.fetchall() if cursor.description else NO_ROWS
+        return await cursor.fetchall() if has_rows(cursor) else NO_ROWS
     except psycopg.Error as error:
         raise translate(error, target=target, broken=connection.broken) from error
 
@@ -97,7 +94,7 @@ async def perform_borrowed(
         cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
         prepare_adapters(cursor)
         await cursor.execute(statements.render(effect), effect.params or None, binary=bool(effect.params))
-        return await cursor.fetchall() if cursor.description else NO_ROWS
+        return await cursor.fetchall() if has_rows(cursor) else NO_ROWS
     except psycopg.Error as error:
         raise translate(error, target=target, broken=connection.broken) from error
 
@@ -118,20 +115,12 @@ async def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed
         else:
             connection.prepared_max = session.PREPARED_MAX
             await connection.execute(session.session_settings(query_timeout).encode())
-        link = Link(connection, pooled=pooled, relaxed=False)
-        await set_relaxed(link, relaxed)
+            if relaxed:
+                await connection.execute(b"set synchronous_commit = off")
     except psycopg.Error as error:
         await connection.close()
         raise cannot_connect(error, target=target) from error
-    return link
-
-
-async def set_relaxed(link: AsyncLink, relaxed: bool) -> None:
-    """Choose whether commits of this session wait for the disk."""
-    if link.relaxed != relaxed:
-        if not link.pooled:
-            await link.connection.execute(b"set synchronous_commit = off" if relaxed else b"reset synchronous_commit")
-        link.relaxed = relaxed
+    return Link(connection, connection.cursor(), pooled=pooled, relaxed=relaxed)
 
 
 class Connections:
@@ -152,8 +141,8 @@ class Connections:
         self._conninfo = conninfo
         self._patience = patience
         self._query_timeout = query_timeout
-        self._shelf: Shelf[psycopg.AsyncConnection[Any]] = Shelf(limit=limit, keep=keep)
-        self._waiting: deque[asyncio.Future[None]] = deque()
+        self._shelf: Shelf[psycopg.AsyncConnection[Any], psycopg.AsyncCursor[Any]] = Shelf(limit=limit, keep=keep)
+        self._waiting: set[asyncio.Future[None]] = set()
         self._closed = False
         self.target = target
 
@@ -207,7 +196,7 @@ class Connections:
         )
 
     async def get(self, *, relaxed: bool) -> AsyncLink:
-        """Take a connection.
+        """Take a connection whose commits wait for the disk, or with ``relaxed`` need not.
 
         Raises:
             Unavailable: the server cannot be reached.
@@ -219,12 +208,12 @@ class Connections:
                 raise Unavailable("the client is closed", target=self.target)
             link = self._shelf.take(relaxed=relaxed)
             if link is not None:
-                if session.is_alive(link.connection):
-                    break
-                self._shelf.total -= 1
+                if link.is_alive():
+                    return link
+                self._shelf.closed(relaxed=relaxed)
                 await link.connection.close()
-            elif self._shelf.may_open():
-                self._shelf.total += 1
+            elif self._shelf.may_open(relaxed=relaxed):
+                self._shelf.opened(relaxed=relaxed)
                 break
             elif not await self._wait_for_one(deadline - time.monotonic()):
                 raise TimedOut(
@@ -232,37 +221,25 @@ class Connections:
                     target=self.target,
                 )
         try:
-            if link is None:
-                return await self.open(relaxed=relaxed)
-            await set_relaxed(link, relaxed)
-        except BaseException as error:
-            if link is not None:
-                await link.connection.close()
-            self._lost()
-            if isinstance(error, psycopg.Error):
-                raise translate(error, target=self.target, broken=True) from error
+            return await self.open(relaxed=relaxed)
+        except BaseException:
+            self._lost(relaxed=relaxed)
             raise
-        return link
 
     async def put(self, link: AsyncLink) -> None:
         """Give a connection back. One that is not idle is closed: whoever had it was interrupted."""
-        usable = (
-            not link.connection.closed
-            and link.connection.pgconn.transaction_status == TransactionStatus.IDLE
-        )
+        usable = link.is_idle()
         if usable and not self._closed and self._shelf.give(link):
-            self._wake_one()
+            self._wake_all()
             return
-        self._lost()
+        self._lost(relaxed=link.relaxed)
         await link.connection.close()
 
     async def close(self) -> None:
         """Close all idle connections, and the others when they come back."""
         self._closed = True
         idle = self._shelf.empty()
-        self._shelf.total -= len(idle)
-        while self._waiting:
-            self._wake_one()
+        self._wake_all()
         for link in idle:
             await link.connection.close()
 
@@ -273,26 +250,23 @@ class Connections:
 
     async def _wait_for_one(self, seconds: float) -> bool:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append(turn)
+        self._waiting.add(turn)
         try:
             await asyncio.wait({turn}, timeout=max(seconds, 0))
             return turn.done()
         finally:
-            if turn in self._waiting:
-                self._waiting.remove(turn)
-            elif sys.exc_info()[0] is not None:
-                # Cancelled after being woken: pass it on.
-                self._wake_one()
+            self._waiting.discard(turn)
+            turn.cancel()
 
-    def _wake_one(self) -> None:
-        if self._waiting:
-            turn = self._waiting.popleft()
+    def _wake_all(self) -> None:
+        # Whoever waits wants one kind of connection; this may have been the other.
+        for turn in self._waiting:
             if not turn.done():
                 turn.set_result(None)
 
-    def _lost(self) -> None:
-        self._shelf.total -= 1
-        self._wake_one()
+    def _lost(self, *, relaxed: bool) -> None:
+        self._shelf.closed(relaxed=relaxed)
+        self._wake_all()
 
 
 @asynccontextmanager

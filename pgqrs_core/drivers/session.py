@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import logging
 import select
-from typing import Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import psycopg
 from psycopg import sql
-from psycopg.pq import TransactionStatus
+from psycopg.pq import ConnStatus, TransactionStatus
 
-__all__ = ["APPLICATION", "BACKEND", "Link", "Shelf", "is_alive", "local_settings", "session_settings"]
+__all__ = ["APPLICATION", "BACKEND", "Link", "Shelf", "local_settings", "session_settings"]
 
 APPLICATION: Final = "pgqrs"
 
@@ -39,7 +39,8 @@ PREPARED_MAX: Final = 400
 
 _log = logging.getLogger("pgqrs.connections")
 
-C = TypeVar("C")
+C = TypeVar("C", bound="psycopg.BaseConnection[Any]")
+K = TypeVar("K")
 
 
 def session_settings(query_timeout: float) -> str:
@@ -87,69 +88,83 @@ def announce_pooler(target: str) -> None:
 _announced: list[str] = []
 
 
-def is_alive(connection: psycopg.Connection | psycopg.AsyncConnection) -> bool:
-    """Tell whether an idle connection is still usable, without a round trip.
-
-    An idle server says nothing; if its socket is readable, it has said goodbye.
-    """
-    pgconn = connection.pgconn
-    if connection.closed or pgconn.transaction_status != TransactionStatus.IDLE:
-        return False
-    poll = select.poll()
-    poll.register(pgconn.socket, select.POLLIN)
-    return not poll.poll(0)
-
-
-class Link(Generic[C]):
+class Link(Generic[C, K]):
     """One connection of a pool, and what is known of its session."""
 
-    __slots__ = ("connection", "pooled", "relaxed")
+    __slots__ = ("_poll", "connection", "cursor", "pooled", "relaxed")
 
-    def __init__(self, connection: C, *, pooled: bool, relaxed: bool) -> None:
+    def __init__(self, connection: C, cursor: K, *, pooled: bool, relaxed: bool) -> None:
         self.connection = connection
+        #: One cursor for all statements; making one costs as much as binding its parameters.
+        self.cursor = cursor
         #: Whether a transaction pooler stands between us and the server.
         self.pooled = pooled
         #: Whether commits of this session need not wait for the disk.
         self.relaxed = relaxed
+        self._poll = select.poll()
+        self._poll.register(connection.pgconn.socket, select.POLLIN)
+
+    def is_alive(self) -> bool:
+        """Tell whether an idle connection is still usable, without a round trip.
+
+        An idle server says nothing; if its socket is readable, it has said goodbye.
+        """
+        return self.is_idle() and not self._poll.poll(0)
+
+    def is_idle(self) -> bool:
+        """Tell whether the connection is open and between transactions."""
+        pgconn = self.connection.pgconn
+        return bool(pgconn.status == ConnStatus.OK and pgconn.transaction_status == TransactionStatus.IDLE)
 
 
-L = TypeVar("L")
-
-
-class Shelf(Generic[C]):
+class Shelf(Generic[C, K]):
     """The bookkeeping of a pool: which connections are idle and how many there are. Blocks nowhere, locks nothing.
 
-    Connections keep to one kind of commit where they can, so that claims (relaxed) and enqueues (durable) do not
-    switch a setting back and forth.
+    Connections keep to one kind of commit, so that claims (relaxed) and enqueues (durable) do not switch a setting back
+    and forth. One relaxed connection is enough for a process: what runs on it is short, and few fat claimers are
+    quicker than many lean ones.
     """
 
     def __init__(self, *, limit: int, keep: int) -> None:
         self._limit = limit
         self._keep = keep
-        self._idle: list[Link[C]] = []
-        self.total = 0
+        self._idle: list[Link[C, K]] = []
+        self._open = {True: 0, False: 0}
 
-    def take(self, *, relaxed: bool) -> Link[C] | None:
-        """Return an idle connection, the most recently used of its kind first; None: open one, or wait."""
+    @property
+    def total(self) -> int:
+        """How many connections are open."""
+        return self._open[True] + self._open[False]
+
+    def take(self, *, relaxed: bool) -> Link[C, K] | None:
+        """Return an idle connection of this kind, the most recently used first; None: open one, or wait."""
         for place in range(len(self._idle) - 1, -1, -1):
             if self._idle[place].relaxed == relaxed:
                 return self._idle.pop(place)
-        if self._idle and self.total >= self._limit:
-            return self._idle.pop()
         return None
 
-    def may_open(self) -> bool:
-        """Tell whether one more is allowed."""
-        return self.total < self._limit
+    def may_open(self, *, relaxed: bool) -> bool:
+        """Tell whether one more of this kind is allowed. There is always room for one of each."""
+        return self._open[relaxed] == 0 or (not relaxed and self.total < self._limit)
 
-    def give(self, link: Link[C]) -> bool:
+    def opened(self, *, relaxed: bool) -> None:
+        """Count a connection that is being opened."""
+        self._open[relaxed] += 1
+
+    def closed(self, *, relaxed: bool) -> None:
+        """Count a connection that was closed, or could not be opened."""
+        self._open[relaxed] -= 1
+
+    def give(self, link: Link[C, K]) -> bool:
         """Keep an idle connection; False when there are enough, and it should be closed."""
-        if len(self._idle) >= self._keep:
+        if len(self._idle) >= self._keep and not link.relaxed:
             return False
         self._idle.append(link)
         return True
 
-    def empty(self) -> list[Link[C]]:
+    def empty(self) -> list[Link[C, K]]:
         """Forget all idle connections and return them."""
         idle, self._idle = self._idle, []
+        for link in idle:
+            self.closed(relaxed=link.relaxed)
         return idle

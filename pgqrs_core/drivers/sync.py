@@ -18,14 +18,14 @@ from psycopg.rows import tuple_row
 from pgqrs_core.drivers import session
 from pgqrs_core.drivers.faults import RETRY, STALE, cannot_connect, translate
 from pgqrs_core.drivers.session import Link, Shelf
-from pgqrs_core.drivers.statements import NO_ROWS, Statements, prepare_adapters
+from pgqrs_core.drivers.statements import NO_ROWS, Statements, has_rows, prepare_adapters
 from pgqrs_core.effects import Effect, Execute, Op, Rows, Wait
 from pgqrs_core.errors import PgqrsError, ServerError, TimedOut, Unavailable
 
 __all__ = ["Connections", "drive", "open_link", "perform", "perform_borrowed"]
 
 T = TypeVar("T")
-SyncLink = Link["psycopg.Connection[Any]"]
+SyncLink = Link["psycopg.Connection[Any]", "psycopg.Cursor[Any]"]
 
 
 def drive(op: Op[T], perform: Callable[[Effect], Any]) -> T:
@@ -60,12 +60,11 @@ def perform(link: SyncLink, statements: Statements, effect: Execute, *, timeout:
         elif query.flags & {"patient", "bitmap"}:
             with _special(connection, query.flags, timeout):
                 cursor = connection.execute(text, effect.params or None)
-                return cursor.fetchall() if cursor.description else NO_ROWS
         elif effect.params or effect.queues:
-            cursor = connection.execute(text, effect.params, prepare=not link.pooled, binary=True)
+            cursor = link.cursor.execute(text, effect.params, prepare=not link.pooled, binary=True)
         else:
             cursor = connection.execute(text)
-        return cursor.fetchall() if cursor.description else NO_ROWS
+        return cursor.fetchall() if has_rows(cursor) else NO_ROWS
     except psycopg.Error as error:
         raise translate(error, target=target, broken=connection.broken) from error
 
@@ -95,7 +94,7 @@ def perform_borrowed(
         cursor = psycopg.Cursor(connection, row_factory=tuple_row)
         prepare_adapters(cursor)
         cursor.execute(statements.render(effect), effect.params or None, binary=bool(effect.params))
-        return cursor.fetchall() if cursor.description else NO_ROWS
+        return cursor.fetchall() if has_rows(cursor) else NO_ROWS
     except psycopg.Error as error:
         raise translate(error, target=target, broken=connection.broken) from error
 
@@ -116,20 +115,12 @@ def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed: bool
         else:
             connection.prepared_max = session.PREPARED_MAX
             connection.execute(session.session_settings(query_timeout).encode())
-        link = Link(connection, pooled=pooled, relaxed=False)
-        set_relaxed(link, relaxed)
+            if relaxed:
+                connection.execute(b"set synchronous_commit = off")
     except psycopg.Error as error:
         connection.close()
         raise cannot_connect(error, target=target) from error
-    return link
-
-
-def set_relaxed(link: SyncLink, relaxed: bool) -> None:
-    """Choose whether commits of this session wait for the disk."""
-    if link.relaxed != relaxed:
-        if not link.pooled:
-            link.connection.execute(b"set synchronous_commit = off" if relaxed else b"reset synchronous_commit")
-        link.relaxed = relaxed
+    return Link(connection, connection.cursor(), pooled=pooled, relaxed=relaxed)
 
 
 class Connections:
@@ -150,7 +141,7 @@ class Connections:
         self._conninfo = conninfo
         self._patience = patience
         self._query_timeout = query_timeout
-        self._shelf: Shelf[psycopg.Connection[Any]] = Shelf(limit=limit, keep=keep)
+        self._shelf: Shelf[psycopg.Connection[Any], psycopg.Cursor[Any]] = Shelf(limit=limit, keep=keep)
         self._free = threading.Condition()
         self._closed = False
         self.target = target
@@ -205,7 +196,7 @@ class Connections:
         )
 
     def get(self, *, relaxed: bool) -> SyncLink:
-        """Take a connection.
+        """Take a connection whose commits wait for the disk, or with ``relaxed`` need not.
 
         Raises:
             Unavailable: the server cannot be reached.
@@ -218,12 +209,12 @@ class Connections:
                     raise Unavailable("the client is closed", target=self.target)
                 link = self._shelf.take(relaxed=relaxed)
                 if link is not None:
-                    if session.is_alive(link.connection):
-                        break
+                    if link.is_alive():
+                        return link
+                    self._shelf.closed(relaxed=relaxed)
                     link.connection.close()
-                    self._shelf.total -= 1
-                elif self._shelf.may_open():
-                    self._shelf.total += 1
+                elif self._shelf.may_open(relaxed=relaxed):
+                    self._shelf.opened(relaxed=relaxed)
                     break
                 elif not self._free.wait(deadline - time.monotonic()):
                     raise TimedOut(
@@ -231,37 +222,26 @@ class Connections:
                         target=self.target,
                     )
         try:
-            if link is None:
-                return self.open(relaxed=relaxed)
-            set_relaxed(link, relaxed)
-        except BaseException as error:
-            if link is not None:
-                link.connection.close()
-            self._lost()
-            if isinstance(error, psycopg.Error):
-                raise translate(error, target=self.target, broken=True) from error
+            return self.open(relaxed=relaxed)
+        except BaseException:
+            self._lost(relaxed=relaxed)
             raise
-        return link
 
     def put(self, link: SyncLink) -> None:
         """Give a connection back. One that is not idle is closed: whoever had it was interrupted."""
-        usable = (
-            not link.connection.closed
-            and link.connection.pgconn.transaction_status == TransactionStatus.IDLE
-        )
+        usable = link.is_idle()
         with self._free:
             if usable and not self._closed and self._shelf.give(link):
-                self._free.notify()
+                self._free.notify_all()
                 return
         link.connection.close()
-        self._lost()
+        self._lost(relaxed=link.relaxed)
 
     def close(self) -> None:
         """Close all idle connections, and the others when they come back."""
         with self._free:
             self._closed = True
             idle = self._shelf.empty()
-            self._shelf.total -= len(idle)
             self._free.notify_all()
         for link in idle:
             link.connection.close()
@@ -271,10 +251,10 @@ class Connections:
         """How many connections are open."""
         return self._shelf.total
 
-    def _lost(self) -> None:
+    def _lost(self, *, relaxed: bool) -> None:
         with self._free:
-            self._shelf.total -= 1
-            self._free.notify()
+            self._shelf.closed(relaxed=relaxed)
+            self._free.notify_all()
 
 
 @contextmanager

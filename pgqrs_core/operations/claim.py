@@ -32,22 +32,26 @@ def claim(queue: Queue, marks: Marks, *, limit: int, lease: float) -> Op[list[De
     A message that has been delivered ``max_attempts`` times without being settled killed its consumers, or outlived
     them; it is dead-lettered here instead of delivered again.
     """
-    rows: Rows = yield Execute(
-        queries["claim"],
-        {"lanes": _LANES, "marks": marks.start(), "limit": limit, "lease": lease, "token": new_token()},
-        queue,
-    )
-    if not rows:
-        marks.finish(None, full=False)
-        return []
-    seen = Seen(highest_ids((row[0], row[1]) for row in rows), rows[0][9], rows[0][10])
-    marks.finish(seen, full=len(rows) == limit)
-    found = [Delivery(*row[:9]) for row in sorted(rows, key=_order)]
-    spent = [item for item in found if item.attempt > queue.options.max_attempts]
-    if spent:
+    while True:
+        rows: Rows = yield Execute(
+            queries["claim"],
+            {"lanes": _LANES, "marks": marks.start(), "limit": limit, "lease": lease, "token": new_token()},
+            queue,
+        )
+        if not rows:
+            marks.finish(None, full=False)
+            return []
+        seen = Seen(highest_ids((row[0], row[1]) for row in rows), rows[0][9], rows[0][10])
+        marks.finish(seen, full=len(rows) == limit)
+        found = [Delivery(*row[:9]) for row in sorted(rows, key=_order)]
+        spent = [item for item in found if item.attempt > queue.options.max_attempts]
+        if not spent:
+            return found
         yield from nack(queue, [_exhausted(item) for item in spent])
         found = [item for item in found if item.attempt <= queue.options.max_attempts]
-    return found
+        # A batch of nothing but spent messages does not mean that the queue is empty.
+        if found:
+            return found
 
 
 def receive(queue: Queue, marks: Marks, *, limit: int, lease: float, patience: float = 0.0) -> Op[list[Delivery]]:

@@ -71,4 +71,4 @@ def _pages(ids: Sequence[int]) -> Iterator[Sequence[int]]:
 
 def _dead(row: tuple[Any, ...]) -> DeadMessage:
     error = msgspec.json.decode(row[7]) if row[7] else {}
-    return DeadMessage(*row[:6], decode_headers(row[6]), error, row[8])
+    return DeadMessage(*(*row[:6], decode_headers(row[6]), error, row[8]))

@@ -88,6 +88,14 @@ def _common(draft: Draft) -> dict[str, object]:
 def _insert(queue: Queue, drafts: Sequence[Draft]) -> Execute:
     first = drafts[0]
     if len(drafts) == 1:
+        if not first.delay and first.at is None and first.ttl is None:
+            params = {
+                "priority": first.priority,
+                "content_type": first.content_type,
+                "headers": encode_headers(first.headers),
+                "body": first.body,
+            }
+            return Execute(queries["enqueue_plain"], params, queue)
         return Execute(queries["enqueue_one"], {**_common(first), "body": first.body}, queue)
     shape = _shape(first)
     if all(_shape(draft) == shape for draft in drafts):
@@ -110,4 +118,5 @@ def _insert(queue: Queue, drafts: Sequence[Draft]) -> Execute:
 
 
 def _shape(draft: Draft) -> tuple[object, ...]:
-    return (draft.priority, draft.delay, draft.at, draft.ttl, draft.content_type, draft.headers)
+    # Headers as text: to Python {"n": 1} and {"n": True} are equal.
+    return (draft.priority, draft.delay, draft.at, draft.ttl, draft.content_type, encode_headers(draft.headers))

@@ -154,7 +154,7 @@ def peek(queue: Queue, limit: int) -> Op[list[Snapshot]]:
     check_number("limit", limit, 1, 100_000, whole=True)
     lanes = "{" + ",".join(map(str, CLAIM_LANES)) + "}"
     rows = yield Execute(queries["peek"], {"lanes": lanes, "limit": limit}, queue)
-    return [Snapshot(*row[:8], decode_headers(row[8]), row[9]) for row in rows]
+    return [Snapshot(*(*row[:8], decode_headers(row[8]), row[9])) for row in rows]
 
 
 def queue_of(row: tuple[Any, ...]) -> Queue:

@@ -136,8 +136,8 @@ def _rounds(leases: Iterable[Lease]) -> list[list[Lease]]:
         if len(chosen) == len(distinct):
             rounds.append(distinct)
             break
-        rounds.append(list(chosen.values()))
-        taken = set(chosen.values())
+        rounds.append(sorted(chosen.values(), key=_key))
+        taken = set(rounds[-1])
         distinct = [lease for lease in distinct if lease not in taken]
     return rounds
 

@@ -3,8 +3,16 @@
 -- All of these name rows by (lane, message_id), the primary key, and never by ctid; all times are the database's,
 -- and statement_timestamp() rather than clock_timestamp(), which keeps them legal on a sharded schema of Citus.
 
+-- name: enqueue_plain
+-- Store one message for delivery at once. Also tells whether some consumer sleeps: only then is a NOTIFY worth its
+-- price. Each parameter that this lacks of the next statement is 1 µs of the caller's time.
+insert into {queue} (lane, priority, content_type, headers, body)
+values (%(priority)s, %(priority)s, %(content_type)s, %(headers)s::json, %(body)s)
+returning message_id,
+  exists (select from {schema}.waiters w where w.queue_id = {queue_id} and w.until > statement_timestamp());
+
 -- name: enqueue_one
--- Store one message. Also tells whether some consumer sleeps: only then is a NOTIFY worth its price.
+-- Store one message with a delay or a time to live.
 insert into {queue} (lane, priority, due_at, expires_at, content_type, headers, body)
 values (%(lane)s, %(priority)s,
         coalesce(%(at)s::timestamptz, statement_timestamp() + %(delay)s::float8 * interval '1 second'),

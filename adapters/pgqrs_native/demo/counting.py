@@ -1,4 +1,4 @@
-"""The work itself: find Python files, and count the NAME tokens in one. The workers and the serial run share it."""
+"""The work itself: find Python files, count the NAME tokens in one. All processes share it."""
 
 from __future__ import annotations
 
@@ -39,8 +39,8 @@ def find_files(root: Path, limit: int | None = None) -> tuple[list[str], int]:
     """Find every ``.py`` file below ``root``, in a fixed order, other people's packages excepted.
 
     Returns:
-        Their absolute paths, at most ``limit``; and the number of files left out because their names are not valid
-        Unicode, which JSON cannot carry.
+        Their absolute paths, at most ``limit``; and the number of files left out because their names are not
+        valid Unicode, which JSON cannot carry.
     """
     found: list[str] = []
     skipped = 0
@@ -65,8 +65,8 @@ def find_files(root: Path, limit: int | None = None) -> tuple[list[str], int]:
 def count_names(path: str) -> FileCount:
     """Count the NAME tokens of a file, up to its end or to the first error.
 
-    Some files are bad on purpose: wrong encodings, wrong indentation, unfinished brackets. The names before the error
-    count, and the error is kept. A file that cannot be read counts as one without names.
+    Some files are bad on purpose: wrong encodings, wrong indentation, unfinished brackets. The names before
+    the error count, and the error is kept. A file that cannot be read counts as one without names.
     """
     names: Counter[str] = Counter()
     error: str | None = None

@@ -1,7 +1,7 @@
 """The serial run that the workers are compared with: one process, no queue.
 
-``python -m pgqrs_native.demo.serial`` reads paths from standard input as one JSON array, and writes one line of JSON per
-file.
+``python -m pgqrs_native.demo.serial`` reads paths from standard input as one JSON array, and writes one line
+of JSON per file.
 """
 
 from __future__ import annotations
@@ -10,13 +10,16 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 import msgspec
 from typing_extensions import Self
 
 from pgqrs_core.errors import PgqrsError
 from pgqrs_native.demo.counting import FileCount, count_names
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
 
 __all__ = ["SerialRun", "main"]
 
@@ -26,7 +29,7 @@ class SerialRun:
 
     Attributes:
         counts: what is counted so far, by path.
-        seconds: how long it took, once `wait` has returned.
+        seconds: how long it took, once it has ended.
     """
 
     def __init__(self, paths: Sequence[str]) -> None:
@@ -60,7 +63,13 @@ class SerialRun:
         """Begin, unless begun already."""
         if self._process is None:
             command = [sys.executable, "-m", "pgqrs_native.demo.serial"]
-            self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)  # noqa: S603
+            self._process = subprocess.Popen(  # noqa: S603
+                command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                # Control-C is for the command alone; it ends what it started.
+                start_new_session=True,
+            )
             self._reader.start()
 
     def check(self) -> None:
@@ -79,11 +88,11 @@ class SerialRun:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
         began = time.perf_counter()
+        decoder = msgspec.json.Decoder(FileCount)
         try:
-            with self._process.stdin as asking:
-                asking.write(msgspec.json.encode(self._paths))
-            decoder = msgspec.json.Decoder(FileCount)
             with self._process.stdout as answers:
+                with self._process.stdin as asking:
+                    asking.write(msgspec.json.encode(self._paths))
                 for line in answers:
                     count = decoder.decode(line)
                     self.counts[count.path] = count

@@ -18,7 +18,7 @@ QUEUE: Final = "python files"
 #: What the demo's connections call themselves, so that these are broken off and no others.
 APPLICATION: Final = "pgqrs_demo"
 
-#: The variable that tells a worker where the database is. Command lines are for everybody to see; this is not.
+#: The variable that tells a worker where the database is. Command lines are for everybody to see.
 ADDRESS: Final = "PGQRS_DEMO_ADDRESS"
 
 
@@ -42,5 +42,5 @@ def conninfo_for(dsn: str) -> str:
 
 
 def settings_for(conninfo: str) -> Config:
-    """Return the settings of a client in this demo; all but the place come from the environment and the file."""
+    """Return the settings of a client in this demo; all but the place are the usual ones."""
     return Config.load(url=conninfo, schema=SCHEMA)

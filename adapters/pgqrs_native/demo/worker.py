@@ -7,12 +7,10 @@ from __future__ import annotations
 
 import os
 import signal
-import sys
 import threading
 import time
-from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import psycopg
 
@@ -21,6 +19,9 @@ from pgqrs_native.demo import tables
 from pgqrs_native.demo.counting import count_names
 from pgqrs_native.demo.setting import ADDRESS, QUEUE, CountNames, Ping, settings_for
 
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
 __all__ = ["Handlers", "main"]
 
 #: Messages claimed ahead. A killed worker holds these too, and all of them come back.
@@ -28,7 +29,7 @@ _AHEAD: Final = 4
 
 
 class Handlers:
-    """What the worker does with each type of message; its rows and its acks go through one connection of its own."""
+    """What a worker does with each type of message; rows and acks go through one connection of its own."""
 
     def __init__(self, client: Client, conninfo: str) -> None:
         self._client = client
@@ -77,8 +78,10 @@ def main() -> None:
 
 
 def _follow_parent() -> None:
-    """Stop when standard input ends: nothing is ever written to it, so then the process at its other end is gone."""
-    sys.stdin.buffer.read()
+    """Stop when standard input ends: nothing is written to it, so the process at its other end is gone."""
+    # Not through sys.stdin: a thread that is blocked in its buffer makes the interpreter abort at exit.
+    while os.read(0, 1):
+        pass
     os.kill(os.getpid(), signal.SIGTERM)
 
 

@@ -1,0 +1,312 @@
+"""A worker on asyncio: handlers are coroutines, run as tasks. The threaded twin is :mod:`pgqrs_native.worker`."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import inspect
+import logging
+import random
+import secrets
+import signal
+import time
+from collections import deque
+from collections.abc import Callable
+from typing import Any, Literal, TypeVar
+
+from pgqrs_core.errors import PgqrsError, QueueNotFound
+from pgqrs_core.messages import check_number
+from pgqrs_core.operations.maintenance import elect, maintain, resign
+from pgqrs_core.operations.traffic import incoming
+from pgqrs_native.async_client import AsyncClient
+from pgqrs_native.routing import Outcome, Routes, Task, outcomes_of, sort_out
+from pgqrs_native.settler import portions
+from pgqrs_native.shared import MarksShelf, marker
+from pgqrs_native.traffic import ADAPTER
+
+__all__ = ["AsyncWorker"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+_log = logging.getLogger("pgqrs.worker")
+
+_CLAIM = 200
+_TICK = 5.0
+_LATE = "the worker was stopped before the handler finished"
+
+
+class AsyncWorker:
+    """Runs coroutines for the messages of some queues until it is stopped. Arguments as for `Worker`.
+
+    A handler that is not a coroutine function runs on a thread.
+    """
+
+    def __init__(
+        self,
+        client: AsyncClient,
+        *,
+        concurrency: int = 100,
+        prefetch: int | None = None,
+        shutdown_timeout: float = 30.0,
+        on_success: Literal["ack", "archive"] = "ack",
+        housekeeping: bool = True,
+    ) -> None:
+        check_number("concurrency", concurrency, 1, 100_000, whole=True)
+        self._prefetch = client.config.performance.prefetch_count if prefetch is None else prefetch
+        check_number("prefetch", self._prefetch, 0, 10_000, whole=True)
+        check_number("shutdown_timeout", shutdown_timeout, 0, 86_400)
+        self._client = client
+        self._concurrency = concurrency
+        self._shutdown_timeout = shutdown_timeout
+        self._success: Literal["ack", "archive"] = on_success
+        self._housekeeping = housekeeping
+        self._routes = Routes()
+        self._marks = MarksShelf()
+        self._stopping = asyncio.Event()
+        self._changed = asyncio.Event()
+        self._waiting: deque[Task] = deque()
+        self._running: dict[asyncio.Task[None], Task] = {}
+        self._pending: list[Outcome] = []
+        self._news = asyncio.Event()
+        self._held = 0
+
+    def handler(
+        self,
+        queue: str,
+        type: Any = Any,  # noqa: A002
+        *,
+        message_type: str | None = None,
+    ) -> Callable[[F], F]:
+        """Register a coroutine function for each message; see `Worker.handler`."""
+        return self._register(queue, type, message_type, None)
+
+    def batch_handler(
+        self,
+        queue: str,
+        type: Any = Any,  # noqa: A002
+        *,
+        count: int = 100,
+        message_type: str | None = None,
+    ) -> Callable[[F], F]:
+        """Register a coroutine function for up to ``count`` messages at once; see `Worker.batch_handler`."""
+        check_number("count", count, 1, 10_000, whole=True)
+        return self._register(queue, type, message_type, count)
+
+    def _register(self, queue: str, type_: Any, message_type: str | None, batch: int | None) -> Callable[[F], F]:
+        def decorate(function: F) -> F:
+            self._routes.add(queue, type_, function, message_type=message_type, batch=batch)
+            return function
+
+        return decorate
+
+    async def run(self, *, signals: bool = True) -> None:
+        """Work until `stop` is called or a signal comes; see `Worker.run`. Cancelling it stops gracefully, too.
+
+        Raises:
+            QueueNotFound: a queue with a handler does not exist.
+        """
+        for name in self._routes.queues:
+            await self._client.engine.queue(name)
+        settler = asyncio.create_task(self._settle(), name="pgqrs-settler")
+        housekeeper = asyncio.create_task(self._keep_house(), name="pgqrs-housekeeper") if self._housekeeping else None
+        before = self._catch_signals() if signals else []
+        try:
+            await self._claim(self._routes.queues)
+        finally:
+            await self._wind_up(settler)
+            if housekeeper is not None:
+                housekeeper.cancel()
+                await asyncio.wait({housekeeper})
+            for one in before:
+                asyncio.get_running_loop().remove_signal_handler(one)
+
+    def stop(self) -> None:
+        """Stop gracefully; `run` returns when all is settled. To be called in the event loop's thread."""
+        self._stopping.set()
+        self._changed.set()
+        self._client.engine.wakeups.interrupt()
+
+    async def _claim(self, names: list[str]) -> None:
+        pause = 0.1
+        hungry = list(names)
+        while not self._stopping.is_set():
+            if not await self._room():
+                continue
+            try:
+                hungry = [name for name in hungry if await self._claim_from(name)]
+                pause = 0.1
+                if not hungry:
+                    hungry = await self._wait(names)
+            except QueueNotFound as error:
+                _log.warning("%s It is tried again.", error)
+                await self._doze(_TICK)
+                hungry = list(names)
+            except PgqrsError as error:
+                _log.warning("cannot claim, next try in %.1f s: %s", pause, error)
+                await self._doze(pause * random.uniform(0.5, 1.0))
+                pause = min(pause * 2, _TICK)
+                hungry = list(names)
+
+    async def _doze(self, seconds: float) -> None:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._stopping.wait(), seconds)
+
+    async def _room(self) -> int:
+        most = self._concurrency + self._prefetch
+        while not self._stopping.is_set() and self._held > most - max(most // 4, 1):
+            self._changed.clear()
+            await self._changed.wait()
+        return 0 if self._stopping.is_set() else max(most - self._held, 0)
+
+    async def _claim_from(self, name: str) -> bool:
+        room = await self._room()
+        if not room:
+            return True
+        engine = self._client.engine
+        limit = min(room, _CLAIM)
+        queue = await engine.queue(name)
+        lease = queue.options.lease_seconds
+        marks = self._marks.take(name)
+        try:
+            found = await engine.on(
+                name, incoming, marks, limit=limit, lease=lease, patience=0.0, plugins=engine.plugins, adapter=ADAPTER
+            )
+        finally:
+            self._marks.give(name, marks)
+        if not found:
+            return False
+        tasks, refused = sort_out(
+            self._routes, queue, found, plugins=engine.plugins, claimed_at=time.time(), lease_seconds=lease
+        )
+        self._held += len(found)
+        messages = [message for task in tasks for message in task.messages]
+        self._client.keeper.hold(queue, [message.lease for message in messages], lease, marker(messages))
+        self._waiting.extend(tasks)
+        self._start_some()
+        if refused:
+            for outcome in refused:
+                _log.warning("%r is dead-lettered: %s", outcome.message, outcome.error)
+            self._report(refused)
+        return len(found) == limit
+
+    async def _wait(self, names: list[str]) -> list[str]:
+        engine = self._client.engine
+        queues = [await engine.queue(name) for name in names]
+        _, where = await engine.wakeups.wait_any(queues, _TICK, self._stopping.is_set)
+        return [queue.name for queue in where]
+
+    def _start_some(self) -> None:
+        while self._waiting and len(self._running) < self._concurrency and not self._stopping.is_set():
+            task = self._waiting.popleft()
+            running = asyncio.create_task(self._handle(task))
+            self._running[running] = task
+            running.add_done_callback(self._ended)
+
+    def _ended(self, running: asyncio.Task[None]) -> None:
+        self._running.pop(running, None)
+        self._start_some()
+        self._changed.set()
+
+    async def _handle(self, task: Task) -> None:
+        result: Any = None
+        failure: BaseException | None = None
+        argument = task.messages if task.route.batch is not None else task.messages[0]
+        try:
+            if inspect.iscoroutinefunction(task.route.function):
+                result = await task.route.function(argument)
+            else:
+                result = await asyncio.to_thread(task.route.function, argument)
+        except asyncio.CancelledError:
+            failure = TimeoutError(_LATE)
+        except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its message's outcome
+            failure = error
+            if not isinstance(error, PgqrsError):
+                _log.warning("handler of queue %r failed: %r", task.queue.name, error, exc_info=error)
+        self._report(outcomes_of(task, result, failure, success=self._success))
+
+    def _report(self, outcomes: list[Outcome]) -> None:
+        self._pending.extend(outcomes)
+        self._changed.set()
+        self._news.set()
+
+    async def _settle(self) -> None:
+        pause = 0.05
+        while not (self._stopping.is_set() and not self._held):
+            await self._news.wait()
+            self._news.clear()
+            outcomes, self._pending = self._pending, []
+            failed = await self._write(outcomes)
+            if failed:
+                self._pending = failed + self._pending
+                self._news.set()
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 1.0)
+            else:
+                pause = 0.05
+
+    async def _write(self, outcomes: list[Outcome]) -> list[Outcome]:
+        engine = self._client.engine
+        done = sum(outcome.action == "none" for outcome in outcomes)
+        self._client.keeper.drop(outcome.message.lease for outcome in outcomes if outcome.action == "none")
+        failed: list[Outcome] = []
+        for portion in portions(outcomes):
+            try:
+                await engine.run(portion.write, engine.plugins, engine.doorbell)
+            except PgqrsError as error:
+                _log.warning("%d outcomes could not be written yet: %s", len(portion.outcomes), error)
+                failed += portion.outcomes
+                continue
+            portion.note_lost(_log)
+            self._client.keeper.drop(outcome.message.lease for outcome in portion.outcomes)
+            done += len(portion.outcomes)
+        self._held -= done
+        self._changed.set()
+        return failed
+
+    async def _wind_up(self, settler: asyncio.Task[None]) -> None:
+        self._stopping.set()
+        while self._waiting:
+            self._report([Outcome(message, "release") for message in self._waiting.popleft().messages])
+        if self._running:
+            _, late = await asyncio.wait(set(self._running), timeout=self._shutdown_timeout)
+            if late:
+                _log.warning("%d handlers did not finish in time and are cancelled", len(late))
+                for running in late:
+                    running.cancel()
+                await asyncio.wait(late, timeout=_TICK)
+        self._news.set()
+        await asyncio.wait({settler}, timeout=_TICK)
+        settler.cancel()
+
+    def _catch_signals(self) -> list[signal.Signals]:
+        loop = asyncio.get_running_loop()
+        caught: list[signal.Signals] = []
+        current = asyncio.current_task()
+
+        def on_signal() -> None:
+            if self._stopping.is_set() and current is not None:
+                current.cancel()
+            self.stop()
+
+        # Only the main thread's loop may.
+        with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
+            for one in (signal.SIGTERM, signal.SIGINT):
+                loop.add_signal_handler(one, on_signal)
+                caught.append(one)
+        return caught
+
+    async def _keep_house(self) -> None:
+        engine = self._client.engine
+        me = secrets.randbits(62)
+        interval = self._client.config.queue.cleanup_interval_seconds
+        try:
+            while True:
+                await asyncio.sleep(interval * random.uniform(0.8, 1.0))
+                try:
+                    if await engine.run(elect, me, 3 * interval):
+                        await engine.run(maintain, engine.schema)
+                except PgqrsError as error:
+                    _log.warning("housekeeping is put off: %s", error)
+        finally:
+            with contextlib.suppress(PgqrsError):
+                await engine.run(resign, me)

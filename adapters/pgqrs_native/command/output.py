@@ -1,0 +1,144 @@
+"""How results look: tables for people, one JSON document for programs."""
+
+import json
+import os
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from datetime import datetime, timezone
+from typing import Any, Final, Literal
+
+from rich import box
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from pgqrs_core.messages import Metrics
+from pgqrs_core.operations.findings import span
+
+__all__ = ["Column", "Output", "ago", "count", "make_console", "make_table", "moment", "plural", "safe"]
+
+#: Columns of the output when nobody looks at it: nothing is wrapped or cut short.
+_UNLIMITED: Final = 100_000
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column of a table. ``kind`` says how it gives way when there is too little room."""
+
+    title: str
+    kind: Literal["name", "number", "text", "fold"] = "text"
+
+
+def make_console() -> Console:
+    """Return the console for standard output, as wide as the terminal."""
+    watched = sys.stdout.isatty() or "COLUMNS" in os.environ
+    return Console(
+        file=sys.stdout,
+        width=None if watched else _UNLIMITED,
+        highlight=False,
+        markup=False,
+        emoji=False,
+        soft_wrap=False,
+    )
+
+
+def make_table(columns: Sequence[Column], rows: Iterable[Sequence[str | Text]]) -> Table:
+    """Build a table. Texts are shown as they are; nothing in them is markup."""
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
+    for column in columns:
+        table.add_column(
+            Text(column.title),
+            justify="right" if column.kind == "number" else "left",
+            no_wrap=column.kind in ("number", "text"),
+            overflow="ellipsis" if column.kind == "text" else "fold",
+            # A number must never be cut, and a name stays recognisable.
+            min_width=8 if column.kind in ("name", "fold") else None,
+        )
+    for row in rows:
+        table.add_row(*(Text(safe(cell)) if isinstance(cell, str) else cell for cell in row))
+    return table
+
+
+class Output:
+    """Where a command writes to. With ``json`` exactly one document goes to standard output, and nothing else."""
+
+    def __init__(self, *, json: bool) -> None:
+        self.json = json
+
+    def document(self, value: object) -> None:
+        """Write ``value`` as JSON."""
+        text = json.dumps(value, indent=2, ensure_ascii=False, default=_plain)
+        try:
+            text.encode(sys.stdout.encoding or "utf-8")
+        except UnicodeEncodeError:
+            # A lone surrogate, or a terminal that is not UTF-8: then every character beyond ASCII is escaped.
+            text = json.dumps(value, indent=2, default=_plain)
+        sys.stdout.write(text + "\n")
+        sys.stdout.flush()
+
+    def table(self, columns: Sequence[Column], rows: Iterable[Sequence[str | Text]], *, empty: str) -> None:
+        """Write a table, or the sentence ``empty`` if it has no rows."""
+        table = make_table(columns, rows)
+        if table.row_count:
+            make_console().print(table)
+        else:
+            self.say(empty)
+
+    def facts(self, pairs: Iterable[tuple[str, str]]) -> None:
+        """Write names and values, one a line."""
+        table = Table(box=None, show_header=False, pad_edge=False)
+        table.add_column(no_wrap=True, style="bold")
+        table.add_column(overflow="fold")
+        for name, value in pairs:
+            table.add_row(Text(name), Text(safe(value, lines=True)))
+        make_console().print(table)
+
+    def say(self, text: str) -> None:
+        """Write a sentence about what was done."""
+        sys.stdout.write(safe(text) + "\n")
+        sys.stdout.flush()
+
+    def note(self, text: str) -> None:
+        """Write a remark to standard error, where it is in no program's way."""
+        sys.stderr.write(safe(text) + "\n")
+        sys.stderr.flush()
+
+
+def safe(text: str, *, lines: bool = False) -> str:
+    """Escape what a terminal would act on: data may hold control characters. With ``lines`` line ends stay."""
+    if text.isprintable():
+        return text
+    kept = "\n\t" if lines else ""
+    return "".join(
+        char if char.isprintable() or char in kept else char.encode("unicode_escape").decode() for char in text
+    )
+
+
+def count(metrics: Metrics, name: str) -> str:
+    """Show a figure; ``~`` marks an estimate."""
+    return f"{'~' if name in metrics.estimated else ''}{getattr(metrics, name):,}"
+
+
+def plural(number: int, noun: str) -> str:
+    """Return ``1 message``, ``2 messages``."""
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"
+
+
+def moment(when: datetime | None) -> str:
+    """Show a time in UTC, to the millisecond."""
+    if when is None:
+        return "–"
+    return when.astimezone(timezone.utc).isoformat(" ", "milliseconds").replace("+00:00", " UTC")
+
+
+def ago(when: datetime) -> str:
+    """Show how long ago something happened, by this machine's clock."""
+    seconds = (datetime.now(timezone.utc) - when).total_seconds()
+    return f"{span(max(seconds, 0.0))} ago"
+
+
+def _plain(value: Any) -> object:
+    if isinstance(value, datetime):
+        return value.astimezone(timezone.utc).isoformat()
+    raise TypeError(f"{type(value).__name__} has no place in a document")

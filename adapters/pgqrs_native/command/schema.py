@@ -1,0 +1,127 @@
+"""``install``, ``uninstall``, ``maintain``, ``config show``, ``plugins``: the database as a whole, and the set-up."""
+
+from typing import Any
+
+import msgspec
+import typer
+
+from pgqrs_core.operations.schema import SUPPORTED
+from pgqrs_core.plugins import Plugins, default_plugins
+from pgqrs_native.client import Client
+from pgqrs_native.command.consent import Yes, ask
+from pgqrs_native.command.output import Column, plural
+from pgqrs_native.command.session import Session, command
+
+__all__ = ["register"]
+
+config = typer.Typer(help="The settings in use.", no_args_is_help=True)
+
+
+def register(app: typer.Typer) -> None:
+    """Add the commands."""
+    command(app, "install")(install)
+    command(app, "uninstall")(uninstall)
+    command(app, "maintain")(maintain)
+    command(app, "plugins")(plugins)
+    app.add_typer(config, name="config")
+
+
+def install(session: Session) -> None:
+    """Create or upgrade the tables. Harmless to repeat."""
+    applied = session.client.admin.install()
+    schema = session.client.engine.schema
+    if session.out.json:
+        session.out.document({"schema": schema, "version": SUPPORTED, "applied": applied})
+    elif applied:
+        session.out.say(f"installed in schema {schema!r}: {', '.join(applied)}")
+    else:
+        session.out.say(f"schema {schema!r} is up to date (version {SUPPORTED})")
+
+
+def uninstall(session: Session, *, yes: Yes = False) -> None:
+    """Drop all queues with their messages, and all tables."""
+    if not yes:
+        ask(_impact(session.client), yes=yes)
+    dropped = session.client.admin.uninstall()
+    schema = session.client.engine.schema
+    if session.out.json:
+        session.out.document({"schema": schema, "dropped": dropped})
+    else:
+        session.out.say(f"uninstalled from schema {schema!r}: {plural(len(dropped), 'queue')} dropped")
+
+
+def _impact(client: Client) -> str:
+    figures = client.admin.all_queues_metrics()
+    messages = sum(one.ready + one.delayed + one.in_flight + one.dead + one.archived for one in figures)
+    about = "about " if any(one.estimated for one in figures) else ""
+    return (
+        f"This drops schema {client.engine.schema!r} of {client.config.target} with {plural(len(figures), 'queue')} and "
+        f"{about}{plural(messages, 'message')}."
+    )
+
+
+def maintain(session: Session) -> None:
+    """Do the housekeeping once, now: expiry, retention, vacuum. Workers do it by themselves."""
+    done = session.client.admin.maintain()
+    if session.out.json:
+        session.out.document(msgspec.to_builtins(done))
+        return
+    session.out.say(
+        f"removed {plural(done.expired, 'expired message')}, {plural(done.dead_pruned, 'dead message')}, "
+        f"{plural(done.archive_pruned, 'archived message')}; vacuumed {plural(done.vacuumed, 'table')}"
+    )
+
+
+@command(config, "show")
+def show(session: Session) -> None:
+    """Show all settings, secrets masked, and the server that they lead to."""
+    described = session.settings.describe()
+    if session.out.json:
+        session.out.document(described)
+        return
+    session.out.facts(
+        [
+            ("target", str(described.pop("target"))),
+            *((f"{section}.{key}", _value(value)) for section, keys in described.items() for key, value in keys.items()),
+        ]
+    )
+
+
+def _value(value: object) -> str:
+    if value is None:
+        return "–"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (list, tuple)):
+        return ", ".join(map(str, value)) or "none"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def plugins(session: Session) -> None:
+    """Show the plugins: loaded, broken, blocked."""
+    found = default_plugins(frozenset(session.settings.plugins.blocked))
+    if session.out.json:
+        session.out.document(_document(found))
+        return
+    rows = [
+        *((one.name, "loaded", _origin(one), ", ".join(one.hooks) or "no hooks") for one in found.loaded),
+        *((one.name, "BROKEN", _origin(one), one.error) for one in found.broken),
+        *((one.name, "blocked", _origin(one), "by the configuration") for one in found.blocked),
+    ]
+    columns = [Column("plugin", "name"), Column("state"), Column("from", "fold"), Column("hooks, or why", "fold")]
+    session.out.table(columns, rows, empty="no plugins")
+
+
+def _document(found: Plugins) -> dict[str, Any]:
+    return {
+        "loaded": [msgspec.to_builtins(one) for one in found.loaded],
+        "broken": [msgspec.to_builtins(one) for one in found.broken],
+        "blocked": [msgspec.to_builtins(one) for one in found.blocked],
+        "adapters": [
+            {"name": one.name, "version": one.version, "summary": one.summary} for one in found.adapters
+        ],
+    }
+
+
+def _origin(plugin: Any) -> str:
+    return f"{plugin.distribution} {plugin.version}" if plugin.distribution else "–"

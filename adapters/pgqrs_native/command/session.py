@@ -1,0 +1,162 @@
+"""What every command has: the global options, a client that is opened when first used, and the output."""
+
+import contextlib
+import dataclasses
+import functools
+import importlib
+import inspect
+import typing
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from pgqrs_core.config import Config
+from pgqrs_core.errors import ConfigurationError
+from pgqrs_native.client import Client
+from pgqrs_native.command.inputs import InvalidInput
+from pgqrs_native.command.output import Output
+
+__all__ = ["Given", "OutputClosed", "Session", "command", "sign"]
+
+_PANEL = "Global options"
+
+
+@dataclasses.dataclass
+class Given:
+    """The global options of one run. They may stand before the command and behind it; the last one wins."""
+
+    url: str | None = None
+    schema: str | None = None
+    config: Path | None = None
+    embedded: bool = False
+    json: bool = False
+    debug: bool = False
+
+    def update(self, options: dict[str, Any]) -> None:
+        """Take over the options that were given at one place."""
+        for name, value in options.items():
+            if value:
+                setattr(self, name, value)
+
+
+class _Globals(typing.TypedDict):
+    """The global options as parameters: name, type and what `--help` says."""
+
+    url: Annotated[
+        str | None,
+        typer.Option("--url", "--database-url", help="The database; by default DATABASE_URL.", rich_help_panel=_PANEL),
+    ]
+    schema: Annotated[
+        str | None, typer.Option("--schema", help="The schema that holds the queues.", rich_help_panel=_PANEL)
+    ]
+    config: Annotated[
+        Path | None,
+        typer.Option("--config", help="A file instead of pgqrs.yaml.", metavar="FILE", rich_help_panel=_PANEL),
+    ]
+    embedded: Annotated[
+        bool, typer.Option("--embedded", help="Use the embedded server.", rich_help_panel=_PANEL)
+    ]
+    json: Annotated[
+        bool, typer.Option("--json", help="Write one JSON document.", rich_help_panel=_PANEL)
+    ]
+    debug: Annotated[
+        bool, typer.Option("--debug", help="Show tracebacks of errors.", rich_help_panel=_PANEL)
+    ]
+
+
+_GLOBALS: dict[str, Any] = typing.get_type_hints(_Globals, include_extras=True)
+
+
+class Session(contextlib.AbstractContextManager["Session"]):
+    """One run of one command."""
+
+    def __init__(self, given: Given) -> None:
+        self.given = given
+        self.out = Output(json=given.json)
+        self._stack = contextlib.ExitStack()
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
+
+    @functools.cached_property
+    def client(self) -> Client:
+        """The client, connected at its first use and closed with the session."""
+        return self._stack.enter_context(Client(self.config))
+
+    @functools.cached_property
+    def config(self) -> Config:
+        """The configuration; an embedded server, if one was asked for, is started first and stopped at the end."""
+        config = self.settings
+        if not config.embedded:
+            return config
+        assert config.database.url is not None
+        server = self._stack.enter_context(_embedded().resolve_url(config.database.url))
+        return dataclasses.replace(config, database=dataclasses.replace(config.database, url=server.dsn))
+
+    @functools.cached_property
+    def settings(self) -> Config:
+        """The configuration as given; starts nothing."""
+        given = self.given
+        if given.embedded and given.url is not None:
+            raise InvalidInput("--embedded and --url are both given; leave one of them out")
+        url = "embedded://" if given.embedded else given.url
+        return Config.load(given.config, url=url, schema=given.schema)
+
+
+def _embedded() -> Any:
+    """Return the plugin that carries a server. It is looked up at run time: no adapter depends on a plugin."""
+    try:
+        return importlib.import_module("pgqrs_embedded")
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"the embedded server needs {error.name}, which is not installed: pip install 'pgqrs-py[embedded]'"
+        ) from error
+
+
+Command = Callable[..., None]
+
+
+class OutputClosed(Exception):
+    """Whoever read the output has gone. Not an OSError: typer would make it exit code 1."""
+
+
+def sign(function: Command, parameters: Sequence[inspect.Parameter]) -> Command:
+    """Give a function these parameters, and the global options, as far as typer can see."""
+    added = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=hint, default=getattr(Given, name))
+        for name, hint in _GLOBALS.items()
+    ]
+    context = inspect.Parameter("context", inspect.Parameter.KEYWORD_ONLY, annotation=typer.Context)
+    every = [context, *parameters, *added]
+    function.__signature__ = inspect.Signature(every)  # type: ignore[attr-defined]
+    function.__annotations__ = {one.name: one.annotation for one in every}
+    return function
+
+
+def command(app: typer.Typer, name: str, *, panel: str | None = None) -> Callable[[Command], Command]:
+    """Register a function as a command: it gets a `Session` and its own options; the global ones are added here."""
+
+    def register(function: Command) -> Command:
+        hints = typing.get_type_hints(function, include_extras=True)
+        own = [
+            parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
+            for parameter in list(inspect.signature(function).parameters.values())[1:]
+        ]
+
+        def run(*, context: typer.Context, **options: Any) -> None:
+            given: Given = context.obj
+            given.update({key: options.pop(key) for key in _GLOBALS})
+            try:
+                with Session(given) as session:
+                    function(session, **options)
+            except BrokenPipeError as error:
+                raise OutputClosed from error
+
+        run.__name__ = function.__name__
+        run.__doc__ = function.__doc__
+        app.command(name, rich_help_panel=panel)(sign(run, own))
+        return function
+
+    return register

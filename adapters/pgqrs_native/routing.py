@@ -1,0 +1,191 @@
+"""Which handler gets a message, and what its result means. Pure: shared by both workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from typing_extensions import TypeAlias
+
+from pgqrs_core.errors import InvalidArgument, PayloadError, PgqrsError
+from pgqrs_core.messages import Delivery, Queue, check_name
+from pgqrs_core.plugins import Plugins
+from pgqrs_core.serializers import check_type, type_name
+from pgqrs_native.message import Message
+
+__all__ = ["Outcome", "Reject", "Retry", "Route", "Routes", "Task", "outcomes_of", "sort_out"]
+
+
+class Retry(PgqrsError):
+    """Raise this in a handler to have the message back after ``delay`` seconds; None means the queue's back-off."""
+
+    delay: float | None
+
+    def __init__(self, reason: str = "retry requested", *, delay: float | None = None) -> None:
+        super().__init__(reason, delay=delay)
+
+
+class Reject(PgqrsError):
+    """Raise this in a handler to dead-letter the message at once, with the reason."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Route:
+    """One handler and what it takes: a queue, or a queue's messages of one type."""
+
+    queue: str
+    type: Any
+    message_type: str | None
+    function: Callable[..., Any]
+    #: The most messages per call for a batch handler, None for a handler of single messages.
+    batch: int | None = None
+
+
+@dataclass(slots=True)
+class Routes:
+    """The handlers of a worker."""
+
+    _by_queue: dict[str, list[Route]] = field(default_factory=dict)
+
+    def add(
+        self, queue: str, type_: Any, function: Callable[..., Any], *, message_type: str | None, batch: int | None
+    ) -> None:
+        """Register a handler.
+
+        Raises:
+            InvalidArgument: nothing can be decoded as this type, or another handler takes the same messages.
+        """
+        check_name(queue)
+        check_type(type_)
+        if message_type is None and isinstance(type_, type):
+            message_type = type_name(type_)
+        known = self._by_queue.setdefault(queue, [])
+        for route in known:
+            if route.message_type == message_type:
+                what = f"messages of type {message_type!r}" if message_type else "messages of any type"
+                raise InvalidArgument("handler", function, f"the only one for {what} in queue {queue!r}")
+            if (route.batch is None) != (batch is None):
+                raise InvalidArgument("handler", function, f"of one kind with the others of queue {queue!r}: all batch")
+        known.append(Route(queue, type_, message_type, function, batch))
+
+    @property
+    def queues(self) -> list[str]:
+        """The queues that have handlers."""
+        return list(self._by_queue)
+
+    def find(self, queue: str, delivery: Delivery) -> Route | None:
+        """Return the handler for a delivery. A queue's only handler takes all; several are told apart by type."""
+        known = self._by_queue[queue]
+        if len(known) == 1:
+            return known[0]
+        wanted = delivery.headers.get("message_type")
+        anything = None
+        for route in known:
+            if route.message_type == wanted:
+                return route
+            if route.message_type is None:
+                anything = route
+        return anything
+
+
+@dataclass(slots=True)
+class Task:
+    """What one call of a handler gets."""
+
+    route: Route
+    queue: Queue
+    messages: list[Message[Any]]
+
+
+Action: TypeAlias = Literal["ack", "archive", "release", "nack", "bury", "none"]
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What is to become of one message."""
+
+    message: Message[Any]
+    action: Action
+    error: BaseException | str | None = None
+    delay: float | None = None
+
+
+def sort_out(
+    routes: Routes,
+    queue: Queue,
+    deliveries: Iterable[Delivery],
+    *,
+    plugins: Plugins,
+    claimed_at: float,
+    lease_seconds: float,
+) -> tuple[list[Task], list[Outcome]]:
+    """Turn deliveries into calls of handlers; what no handler takes, or cannot be decoded, is to be buried."""
+    tasks: list[Task] = []
+    refused: list[Outcome] = []
+    batches: dict[int, Task] = {}
+    for delivery in deliveries:
+        route = routes.find(queue.name, delivery)
+        error: PayloadError | None = None
+        payload: Any = None
+        try:
+            if route is not None:
+                payload = plugins.serializers.decode(delivery.content_type, delivery.body, route.type)
+        except PayloadError as failure:
+            error = failure
+        message = Message(queue, delivery, payload, claimed_at=claimed_at, lease_seconds=lease_seconds, error=error)
+        if route is None:
+            kind = delivery.headers.get("message_type")
+            refused.append(Outcome(message, "bury", f"no handler takes messages of type {kind!r}"))
+        elif error is not None:
+            refused.append(Outcome(message, "bury", error))
+        elif route.batch is None:
+            tasks.append(Task(route, queue, [message]))
+        else:
+            task = batches.get(id(route))
+            if task is None or len(task.messages) >= route.batch:
+                task = batches[id(route)] = Task(route, queue, [])
+                tasks.append(task)
+            task.messages.append(message)
+    return tasks, refused
+
+
+def outcome_of(message: Message[Any], error: BaseException | None, *, success: Action) -> Outcome:
+    """Return what a handler's end means for a message: settled already, success, retry, reject or failure."""
+    if error is None:
+        return Outcome(message, "none" if message.settled else success)
+    if not message.open:
+        return Outcome(message, "none")
+    if isinstance(error, Reject):
+        return Outcome(message, "bury", error)
+    return Outcome(message, "nack", error, error.delay if isinstance(error, Retry) else None)
+
+
+def outcomes_of(task: Task, result: Any, error: BaseException | None, *, success: Action) -> list[Outcome]:
+    """Return what a call means for each of its messages.
+
+    A batch handler returns None when all is well, or one entry per message: None or True for success, an exception
+    (or an instance of `Retry` or `Reject`) for failure.
+    """
+    messages = task.messages
+    if error is None and task.route.batch is not None and result is not None:
+        if not isinstance(result, Sequence) or isinstance(result, (str, bytes)) or len(result) != len(messages):
+            error = TypeError(f"a batch handler must return None or one outcome for each of its {len(messages)} messages")
+        else:
+            return [
+                outcome_of(message, _as_error(entry), success=success) for message, entry in zip(messages, result)
+            ]
+    return [outcome_of(message, error, success=success) for message in messages]
+
+
+def _as_error(entry: object) -> BaseException | None:
+    if entry is None or entry is True:
+        return None
+    if isinstance(entry, BaseException):
+        return entry
+    return TypeError(f"an outcome must be None, True or an exception, not {type(entry).__name__}")
+
+

@@ -1,0 +1,1 @@
+"""Benchmarks of pgqrs, each beside something measured in the same run. See README.md."""

@@ -1,0 +1,196 @@
+"""Measuring: time, CPU of this process and of the server, WAL; and running the sides of a comparison in turn."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from statistics import median
+from types import TracebackType
+from typing import Any, TypeVar
+
+import psutil
+import psycopg
+from typing_extensions import Self
+
+__all__ = ["Cost", "Meter", "Stopwatch", "Timed", "cpu_of", "interleave", "pause"]
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What handling ``messages`` messages took. Seconds and bytes; None where it cannot be seen from here."""
+
+    messages: int
+    wall: float
+    wal: int
+    #: CPU of the client's Python processes.
+    python: float | None = None
+    #: CPU of the backends that served them.
+    backend: float | None = None
+    #: CPU of the whole server: backends, WAL writer, checkpointer, autovacuum …
+    server: float | None = None
+
+    @property
+    def rate(self) -> float:
+        """Messages per second."""
+        return self.messages / self.wall
+
+    def micros(self, what: str) -> float | None:
+        """Microseconds of ``what`` (wall, python, backend, server) per message."""
+        seconds = getattr(self, what)
+        return None if seconds is None else seconds / self.messages * 1e6
+
+    @property
+    def wal_bytes(self) -> float:
+        """Bytes of WAL per message."""
+        return self.wal / self.messages
+
+    def __add__(self, other: Cost) -> Cost:
+        """Add another step that the same messages went through."""
+        return Cost(
+            self.messages,
+            self.wall + other.wall,
+            self.wal + other.wal,
+            _sum(self.python, other.python),
+            _sum(self.backend, other.backend),
+            _sum(self.server, other.server),
+        )
+
+
+def _sum(one: float | None, other: float | None) -> float | None:
+    return None if one is None or other is None else one + other
+
+
+@dataclass(frozen=True)
+class Timed:
+    """What one process reports of its work; times are of the monotonic clock, which all processes share."""
+
+    began: float
+    ended: float
+    python: float
+    messages: int
+    #: Whatever else a scenario wants to know.
+    more: Any = None
+
+
+class Stopwatch:
+    """Times the work of one process."""
+
+    def __enter__(self) -> Self:
+        self._cpu = time.process_time()
+        self.began = time.monotonic()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.ended = time.monotonic()
+        self._cpu = time.process_time() - self._cpu
+
+    def timed(self, messages: int, more: Any = None, *, ended: float | None = None) -> Timed:
+        """Return the report; ``ended`` when the last message was done before the work ended."""
+        return Timed(self.began, self.ended if ended is None else ended, self._cpu, messages, more)
+
+
+def cpu_of(pid: int) -> float:
+    """Return the CPU seconds of a process with a single thread, as exactly as the system tells."""
+    try:
+        return int(Path(f"/proc/{pid}/schedstat").read_text().split()[0]) / 1e9
+    except (OSError, ValueError, IndexError):
+        times = psutil.Process(pid).cpu_times()
+        return float(times.user + times.system)
+
+
+class Meter:
+    """Reads the meters of a server. Those of its processes only if they run on this machine."""
+
+    def __init__(self, dsn: str) -> None:
+        self.connection = psycopg.connect(dsn, autocommit=True)
+        self._server: psutil.Process | None = None
+        try:
+            process = psutil.Process(self._one("select pg_backend_pid()"))
+            parent = process.parent()
+            if process.name().startswith("postgres") and parent is not None:
+                self._server = parent
+        except psutil.Error:
+            pass
+
+    @property
+    def sees_processes(self) -> bool:
+        """Whether the server's CPU can be measured."""
+        return self._server is not None
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
+
+    def wal(self) -> int:
+        """Return how many bytes of WAL the server has written."""
+        return int(self._one("select pg_wal_lsn_diff(pg_current_wal_insert_lsn(), '0/0')"))
+
+    def server_cpu(self) -> float | None:
+        """Return the CPU seconds of all processes of the server, those that have ended included."""
+        if self._server is None:
+            return None
+        times = self._server.cpu_times()
+        total = float(times.user + times.system + times.children_user + times.children_system)
+        for child in self._server.children():
+            try:
+                total += cpu_of(child.pid)
+            except psutil.Error:
+                continue
+        return total
+
+    def backend_cpu(self, pids: Sequence[int]) -> float | None:
+        """Return the CPU seconds of some backends."""
+        return sum(map(cpu_of, pids)) if pids and self._server is not None else None
+
+    def run(self, work: Callable[[], int], pids: Sequence[int] = ()) -> Cost:
+        """Measure ``work``, which returns how many messages it handled, on the backends ``pids``."""
+        wal, server, backend = self.wal(), self.server_cpu(), self.backend_cpu(pids)
+        python, began = time.process_time(), time.perf_counter()
+        messages = work()
+        wall, python = time.perf_counter() - began, time.process_time() - python
+        return Cost(
+            messages,
+            wall,
+            self.wal() - wal,
+            python,
+            _less(self.backend_cpu(pids), backend),
+            _less(self.server_cpu(), server),
+        )
+
+    def checkpoint(self) -> None:
+        """Write a checkpoint, so that none falls into what is measured next; if we may."""
+        try:
+            self.connection.execute("checkpoint")
+        except psycopg.errors.InsufficientPrivilege:
+            pass
+
+    def _one(self, query: str) -> Any:
+        row = self.connection.execute(query.encode()).fetchone()
+        assert row is not None
+        return row[0]
+
+
+def _less(after: float | None, before: float | None) -> float | None:
+    return None if after is None or before is None else after - before
+
+
+def interleave(repeats: int, sides: Mapping[str, Callable[[], T]]) -> dict[str, list[T]]:
+    """Run every side once per repeat, beginning with another one each time, so that a drift meets all of them."""
+    names = list(sides)
+    found: dict[str, list[T]] = {name: [] for name in names}
+    for turn in range(repeats):
+        shift = turn % len(names)
+        for name in names[shift:] + names[:shift]:
+            found[name].append(sides[name]())
+    return found
+
+
+def pause(values: Sequence[float]) -> float:
+    """Return the median of some seconds; 0 for none."""
+    return median(values) if values else 0.0
