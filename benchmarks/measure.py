@@ -6,7 +6,6 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -14,7 +13,7 @@ import psutil
 import psycopg
 from typing_extensions import Self
 
-__all__ = ["Cost", "Meter", "Stopwatch", "Timed", "cpu_of", "interleave", "pause"]
+__all__ = ["Cost", "Meter", "Reading", "Stopwatch", "Timed", "cpu_of", "interleave"]
 
 T = TypeVar("T")
 
@@ -104,6 +103,28 @@ def cpu_of(pid: int) -> float:
         return float(times.user + times.system)
 
 
+class Reading:
+    """What the meters said at some moment."""
+
+    def __init__(self, meter: Meter, pids: Sequence[int]) -> None:
+        self._meter, self._pids = meter, pids
+        self._wal, self._server, self._backend = meter.wal(), meter.server_cpu(), meter.backend_cpu(pids)
+        self._python, self._began = time.process_time(), time.perf_counter()
+
+    def cost(self, messages: int) -> Cost:
+        """Return what ``messages`` messages have cost since."""
+        wall, python = time.perf_counter() - self._began, time.process_time() - self._python
+        backend, server = self._meter.backend_cpu(self._pids), self._meter.server_cpu()
+        return Cost(
+            messages,
+            wall,
+            self._meter.wal() - self._wal,
+            python,
+            _less(backend, self._backend),
+            _less(server, self._server),
+        )
+
+
 class Meter:
     """Reads the meters of a server. Those of its processes only if they run on this machine."""
 
@@ -148,20 +169,14 @@ class Meter:
         """Return the CPU seconds of some backends."""
         return sum(map(cpu_of, pids)) if pids and self._server is not None else None
 
+    def read(self, pids: Sequence[int] = ()) -> Reading:
+        """Begin to measure what happens from now on, on the backends ``pids``."""
+        return Reading(self, pids)
+
     def run(self, work: Callable[[], int], pids: Sequence[int] = ()) -> Cost:
-        """Measure ``work``, which returns how many messages it handled, on the backends ``pids``."""
-        wal, server, backend = self.wal(), self.server_cpu(), self.backend_cpu(pids)
-        python, began = time.process_time(), time.perf_counter()
-        messages = work()
-        wall, python = time.perf_counter() - began, time.process_time() - python
-        return Cost(
-            messages,
-            wall,
-            self.wal() - wal,
-            python,
-            _less(self.backend_cpu(pids), backend),
-            _less(self.server_cpu(), server),
-        )
+        """Measure ``work``, which returns how many messages it handled."""
+        reading = self.read(pids)
+        return reading.cost(work())
 
     def checkpoint(self) -> None:
         """Write a checkpoint, so that none falls into what is measured next; if we may."""
@@ -189,8 +204,3 @@ def interleave(repeats: int, sides: Mapping[str, Callable[[], T]]) -> dict[str, 
         for name in names[shift:] + names[:shift]:
             found[name].append(sides[name]())
     return found
-
-
-def pause(values: Sequence[float]) -> float:
-    """Return the median of some seconds; 0 for none."""
-    return median(values) if values else 0.0

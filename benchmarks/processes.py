@@ -53,7 +53,7 @@ def together(
             seen = None
         else:
             seen = meanwhile()
-        results = [_receive(pipe) for pipe in pipes]
+        results = _results([_receive(pipe) for pipe in pipes])
     finally:
         for process in processes:
             process.join(10)
@@ -83,7 +83,7 @@ def _child(pipe: Connection, barrier: Any, job: Job) -> None:
     try:
         result = job.work(lambda: barrier.wait(_PATIENCE), *job.args)
     except BrokenBarrierError:
-        pipe.send((False, "another process failed"))
+        pipe.send((False, None))
     except BaseException:
         barrier.abort()
         pipe.send((False, traceback.format_exc()))
@@ -91,13 +91,18 @@ def _child(pipe: Connection, barrier: Any, job: Job) -> None:
         pipe.send((True, result))
 
 
-def _receive(pipe: Connection) -> Any:
+def _receive(pipe: Connection) -> tuple[bool, Any]:
     if not pipe.poll(_PATIENCE):
-        raise TimeoutError(f"a process did not finish within {_PATIENCE} s")
+        return False, f"a process did not finish within {_PATIENCE} s"
     try:
-        fine, result = pipe.recv()
+        answer: tuple[bool, Any] = pipe.recv()
     except EOFError:
-        raise RuntimeError("a process died") from None
-    if not fine:
-        raise RuntimeError(f"a process failed:\n{result}")
-    return result
+        return False, "a process died"
+    return answer
+
+
+def _results(answers: list[tuple[bool, Any]]) -> list[Any]:
+    # Those without a reason failed because another one did.
+    for reason in (result for fine, result in answers if not fine and result is not None):
+        raise RuntimeError(f"a process failed: {reason}")
+    return [result for _, result in answers]

@@ -7,10 +7,13 @@ consumer remembers, per ready lane, the lowest message id that can still be wait
 A mark is a hint. It lives in memory, and a claimable message below it is found by the next rescan from the start.
 
 * A claim that took ids up to *m* shows that all lower ids were taken, held, or **not yet committed**. So *m* becomes
-  the mark only when every transaction that ran at that claim has ended, which a later claim shows by its
-  snapshot, or when `LAG` seconds have passed, so that one open transaction does not hold the mark back.
-* A rescan comes every `RESCAN` seconds, or as seldom as keeps its cost under one hundredth of the time. A claim that
+  the mark only when every transaction that ran at that claim has ended and a later claim has read up to *m*, which
+  its snapshot and its batch show, or when `LAG` seconds have passed, so that one open transaction does not hold the
+  mark back.
+* A rescan begins every `RESCAN` seconds, or as seldom as keeps its cost under one hundredth of the time. A claim that
   found nothing is followed by a rescan at once where that is cheap: an idle queue is short.
+* A rescan whose batch is full is not over: the next claims read on where it stopped, up to the marks. So nothing below
+  a mark is overtaken for longer than the time between two rescans, however busy the queue is.
 * Nothing else goes below a mark: retries, releases and replays pass through the delayed lanes, which have none.
 """
 
@@ -39,6 +42,7 @@ CHEAP: Final = 0.001
 _PENDING: Final = 64
 
 _PLACES: Final = {lane: place for place, lane in enumerate(CLAIM_LANES)}
+_READY: Final = tuple(lane for lane in CLAIM_LANES if lane >= 0)
 _START: Final = "{" + ",".join("0" for _ in CLAIM_LANES) + "}"
 
 
@@ -56,6 +60,18 @@ class _Pending(NamedTuple):
     at: float
 
 
+class _Reach(NamedTuple):
+    """How far a claim read: all lanes before a place, and the lane there up to an id."""
+
+    place: int
+    top: int
+
+    def covers(self, lane: int, message_id: int) -> bool:
+        """Tell whether it read a lane up to an id."""
+        place = _PLACES[lane]
+        return place < self.place or (place == self.place and message_id <= self.top)
+
+
 class Marks:
     """The low-water marks of one consumer on one queue. Not for use by two claims at once."""
 
@@ -69,13 +85,18 @@ class Marks:
         self._dry = False
         self._began = 0.0
         self._rescanning = False
+        #: From where the rescan has yet to read a lane up to its mark; without the lanes that it has read.
+        self._unread: dict[int, int] = {}
 
     def start(self) -> str:
         """Begin a claim: return the lowest id to read per lane of `CLAIM_LANES`, as a PostgreSQL array."""
         self._began = self._clock()
         cheap = self._dry and self._rescan_cost < CHEAP
         self._rescanning = cheap or self._began >= self._rescan_at
-        return _START if self._rescanning else self._text
+        if self._rescanning:
+            self._unread = dict.fromkeys(_READY, 0)
+            self._text = _START
+        return self._text
 
     def finish(self, seen: Seen | None, *, full: bool) -> None:
         """End a claim. ``seen`` is None when it took nothing; ``full`` when there may be more."""
@@ -84,29 +105,38 @@ class Marks:
             self._rescan_cost = now - self._began
             self._rescan_at = now + max(RESCAN, self._rescan_cost / RESCAN_SHARE)
         self._dry = seen is None
-        if seen is None:
-            return
-        if self._rescanning and full:
-            self._go_back(seen.highest)
-        self._settle(seen.oldest, now)
-        ready = {lane: top for lane, top in seen.highest.items() if lane >= 0}
-        if ready:
-            if len(self._pending) >= _PENDING:
-                last = self._pending.pop()
-                ready = {**last.highest, **ready}
-            self._pending.append(_Pending(ready, seen.newest, now))
+        reach = _reach(seen, full=full)
+        moved = False
+        if seen is not None:
+            moved = self._settle(seen.oldest, reach, now)
+            ready = {lane: top for lane, top in seen.highest.items() if lane >= 0}
+            if ready:
+                if len(self._pending) >= _PENDING:
+                    last = self._pending.pop()
+                    ready = {**last.highest, **ready}
+                self._pending.append(_Pending(ready, seen.newest, now))
+        if self._unread:
+            self._read_on(reach)
+            moved = True
+        if moved:
+            starts = self._marks.copy()
+            for lane, start in self._unread.items():
+                starts[_PLACES[lane]] = min(start, self.mark(lane))
+            self._text = _array(starts)
 
     def mark(self, lane: int) -> int:
         """Return the lowest id that may still be waiting in a ready lane."""
         return self._marks[_PLACES[lane]]
 
-    def _settle(self, oldest: int, now: float) -> None:
-        """Turn claims that no running transaction can reach below any more into marks."""
+    def _settle(self, oldest: int, reach: _Reach, now: float) -> bool:
+        """Turn claims that no running transaction can reach below any more into marks; tell whether any moved."""
         moved = False
         while self._pending:
             first = self._pending[0]
             age = now - first.at
-            if not (age >= LAG or (oldest >= first.newest and age >= SETTLE)):
+            over = oldest >= first.newest and age >= SETTLE
+            read = all(reach.covers(lane, top) for lane, top in first.highest.items())
+            if not ((over and read) or age >= LAG):
                 break
             for lane, top in first.highest.items():
                 place = _PLACES[lane]
@@ -114,17 +144,24 @@ class Marks:
                     self._marks[place] = top
                     moved = True
             self._pending.popleft()
-        if moved:
-            self._text = _array(self._marks)
+        return moved
 
-    def _go_back(self, highest: dict[int, int]) -> None:
-        """A full batch from below a mark: there may be more of that kind, so read on from there."""
-        for lane, top in highest.items():
-            place = _PLACES[lane]
-            if lane >= 0 and top < self._marks[place]:
-                self._marks[place] = top
-                self._pending.clear()
-        self._text = _array(self._marks)
+    def _read_on(self, reach: _Reach) -> None:
+        """Note how far the rescan has come."""
+        for lane in list(self._unread):
+            if reach.covers(lane, self.mark(lane)):
+                del self._unread[lane]
+            elif _PLACES[lane] == reach.place:
+                self._unread[lane] = max(self._unread[lane], reach.top + 1)
+
+
+def _reach(seen: Seen | None, *, full: bool) -> _Reach:
+    if not full:
+        return _Reach(len(CLAIM_LANES), 0)
+    if seen is None:
+        return _Reach(-1, 0)
+    lane = max(seen.highest, key=_PLACES.__getitem__)
+    return _Reach(_PLACES[lane], seen.highest[lane])
 
 
 def highest_ids(places: Iterable[tuple[int, int]]) -> dict[int, int]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any, TypeVar, overload
 
 from typing_extensions import Self
@@ -18,12 +19,14 @@ from pgqrs_core.errors import LeaseLost
 from pgqrs_core.leases import AsyncLeaseKeeper
 from pgqrs_core.messages import ArchivedMessage, DeadMessage, Metrics, Queue, Snapshot
 from pgqrs_core.operations import archives, dead, maintenance, metrics, queues, schema, settle
+from pgqrs_core.operations.enqueue import check_draft
 from pgqrs_core.operations.maintenance import Housekeeping
 from pgqrs_core.operations.settle import Fate
 from pgqrs_core.operations.traffic import outgoing
 from pgqrs_core.plugins import Plugins
+from pgqrs_native.coalescing import Coalescer
 from pgqrs_native.message import Message
-from pgqrs_native.shared import MarksShelf, by_queue, check_batch, check_read, marker, queue_options, scatter
+from pgqrs_native.shared import MarksShelf, by_queue, check_batch, check_errors, check_read, marker, queue_options, scatter
 from pgqrs_native.traffic import ADAPTER, Mismatch, compose, failing, reading, settling
 
 __all__ = ["AsyncAdmin", "AsyncClient", "AsyncConsumer", "AsyncProducer"]
@@ -175,10 +178,13 @@ class AsyncProducer:
 
     Every method takes ``connection``: a psycopg connection, a SQLAlchemy ``Connection`` or ``Session``, or a
     Django connection. The messages then belong to its transaction, and are delivered if and when it commits.
+
+    Without it, what concurrent tasks enqueue to one queue is written together.
     """
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self._coalescers: dict[str, Coalescer] = {}
 
     async def enqueue(
         self,
@@ -259,9 +265,13 @@ class AsyncProducer:
     async def _send(self, queue: str, drafts: list[Any], connection: object) -> list[int]:
         engine = self._engine
         if connection is None:
-            return await engine.on(
-                queue, outgoing, drafts, plugins=engine.plugins, adapter=ADAPTER, doorbell=engine.doorbell
-            )
+            known = await engine.queue(queue)
+            for draft in drafts:
+                check_draft(known, draft)
+            coalescer = self._coalescers.get(queue)
+            if coalescer is None:
+                coalescer = self._coalescers[queue] = Coalescer(partial(self._write, queue))
+            return await coalescer.send(drafts)
         return await engine.run_in(
             connection,
             outgoing,
@@ -270,6 +280,12 @@ class AsyncProducer:
             plugins=engine.plugins,
             adapter=ADAPTER,
             doorbell=None,
+        )
+
+    async def _write(self, queue: str, drafts: list[Any]) -> list[int]:
+        engine = self._engine
+        return await engine.on(
+            queue, outgoing, drafts, plugins=engine.plugins, adapter=ADAPTER, doorbell=engine.doorbell
         )
 
 
@@ -447,7 +463,7 @@ class AsyncConsumer:
     ) -> list[Fate]:
         """Give failed messages back; ``"nacked"``, ``"dead"`` or ``"lost"`` for each."""
         engine = self._engine
-        why = dict(zip(map(id, messages), errors or [None] * len(messages)))
+        why = check_errors(messages, errors)
         answers = []
         for queue, group in by_queue(messages):
             self._keeper.drop(message.lease for message in group)

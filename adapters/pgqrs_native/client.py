@@ -23,7 +23,7 @@ from pgqrs_core.operations.settle import Fate
 from pgqrs_core.operations.traffic import outgoing
 from pgqrs_core.plugins import Plugins
 from pgqrs_native.message import Message
-from pgqrs_native.shared import MarksShelf, by_queue, check_batch, check_read, marker, queue_options, scatter
+from pgqrs_native.shared import MarksShelf, by_queue, check_batch, check_errors, check_read, marker, queue_options, scatter
 from pgqrs_native.traffic import ADAPTER, Mismatch, compose, failing, reading, settling
 
 __all__ = ["Admin", "Client", "Consumer", "Producer"]
@@ -447,7 +447,7 @@ class Consumer:
     ) -> list[Fate]:
         """Give failed messages back; ``"nacked"``, ``"dead"`` or ``"lost"`` for each."""
         engine = self._engine
-        why = dict(zip(map(id, messages), errors or [None] * len(messages)))
+        why = check_errors(messages, errors)
         answers = []
         for queue, group in by_queue(messages):
             self._keeper.drop(message.lease for message in group)

@@ -15,7 +15,7 @@ from pgqrs_native.message import Message
 if TYPE_CHECKING:
     from pgqrs_core.config import Config
 
-__all__ = ["MarksShelf", "by_queue", "check_read", "marker", "queue_options", "scatter"]
+__all__ = ["MarksShelf", "by_queue", "check_batch", "check_errors", "check_read", "marker", "queue_options", "scatter"]
 
 T = TypeVar("T")
 
@@ -68,6 +68,15 @@ def check_batch(config: Config, count: int) -> None:
     """Raise unless ``count`` messages may be enqueued at once."""
     if count > config.queue.max_batch_size:
         raise InvalidArgument("payloads", f"{count:,} payloads", f"at most {config.queue.max_batch_size:,} at once")
+
+
+def check_errors(
+    messages: Sequence[Message[Any]], errors: Sequence[BaseException | str | None] | None
+) -> dict[int, BaseException | str | None]:
+    """Return the error of each message, by the message's identity. Raise unless there are as many of them."""
+    if errors is not None and len(errors) != len(messages):
+        raise InvalidArgument("errors", f"{len(errors)} entries", f"one for each of {len(messages)} messages")
+    return dict(zip(map(id, messages), errors or [None] * len(messages)))
 
 
 def marker(messages: Sequence[Message[Any]]) -> Callable[[Lease], None]:

@@ -51,13 +51,13 @@ async def perform(link: AsyncLink, statements: Statements, effect: Execute, *, t
     """Run one statement on a connection of ours."""
     connection = link.connection
     query = effect.query
-    text = statements.render(effect)
+    text = statements.render(effect).named
     try:
         if link.pooled and connection.pgconn.transaction_status == TransactionStatus.IDLE and effect.params:
             async with connection.pipeline(), connection.transaction():
                 await connection.execute(session.local_settings(timeout, relaxed=query.relaxed))
                 cursor = await connection.execute(text, effect.params, binary=True)
-        elif query.flags & {"patient", "bitmap"}:
+        elif query.flags & session.UNUSUAL:
             async with _special(connection, query.flags, timeout):
                 cursor = await connection.execute(text, effect.params or None)
         elif effect.params or effect.queues:
@@ -93,7 +93,7 @@ async def perform_borrowed(
     try:
         cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
         prepare_adapters(cursor)
-        await cursor.execute(statements.render(effect), effect.params or None, binary=bool(effect.params))
+        await cursor.execute(statements.render(effect).named, effect.params or None, binary=bool(effect.params))
         return await cursor.fetchall() if has_rows(cursor) else NO_ROWS
     except psycopg.Error as error:
         raise translate(error, target=target, broken=connection.broken) from error

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import logging
 import select
-from typing import Any, Final, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import psycopg
 from psycopg import sql
 from psycopg.pq import ConnStatus, TransactionStatus
 
-__all__ = ["APPLICATION", "BACKEND", "Link", "Shelf", "local_settings", "session_settings"]
+if TYPE_CHECKING:
+    from pgqrs_core.drivers.prepared import Prepared
 
-APPLICATION: Final = "pgqrs"
+__all__ = ["BACKEND", "UNUSUAL", "Link", "Shelf", "local_settings", "session_settings"]
+
+#: Flags of statements that need the session set differently.
+UNUSUAL: Final = frozenset({"patient", "bitmap"})
 
 #: A pooler answers with another process than the one it announced when connecting.
 BACKEND: Final = "select pg_backend_pid()"
@@ -91,10 +95,14 @@ _announced: list[str] = []
 class Link(Generic[C, K]):
     """One connection of a pool, and what is known of its session."""
 
-    __slots__ = ("_poll", "connection", "cursor", "pooled", "relaxed")
+    __slots__ = ("_poll", "connection", "cursor", "pooled", "prepared", "relaxed")
 
-    def __init__(self, connection: C, cursor: K, *, pooled: bool, relaxed: bool) -> None:
+    def __init__(
+        self, connection: C, cursor: K, *, pooled: bool, relaxed: bool, prepared: Prepared | None = None
+    ) -> None:
         self.connection = connection
+        #: The short way for statements of the catalogue, where there is one.
+        self.prepared = prepared
         #: One cursor for all statements; making one costs as much as binding its parameters.
         self.cursor = cursor
         #: Whether a transaction pooler stands between us and the server.

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from typing import Any, Final
+import re
+from typing import Any, Final, NamedTuple
 
 import psycopg
 from psycopg import sql
@@ -15,9 +16,10 @@ from pgqrs_core.effects import Execute
 from pgqrs_core.messages import Queue
 from pgqrs_core.sql import Query
 
-__all__ = ["NO_ROWS", "ByteaArrayDumper", "Statements", "has_rows", "prepare_adapters"]
+__all__ = ["NO_ROWS", "ByteaArrayDumper", "Statement", "Statements", "has_rows", "prepare_adapters"]
 
 _UNION: Final = sql.SQL("\nunion all\n")
+_PARAMETER: Final = re.compile(r"%\((\w+)\)s")
 
 
 class ByteaArrayDumper(Dumper):
@@ -31,14 +33,29 @@ class ByteaArrayDumper(Dumper):
         return obj.data
 
 
+class Statement(NamedTuple):
+    """One statement as the server gets it, in both styles of parameters: ``%(name)s``, and ``$1`` with names in order."""
+
+    named: bytes
+    positional: bytes
+    names: tuple[str, ...]
+
+    @classmethod
+    def of(cls, text: str) -> Statement:
+        """Number the parameters of ``text``."""
+        names = tuple(dict.fromkeys(_PARAMETER.findall(text)))
+        numbered = _PARAMETER.sub(lambda match: f"${names.index(match[1]) + 1}", text)
+        return cls(text.encode(), numbered.encode(), names)
+
+
 class Statements:
     """Composes and remembers statements for one schema. Names become identifiers here and nowhere else."""
 
     def __init__(self, schema: str) -> None:
         self._schema = schema
-        self._known: dict[tuple[Query, Any], bytes] = {}
+        self._known: dict[tuple[Query, Any], Statement] = {}
 
-    def render(self, effect: Execute) -> bytes:
+    def render(self, effect: Execute) -> Statement:
         """Return the statement with its identifiers filled in; values stay parameters."""
         key: tuple[Query, Any]
         if effect.queues:
@@ -51,7 +68,7 @@ class Statements:
             # Deleted queues would pile up here otherwise.
             if len(self._known) > 5_000:
                 self._known.clear()
-            known = self._known[key] = self._compose(effect).as_bytes(None)
+            known = self._known[key] = Statement.of(self._compose(effect).as_string(None))
         return known
 
     def _compose(self, effect: Execute) -> sql.Composable:

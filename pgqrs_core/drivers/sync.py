@@ -17,6 +17,7 @@ from psycopg.rows import tuple_row
 
 from pgqrs_core.drivers import session
 from pgqrs_core.drivers.faults import RETRY, STALE, cannot_connect, translate
+from pgqrs_core.drivers.prepared import Prepared, is_usable, wire
 from pgqrs_core.drivers.session import Link, Shelf
 from pgqrs_core.drivers.statements import NO_ROWS, Statements, has_rows, prepare_adapters
 from pgqrs_core.effects import Effect, Execute, Op, Rows, Wait
@@ -51,13 +52,18 @@ def perform(link: SyncLink, statements: Statements, effect: Execute, *, timeout:
     """Run one statement on a connection of ours."""
     connection = link.connection
     query = effect.query
-    text = statements.render(effect)
+    statement = statements.render(effect)
     try:
+        if link.prepared is not None and (effect.params or effect.queues) and not query.flags & session.UNUSUAL:
+            encoded = wire([effect.params[name] for name in statement.names])
+            if encoded is not None:
+                return link.prepared.execute(statement, *encoded)
+        text = statement.named
         if link.pooled and connection.pgconn.transaction_status == TransactionStatus.IDLE and effect.params:
             with connection.pipeline(), connection.transaction():
                 connection.execute(session.local_settings(timeout, relaxed=query.relaxed))
                 cursor = connection.execute(text, effect.params, binary=True)
-        elif query.flags & {"patient", "bitmap"}:
+        elif query.flags & session.UNUSUAL:
             with _special(connection, query.flags, timeout):
                 cursor = connection.execute(text, effect.params or None)
         elif effect.params or effect.queues:
@@ -93,7 +99,7 @@ def perform_borrowed(
     try:
         cursor = psycopg.Cursor(connection, row_factory=tuple_row)
         prepare_adapters(cursor)
-        cursor.execute(statements.render(effect), effect.params or None, binary=bool(effect.params))
+        cursor.execute(statements.render(effect).named, effect.params or None, binary=bool(effect.params))
         return cursor.fetchall() if has_rows(cursor) else NO_ROWS
     except psycopg.Error as error:
         raise translate(error, target=target, broken=connection.broken) from error
@@ -120,7 +126,8 @@ def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed: bool
     except psycopg.Error as error:
         connection.close()
         raise cannot_connect(error, target=target) from error
-    return Link(connection, connection.cursor(), pooled=pooled, relaxed=relaxed)
+    prepared = Prepared(connection) if not pooled and is_usable() else None
+    return Link(connection, connection.cursor(), pooled=pooled, relaxed=relaxed, prepared=prepared)
 
 
 class Connections:

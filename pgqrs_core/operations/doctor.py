@@ -6,31 +6,22 @@ of a right or because a table is missing, becomes a finding itself and stops not
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Final
 
 import msgspec
 
 from pgqrs_core.effects import Execute, Op
 from pgqrs_core.errors import SchemaError, SchemaMissing, ServerError
-from pgqrs_core.operations import doctor_queues, vitals
+from pgqrs_core.operations import doctor_queues, doctor_server
 from pgqrs_core.operations.findings import Finding, span
 from pgqrs_core.operations.schema import SUPPORTED, check_schema, version
 from pgqrs_core.sql import queries
 
 __all__ = ["Circumstances", "examine"]
 
-_OLDEST, _NEWEST = 14, 18
 #: Seconds by which the clocks may differ.
 _CLOCK: Final = 2.0
-#: Seconds after which a transaction that pins the horizon is worth a word, and after which it is harmful.
-_PIN_NOTED, _PIN_HARMS = 60.0, 600.0
-#: Transactions since which a slot or a standby, which say no time, has kept old rows.
-_PIN_TRANSACTIONS: Final = 1_000_000
-#: Transaction ids in use: PostgreSQL itself warns at 2,107 million and stops at 2,144.
-_IDS_WARN, _IDS_FAIL = 1_000_000_000, 1_800_000_000
-#: The part of the notification queue in use.
-_NOTIFY_WARN, _NOTIFY_FAIL = 0.2, 0.8
 
 
 class Circumstances(msgspec.Struct, frozen=True):
@@ -51,16 +42,9 @@ def examine(given: Circumstances) -> Op[list[Finding]]:
         Unavailable: the server broke off.
     """
     found: list[Finding] = []
-    for name, check in (
-        ("server", _server()),
-        ("pooler", _pooler(given.pooled)),
-        ("clock", _clock(given.clock)),
-        ("durability", _settings()),
-        ("connections", _connections(given.max_connections)),
-        ("transaction_ids", _transaction_ids()),
-        ("old_snapshots", _old_snapshots()),
-        ("notify_queue", _notify_queue()),
-    ):
+    found += _pooler(given.pooled)
+    found += yield from _contained("clock", _clock(given.clock))
+    for name, check in doctor_server.checks(given.max_connections):
         found += yield from _contained(name, check)
     schema = yield from _contained("schema", _schema(given.schema))
     found += schema
@@ -77,44 +61,7 @@ def _contained(name: str, check: Op[list[Finding]]) -> Op[list[Finding]]:
         return [Finding(name, "warn", f"could not be checked: {error}", "Check as a role with more rights.")]
 
 
-def _server() -> Op[list[Finding]]:
-    number, text, read_only, zone, sees_all = (yield Execute(queries["server_facts"]))[0]
-    major = number // 10_000
-    release = text.split()[0]
-    if major < _OLDEST:
-        found = [
-            Finding(
-                "server", "fail", f"PostgreSQL {release} is too old", f"Upgrade to PostgreSQL {_OLDEST} to {_NEWEST}."
-            )
-        ]
-    elif major > _NEWEST:
-        found = [Finding("server", "warn", f"PostgreSQL {release} is newer than what pgqrs is tested with ({_NEWEST})")]
-    else:
-        found = [Finding("server", "ok", f"PostgreSQL {release}")]
-    if read_only:
-        found.append(
-            Finding(
-                "server",
-                "fail",
-                "the server accepts no writes: it is a standby, or sessions are read-only by default",
-                "Connect to the primary: several hosts, and target_session_attrs=read-write in the URL.",
-            )
-        )
-    found.append(Finding("time_zone", "ok", f"the server's time zone is {zone}; any will do, pgqrs works in UTC"))
-    if not sees_all:
-        found.append(
-            Finding(
-                "rights",
-                "info",
-                "this role does not see what sessions of other roles do; some findings are incomplete",
-                "GRANT pg_read_all_stats, or run doctor as a role that has it.",
-            )
-        )
-    return found
-
-
-def _pooler(pooled: bool) -> Op[list[Finding]]:
-    yield from ()
+def _pooler(pooled: bool) -> list[Finding]:
     if not pooled:
         return [Finding("pooler", "ok", "no pooler in between: consumers can be woken")]
     return [
@@ -135,7 +82,7 @@ def _clock(clock: Callable[[], float]) -> Op[list[Finding]]:
     # Half the round trip is all that can be known about when the server looked at its clock.
     ahead, doubt = server - (before + after) / 2, (after - before) / 2
     if abs(ahead) - doubt <= _CLOCK:
-        return [Finding("clock", "ok", f"clocks agree within {span(max(abs(ahead), doubt))}")]
+        return [Finding("clock", "ok", f"clocks agree within {span(max(abs(ahead), doubt, 0.001))}")]
     way = "ahead of" if ahead > 0 else "behind"
     return [
         Finding(
@@ -146,105 +93,6 @@ def _clock(clock: Callable[[], float]) -> Op[list[Finding]]:
             "Synchronise both with NTP.",
         )
     ]
-
-
-def _settings() -> Op[list[Finding]]:
-    settings = dict((yield Execute(queries["server_settings"])))
-    return [*_durability(settings), *_autovacuum(settings)]
-
-
-def _durability(settings: dict[str, str]) -> Iterator[Finding]:
-    sound = True
-    for name, loss in (
-        ("fsync", "a crash of the machine can destroy the database"),
-        ("full_page_writes", "a crash of the machine can corrupt pages"),
-    ):
-        if settings.get(name) == "off":
-            sound = False
-            yield Finding("durability", "warn", f"{name} is off: {loss}", f"Set {name} = on, except in tests.")
-    if settings.get("synchronous_commit") == "off":
-        sound = False
-        yield Finding(
-            "durability",
-            "warn",
-            "synchronous_commit is off: a crash of the server can lose messages that were just enqueued",
-            "Set synchronous_commit = on for this role and database; claims are relaxed by pgqrs itself.",
-        )
-    if sound:
-        level = settings.get("synchronous_commit", "on")
-        yield Finding("durability", "ok", f"fsync and full_page_writes are on, synchronous_commit is {level}")
-
-
-def _autovacuum(settings: dict[str, str]) -> Iterator[Finding]:
-    off = [name for name in ("autovacuum", "track_counts") if settings.get(name) == "off"]
-    if off:
-        summary = f"{' and '.join(off)} is off: dead rows pile up"
-        yield Finding("autovacuum", "warn", summary, "Switch it on, or run `pgqrs maintain` every minute.")
-    else:
-        yield Finding("autovacuum", "ok", "autovacuum is on")
-
-
-def _connections(wanted: int) -> Op[list[Finding]]:
-    settings = dict((yield Execute(queries["server_settings"])))
-    used, ours = (yield Execute(queries["connection_counts"]))[0]
-    most = int(settings["max_connections"])
-    kept = int(settings.get("superuser_reserved_connections", 0)) + int(settings.get("reserved_connections", 0))
-    free = max(most - kept - used, 0)
-    summary = f"{used} of {most} connections in use, {ours} by pgqrs; {free} free"
-    if free >= wanted:
-        return [Finding("connections", "ok", summary)]
-    return [
-        Finding(
-            "connections",
-            "warn",
-            f"{summary}, fewer than the {wanted} that one more process may open",
-            "Lower PGQRS_MAX_CONNECTIONS, raise the server's max_connections, or use a pooler for producers.",
-        )
-    ]
-
-
-def _transaction_ids() -> Op[list[Finding]]:
-    name, used = (yield Execute(queries["transaction_age"]))[0]
-    summary = f"database {name!r} has used {used:,} of 2,147,483,648 transaction ids since it was last frozen"
-    if used < _IDS_WARN:
-        return [Finding("transaction_ids", "ok", summary)]
-    remedy = "Find what keeps vacuum from freezing (see old_snapshots), then run VACUUM in that database."
-    return [Finding("transaction_ids", "fail" if used >= _IDS_FAIL else "warn", summary, remedy)]
-
-
-def _old_snapshots() -> Op[list[Finding]]:
-    pins = yield from vitals.find_pins()
-    found = [finding for pin in pins if (finding := _judge(pin)) is not None]
-    return found or [Finding("old_snapshots", "ok", "nothing keeps vacuum from removing dead rows")]
-
-
-def _judge(pin: vitals.Pin) -> Finding | None:
-    inactive = pin.kind == "replication slot" and pin.state == "inactive"
-    if not inactive and (pin.seconds or 0) < _PIN_NOTED and pin.transactions < _PIN_TRANSACTIONS:
-        return None
-    age = f" for {span(pin.seconds)}" if pin.seconds is not None else ""
-    summary = f"{pin.describe()}, keeps dead rows{age} ({pin.transactions:,} transactions)"
-    harms = inactive or (pin.seconds or 0) >= _PIN_HARMS or pin.transactions >= _PIN_TRANSACTIONS
-    return Finding("old_snapshots", "warn" if harms else "info", summary, _remedy(pin))
-
-
-def _remedy(pin: vitals.Pin) -> str:
-    if pin.kind == "session":
-        return f"End its transaction, or: SELECT pg_terminate_backend({pin.pid});"
-    if pin.kind == "prepared transaction":
-        return "COMMIT PREPARED or ROLLBACK PREPARED it."
-    if pin.kind == "replication slot":
-        return "Bring its standby back, or drop the slot: SELECT pg_drop_replication_slot(…);"
-    return "End the long queries on that standby, or set hot_standby_feedback = off there."
-
-
-def _notify_queue() -> Op[list[Finding]]:
-    usage = float((yield Execute(queries["notify_usage"]))[0][0])
-    summary = f"the notification queue is {usage:.1%} full"
-    if usage < _NOTIFY_WARN:
-        return [Finding("notify_queue", "ok", summary)]
-    remedy = "A listening session does not read: look for one that is idle in transaction and end it."
-    return [Finding("notify_queue", "fail" if usage >= _NOTIFY_FAIL else "warn", summary, remedy)]
 
 
 def _schema(schema: str) -> Op[list[Finding]]:

@@ -16,6 +16,8 @@ __all__ = ["checks"]
 
 #: Seconds after which a ready message should have been taken by somebody.
 _LATE: Final = 60.0
+#: Findings about queues that somebody will read.
+_MOST: Final = 30
 #: Dead rows in a table that are more than autovacuum leaves lying about.
 _BLOATED: Final = 50_000
 
@@ -42,10 +44,18 @@ def _tables(schema: str) -> Op[list[Finding]]:
             summary = f"autovacuum is switched off for the table of queue {queue.name!r}"
             found.append(Finding("tables", "warn", summary, "ALTER TABLE … RESET (autovacuum_enabled);"))
         if fact.dead > _BLOATED and fact.dead > fact.live:
-            found.append(Finding("tables", "warn", _bloat(queue, fact), "See old_snapshots; then run `pgqrs maintain`."))
+            found.append(
+                Finding("tables", "warn", _bloat(queue, fact), "See old_snapshots; then run `pgqrs maintain`.")
+            )
     if not found:
         dead = sum(facts[f"q_{queue.suffix}"].dead for queue in queues)
-        found = [Finding("tables", "ok", f"{len(queues):,} queue tables, {dead:,} dead rows waiting for vacuum")]
+        found = [
+            Finding(
+                "tables",
+                "ok",
+                f"{_counted(len(queues), 'queue table')}, {_counted(dead, 'dead row')} waiting for vacuum",
+            )
+        ]
     return found
 
 
@@ -63,22 +73,25 @@ def _queues(schema: str) -> Op[list[Finding]]:
     tables = {one.table for one in (yield from vitals.table_facts(schema))}
     measured = yield from metrics.measure([queue for queue in queues if f"q_{queue.suffix}" in tables])
     found = [finding for one in measured for finding in _judge(one)]
+    if len(found) > _MOST:
+        found[_MOST:] = [Finding("queues", "info", f"{len(found) - _MOST:,} more findings about queues are not shown")]
     ready, flying = sum(one.ready for one in measured), sum(one.in_flight for one in measured)
-    word = "queue" if len(measured) == 1 else "queues"
-    return [Finding("queues", "ok", f"{len(measured):,} {word}: {ready:,} ready, {flying:,} in flight"), *found]
+    return [
+        Finding("queues", "ok", f"{_counted(len(measured), 'queue')}: {ready:,} ready, {flying:,} in flight"),
+        *found,
+    ]
 
 
 def _judge(one: Metrics) -> Iterator[Finding]:
     age = one.oldest_ready_seconds
     if one.paused:
-        summary = f"queue {one.queue!r} is paused with {one.ready:,} messages ready"
+        summary = f"queue {one.queue!r} is paused with {_counted(one.ready, 'message')} ready"
         yield Finding("queues", "info", summary, "`pgqrs queue resume` ends the pause.")
     elif age is not None and age > _LATE:
-        summary = f"the oldest of {one.ready:,} ready messages in queue {one.queue!r} has waited {span(age)}"
-        remedy = "Is a worker running? If so, start more."
-        yield Finding("queues", "warn", summary, remedy)
+        summary = f"queue {one.queue!r} has {_counted(one.ready, 'message')} ready, the oldest has waited {span(age)}"
+        yield Finding("queues", "warn", summary, "Is a worker running? If so, start more.")
     if one.dead:
-        summary = f"queue {one.queue!r} holds {one.dead:,} dead messages"
+        summary = f"queue {one.queue!r} holds {_counted(one.dead, 'dead message')}"
         yield Finding("queues", "warn", summary, "`pgqrs dead list` says why; `pgqrs dead replay` sends them again.")
 
 
@@ -98,3 +111,7 @@ def _waiters() -> Op[list[Finding]]:
     shown = ", ".join(f"{names[number]!r}: {count:,}" for number, count in sorted(rows) if number in names)
     summary = f"consumers that sleep until they are woken – {shown}" if shown else "no consumer sleeps"
     return [Finding("waiters", "ok" if shown else "info", summary)]
+
+
+def _counted(number: int, noun: str) -> str:
+    return f"{number:,} {noun}{'' if number == 1 else 's'}"

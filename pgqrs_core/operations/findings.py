@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from typing import Final, Literal
+from itertools import pairwise
+from typing import Final, Literal, TypeAlias
 
 import msgspec
-from typing_extensions import TypeAlias
 
 __all__ = ["Finding", "Status", "span"]
 
@@ -31,15 +31,15 @@ class Finding(msgspec.Struct, frozen=True):
 
 
 def span(seconds: float) -> str:
-    """Show a length of time for people: ``850 ms``, ``3.2 s``, ``4 min 10 s``, ``2 h 5 min``, ``3 d 4 h``."""
+    """Show a length of time for people: ``850 ms``, ``3.2 s``, ``30 s``, ``4 min 10 s``, ``2 h 5 min``, ``3 d 4 h``."""
     if seconds < 0:
         return f"-{span(-seconds)}"
     if seconds < 0.9995:
         return f"{seconds * 1000:.0f} ms"
     if seconds < 59.95:
-        return f"{seconds:.1f} s"
+        return f"{seconds:.1f}".removesuffix(".0") + " s"
     whole = round(seconds)
-    for (unit, size), (smaller, part) in zip(_UNITS, _UNITS[1:]):
+    for (unit, size), (smaller, part) in pairwise(_UNITS):
         if whole >= size:
             rest = whole % size // part
             return f"{whole // size:,} {unit}" + (f" {rest} {smaller}" if rest else "")

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import msgspec
 
+from pgqrs_core.drivers.statements import Statements
 from pgqrs_core.effects import Execute, Wait
 from pgqrs_core.errors import PgqrsError
 from pgqrs_core.messages import CLAIM_LANES, Queue, QueueOptions
@@ -84,6 +85,11 @@ def array(text: object) -> list[str]:
 def starts(text: str) -> dict[int, int]:
     """Where a claim starts to read, by lane."""
     return dict(zip(CLAIM_LANES, map(int, array(text)), strict=True))
+
+
+def text_of(effect: Execute, schema: str = "pgqrs") -> str:
+    """The statement as the server gets it."""
+    return Statements(schema).render(effect).named.decode()
 
 
 def ints(values: Iterable[str]) -> list[int]:

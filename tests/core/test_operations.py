@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from by_hand import NOON, array, claimed_row, ints, make_queue, play, queue_row
+from by_hand import NOON, array, claimed_row, ints, make_queue, play, queue_row, text_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -327,9 +327,7 @@ class TestNack:
         with pytest.raises(InvalidArgument, match="delay"):
             play(settle.nack(JOBS, [settle.Failure(Lease(0, 1, 1), delay=delay)]))
 
-    @pytest.mark.parametrize(
-        ("delay", "lane", "rings"), [(0.0, -1, True), (60.0, -1, False), (0.0, DEAD_LANE, False)]
-    )
+    @pytest.mark.parametrize(("delay", "lane", "rings"), [(0.0, -1, True), (60.0, -1, False), (0.0, DEAD_LANE, False)])
     def test_it_rings_for_a_message_that_returns_soon(self, delay: float, lane: int, rings: bool) -> None:
         failures = [settle.Failure(Lease(0, 1, 1), delay=delay)]
 
@@ -380,9 +378,7 @@ class TestEnqueue:
         assert play(self.op(draft(), draft(**other)), stored(1, 2)).names == ["enqueue_mixed"]
 
     @pytest.mark.parametrize("other", [True, 1.0], ids=repr)
-    def test_headers_that_python_takes_for_equal_but_json_does_not_are_kept_apart(
-        self, other: object
-    ) -> None:
+    def test_headers_that_python_takes_for_equal_but_json_does_not_are_kept_apart(self, other: object) -> None:
         played = play(self.op(draft(headers={"n": 1}), draft(headers={"n": other})), stored(1, 2))
 
         assert played.names == ["enqueue_mixed"]
@@ -426,9 +422,7 @@ class TestEnqueue:
 
     @pytest.mark.parametrize(("delay", "rings"), [(enqueue.SOON, True), (enqueue.SOON + 1, False)])
     def test_it_rings_for_a_delayed_message_only_if_that_is_due_soon(self, delay: float, rings: bool) -> None:
-        played = play(
-            self.op(draft(delay=delay), doorbell=Bell()), stored(1, waiting=True), *([[]] if rings else [])
-        )
+        played = play(self.op(draft(delay=delay), doorbell=Bell()), stored(1, waiting=True), *([[]] if rings else []))
 
         assert ("notify" in played.names) is rings
 
@@ -470,9 +464,7 @@ class TestEnqueue:
             *[("ttl", value) for value in (0, -1, float("nan"), float("inf"), 1e10, True, "1")],
         ],
     )
-    def test_a_senseless_argument_is_refused_before_anything_is_stored(
-        self, parameter: str, value: Any
-    ) -> None:
+    def test_a_senseless_argument_is_refused_before_anything_is_stored(self, parameter: str, value: Any) -> None:
         with pytest.raises(InvalidArgument, match=parameter):
             play(self.op(draft(), draft(**{parameter: value})))
 
@@ -520,9 +512,9 @@ class TestDoorbell:
         assert len({channel_of(name) for name in names}) == 2
 
 
-NAMES = st.text(
-    st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=255
-) | st.from_regex(r"[a-z_]{1,4}_[0-9a-f]{14,18}", fullmatch=True)
+NAMES = st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=255) | st.from_regex(
+    r"[a-z_]{1,4}_[0-9a-f]{14,18}", fullmatch=True
+)
 
 
 class TestQueueNames:
@@ -621,12 +613,8 @@ class TestQueues:
         changed = msgspec.json.decode(played.params(1)["options"], type=QueueOptions)
         assert (changed.lease_seconds, changed.max_attempts) == (7.0, 9)
 
-    @pytest.mark.parametrize(
-        "changes", [{"colour": "blue"}, {"max_attempts": 0}, {"archive": False}], ids=repr
-    )
-    def test_a_change_that_makes_no_sense_is_refused_and_nothing_written(
-        self, changes: dict[str, Any]
-    ) -> None:
+    @pytest.mark.parametrize("changes", [{"colour": "blue"}, {"max_attempts": 0}, {"archive": False}], ids=repr)
+    def test_a_change_that_makes_no_sense_is_refused_and_nothing_written(self, changes: dict[str, Any]) -> None:
         op = queues.alter_queue("jobs", changes)
 
         with pytest.raises(InvalidArgument):
@@ -824,9 +812,7 @@ class TestMaintenance:
         assert played.names == ["forget_waiters", "list_queues", "expire", "dead_tuples"]
 
     def test_a_table_that_autovacuum_does_not_keep_up_with_is_vacuumed(self) -> None:
-        assert (
-            play(maintenance.maintain("pgqrs"), [], [queue_row()], [], [(50_001,)], []).result.vacuumed == 1
-        )
+        assert play(maintenance.maintain("pgqrs"), [], [queue_row()], [], [(50_001,)], []).result.vacuumed == 1
 
     @pytest.mark.parametrize(("rows", "won"), [([(5,)], True), ([], False)])
     def test_an_election_is_won_by_whoever_gets_a_row(self, rows: list[tuple[int]], won: bool) -> None:
@@ -834,9 +820,7 @@ class TestMaintenance:
 
 
 def step(version: int, *, checksum: str = "c", **blocks: str) -> Migration:
-    return Migration(
-        version, "step", checksum, True, {name: Query(name, text) for name, text in blocks.items()}
-    )
+    return Migration(version, "step", checksum, True, {name: Query(name, text) for name, text in blocks.items()})
 
 
 STEPS = [
@@ -855,9 +839,7 @@ class TestSchema:
     def test_a_missing_step_is_applied_to_every_queue_and_recorded(self) -> None:
         rows = [queue_row("a", 1), queue_row("b", 2, archive=False)]
 
-        played = play(
-            schema.install("pgqrs", migrations=STEPS), [], [], [(1, "c", True)], [], rows, [], [], [], []
-        )
+        played = play(schema.install("pgqrs", migrations=STEPS), [], [], [(1, "c", True)], [], rows, [], [], [], [])
 
         assert played.names[3:] == ["shared", "list_queues", "queue", "archive", "queue", "record_migration"]
         assert played.result == ["pgqrs 0002 step"]
@@ -932,7 +914,7 @@ class TestArraysAndStatements:
 
     @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1, max_size=20))
     def test_a_schema_of_any_name_stays_one_quoted_identifier(self, name: str) -> None:
-        text = Statements(name).render(Execute(queries["queue_names"])).decode()
+        text = text_of(Execute(queries["queue_names"]), name)
 
         assert '"' + name.replace('"', '""') + '".queues' in text
 
@@ -947,7 +929,7 @@ class TestArraysAndStatements:
     def test_one_statement_for_several_queues_asks_each(self) -> None:
         chosen = (make_queue("a", 1), make_queue("b", 2))
 
-        text = Statements("pgqrs").render(Execute(queries["probe"], queues=chosen)).decode()
+        text = text_of(Execute(queries["probe"], queues=chosen))
 
         assert '"q_a"' in text
         assert '"q_b"' in text

@@ -1,6 +1,7 @@
 """The command ``pgqrs``: everything an administrator does, from a shell or a script.
 
-``main`` is the console script. Its libraries, typer and rich, are the extra ``cli``; nothing else of pgqrs imports them.
+``main`` is the console script. Its libraries, typer and rich, are the extra ``cli``; nothing else of pgqrs imports
+them.
 """
 
 from __future__ import annotations

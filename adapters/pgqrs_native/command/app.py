@@ -31,12 +31,14 @@ from pgqrs_core.plugins import default_plugins
 from pgqrs_native.command import archive, dead, doctor, message, queue, schema, top
 from pgqrs_native.command.inputs import InvalidInput
 from pgqrs_native.command.output import safe
-from pgqrs_native.command.session import Given, OutputClosed, sign
+from pgqrs_native.command.session import Given, sign
 
 __all__ = ["FAILED", "INTERRUPTED", "UNREACHABLE", "USAGE", "build", "run"]
 
 FAILED, USAGE, UNREACHABLE, INTERRUPTED, PIPE_CLOSED = 1, 2, 3, 130, 141
 
+#: Set by the shell when it asks how a line may go on.
+_COMPLETION = "_PGQRS_COMPLETE"
 _DEMO = "pgqrs_native.demo.command"
 
 
@@ -45,9 +47,15 @@ def run(arguments: Sequence[str]) -> int:
     given = Given()
     try:
         command = typer.main.get_command(build(_blocked(arguments)))
-        code = command.main(list(arguments), prog_name="pgqrs", standalone_mode=False, obj=given)
+        if _COMPLETION in os.environ:
+            command.main(list(arguments), prog_name="pgqrs")
+        # Not command.main(): it takes what a command returns for an exit code.
+        with command.make_context("pgqrs", list(arguments), obj=given) as context:
+            command.invoke(context)
         sys.stdout.flush()
-    except (BrokenPipeError, OutputClosed):
+    except typer.Exit as end:
+        return end.exit_code
+    except BrokenPipeError:
         # What is still buffered must not fail again at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return PIPE_CLOSED
@@ -56,7 +64,7 @@ def run(arguments: Sequence[str]) -> int:
         return INTERRUPTED
     except Exception as error:
         return _failed(error, given)
-    return code if isinstance(code, int) else 0
+    return 0
 
 
 def build(blocked: Sequence[str] = ()) -> typer.Typer:
@@ -71,7 +79,7 @@ def build(blocked: Sequence[str] = ()) -> typer.Typer:
     app.callback()(_root())
     schema.register(app)
     for name, module in (("queue", queue), ("message", message), ("dead", dead), ("archive", archive)):
-        app.add_typer(module.app, name=name)
+        app.add_typer(module.app, name=name, rich_help_panel="Queues and messages")
     doctor.register(app)
     top.register(app)
     if importlib.util.find_spec("pgqrs_native.demo") and importlib.util.find_spec(_DEMO):
@@ -92,9 +100,7 @@ def _version(wanted: bool) -> None:
 
 def _root() -> Callable[..., None]:
     """Make the function behind `pgqrs` itself."""
-    annotation = Annotated[
-        bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)
-    ]
+    annotation = Annotated[bool, typer.Option("--version", help="Show the version.", callback=_version, is_eager=True)]
     version = inspect.Parameter("version", inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=False)
 
     def run(*, context: typer.Context, version: bool, **options: Any) -> None:
@@ -126,13 +132,17 @@ def _failed(error: Exception, given: Given) -> int:
         traceback.print_exception(error)
     if hasattr(error, "format_message"):
         # Wrong usage, as click calls it; newer typers carry a copy of click of their own.
-        _complain(_usage(error))
+        if type(error).__name__ == "NoArgsIsHelpError":
+            # Nothing was asked, and the help is the answer; with rich it is on the screen already.
+            sys.stdout.write(error.format_message())
+        else:
+            _complain(_usage(error))
         return USAGE
     if isinstance(error, (InvalidInput, InvalidArgument, ConfigurationError, EncodeError)):
         _complain(str(error))
         return USAGE
     if isinstance(error, Unavailable):
-        _complain(f"{error}. `pgqrs config show` shows which server is meant")
+        _complain(f"{_sentence(str(error))} `pgqrs config show` shows which server is meant.")
         return UNREACHABLE
     if isinstance(error, PgqrsError):
         _complain(str(error))
@@ -143,7 +153,11 @@ def _failed(error: Exception, given: Given) -> int:
 
 def _usage(error: Any) -> str:
     path = getattr(getattr(error, "ctx", None), "command_path", "pgqrs")
-    return f"{error.format_message()} See `{path} --help`."
+    return f"{_sentence(error.format_message())} See `{path} --help`."
+
+
+def _sentence(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 def _complain(text: str) -> None:

@@ -39,7 +39,7 @@ def list_(
         Column("enqueued"),
         Column("attempts", "number"),
         Column("type"),
-        Column("body", "text"),
+        Column("body", "body"),
     ]
     rows = [
         [

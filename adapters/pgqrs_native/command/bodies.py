@@ -62,7 +62,7 @@ def size(number: int) -> str:
         value /= 1024
         if value < 1024 or unit == "GiB":
             break
-    return f"{value:,.1f} {unit}"
+    return f"{value:,.1f}".removesuffix(".0") + f" {unit}"
 
 
 def _text(body: bytes, *, whole: bool = True) -> str | None:

@@ -39,10 +39,11 @@ def list_(
         Column("died"),
         Column("attempts", "number"),
         Column("error", "fold"),
-        Column("body", "text"),
+        Column("body", "body"),
     ]
     rows = [
-        [str(one.id), ago(one.died_at), str(one.attempt), _reason(one), preview(one.body, 60)] for one in found
+        [str(one.id), ago(one.died_at), str(one.attempt), " ".join(_reason(one).split()), preview(one.body)]
+        for one in found
     ]
     session.out.table(columns, rows, empty=f"queue {name!r} holds no dead messages")
 
@@ -96,8 +97,10 @@ def purge(session: Session, name: Name, ids: Ids = None, *, every: Every = False
 
 def choose(ids: list[int] | None, every: bool) -> list[int] | None:
     """Return the ids, or None for all."""
-    if bool(ids) == every:
-        raise InvalidInput("name the messages by their ids, or give --all" if not ids else "ids and --all are both given")
+    if ids and every:
+        raise InvalidInput("ids and --all are both given; leave one of them out")
+    if not ids and not every:
+        raise InvalidInput("which messages? Give their ids, or --all")
     return list(dict.fromkeys(ids)) if ids else None
 
 

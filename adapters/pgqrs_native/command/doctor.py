@@ -12,7 +12,7 @@ from pgqrs_core.operations.doctor import Circumstances, examine
 from pgqrs_core.operations.findings import Finding
 from pgqrs_core.plugins import Plugins
 from pgqrs_native.client import Client
-from pgqrs_native.command.output import Column, make_console, make_table, plural, safe
+from pgqrs_native.command.output import Column, make_table, plural, safe, show
 from pgqrs_native.command.session import Session, command
 
 __all__ = ["register"]
@@ -22,7 +22,7 @@ _STYLES = {"ok": "green", "info": "cyan", "warn": "bold yellow", "fail": "bold r
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    command(app, "doctor")(doctor)
+    command(app, "doctor", panel="Watching")(doctor)
 
 
 def doctor(session: Session) -> None:
@@ -114,9 +114,10 @@ def _show(session: Session, findings: list[Finding]) -> None:
         mark = finding.status.upper() if finding.status == "fail" else finding.status
         rows.append([Text(mark, style=_STYLES[finding.status]), Text(finding.check.replace("_", " ")), text])
     columns = [Column(""), Column("check"), Column("finding", "fold")]
-    make_console().print(make_table(columns, rows))
+    show(make_table(columns, rows))
     counted = [
         (sum(finding.status == status for finding in findings), word)
         for status, word in (("ok", "fine"), ("info", "to know"), ("warn", "to look at"), ("fail", "failed"))
     ]
-    session.out.say("\n" + ", ".join(f"{number} {word}" for number, word in counted if number))
+    session.out.say("")
+    session.out.say(", ".join(f"{number} {word}" for number, word in counted if number))

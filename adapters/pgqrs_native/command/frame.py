@@ -14,7 +14,7 @@ from pgqrs_core.messages import Metrics, Queue
 from pgqrs_core.operations import metrics, queues, vitals
 from pgqrs_core.operations.findings import span
 from pgqrs_native.command.output import Column, count, make_table, plural, safe
-from pgqrs_native.command.queue import metrics_document
+from pgqrs_native.command.queue_view import figures_document
 from pgqrs_native.command.rates import Rate, Rates
 
 __all__ = ["Frame", "observe"]
@@ -37,7 +37,7 @@ class Frame:
             "at": self.at,
             "queues": [
                 {
-                    **metrics_document(one),
+                    **figures_document(one),
                     "enqueued_per_second": rate.enqueued if rate else None,
                     "settled_per_second": rate.settled if rate else None,
                 }
@@ -57,7 +57,7 @@ class Frame:
             shown = [row for row in shown if row[1].queue in names]
         parts: list[RenderableType] = [self._head(target, width), Text()]
         if shown:
-            parts.append(_table([(one, rate) for _, one, rate in shown], wide=width >= 100))
+            parts.append(_table([(one, rate) for _, one, rate in shown], width))
         else:
             parts.append(Text("no queues; make one: pgqrs queue create NAME"))
         if len(shown) < len(self.queues):
@@ -76,11 +76,12 @@ class Frame:
         ready, flying = (sum(getattr(one, name) for _, one, _ in self.queues) for name in ("ready", "in_flight"))
         left = Text.assemble(("pgqrs ", "bold"), safe(target))
         line.add_row(left, Text(f"{ready:,} ready, {flying:,} in flight   {self.at.astimezone():%H:%M:%S}"))
-        line.width = min(width, 120)
+        line.width = min(width, 100)
         return line
 
 
-def _table(rows: list[tuple[Metrics, Rate | None]], *, wide: bool) -> Table:
+def _table(rows: list[tuple[Metrics, Rate | None]], width: int) -> Table:
+    wide = width >= 100
     columns = [
         Column("queue", "name"),
         Column("ready", "number"),
@@ -92,7 +93,7 @@ def _table(rows: list[tuple[Metrics, Rate | None]], *, wide: bool) -> Table:
         Column("out/s", "number"),
         Column("oldest", "number"),
     ]
-    return make_table(columns, [_row(one, rate, wide) for one, rate in rows])
+    return make_table(columns, [_row(one, rate, wide) for one, rate in rows], width=width)
 
 
 def _row(one: Metrics, rate: Rate | None, wide: bool) -> list[str | Text]:
@@ -124,7 +125,7 @@ def observe(schema: str, rates: Rates) -> Op[Frame]:
     facts = yield from vitals.table_facts(schema)
     rates.add(time.monotonic(), facts)
     pins = [pin for pin in (yield from vitals.find_pins()) if _keeps(pin)]
-    rows = [(queue, one, rates.of(f"q_{queue.suffix}")) for queue, one in zip(known, measured)]
+    rows = [(queue, one, rates.of(f"q_{queue.suffix}")) for queue, one in zip(known, measured, strict=True)]
     return Frame(datetime.now(timezone.utc), rows, pins[0] if pins else None)
 
 

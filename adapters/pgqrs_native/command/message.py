@@ -31,14 +31,20 @@ _TIME = "TIME"
 def send(
     session: Session,
     name: Name,
-    message: Annotated[str | None, typer.Argument(metavar="JSON|-", help="The payload; - reads standard input.")] = None,
+    message: Annotated[
+        str | None, typer.Argument(metavar="JSON|-", help="The payload; - reads standard input.")
+    ] = None,
     *,
     file: Annotated[Path | None, typer.Option("--file", metavar="FILE", help="Read the payload from a file.")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="Send the bytes as they are, not JSON.")] = False,
     priority: Annotated[int, typer.Option("--priority", help="0 to 9; 9 is delivered first.")] = 0,
-    delay: Annotated[str | None, typer.Option("--delay", metavar=_TIME, help="Deliver it not before this time.")] = None,
+    delay: Annotated[
+        str | None, typer.Option("--delay", metavar=_TIME, help="Deliver it not before this time.")
+    ] = None,
     at: Annotated[str | None, typer.Option("--at", metavar="DATE", help="Deliver it from this date on.")] = None,
-    ttl: Annotated[str | None, typer.Option("--ttl", metavar=_TIME, help="Deliver it no longer after this time.")] = None,
+    ttl: Annotated[
+        str | None, typer.Option("--ttl", metavar=_TIME, help="Deliver it no longer after this time.")
+    ] = None,
     header: Annotated[list[str] | None, typer.Option("--header", metavar="KEY=VALUE", help="Repeatable.")] = None,
 ) -> None:
     """Send one message. Times: 30, 5m, 2h, 7d."""
@@ -112,7 +118,7 @@ def _claim(session: Session, name: str, count: int, lease: float | None, wait: f
 def _settle(session: Session, found: list[Message[bytes]], *, archive: bool) -> None:
     consumer = session.client.consumer
     kept = (consumer.archive_batch if archive else consumer.dequeue_batch)(found)
-    lost = [message for message, held in zip(found, kept) if not held]
+    lost = [message for message, held in zip(found, kept, strict=True) if not held]
     if lost:
         raise LeaseLost(lost[0].queue, lost[0].id)
     if not session.out.json:
@@ -125,7 +131,7 @@ _COLUMNS = [
     Column("attempt", "number"),
     Column("enqueued"),
     Column("type"),
-    Column("body", "text"),
+    Column("body", "body"),
 ]
 
 

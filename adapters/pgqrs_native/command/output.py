@@ -9,25 +9,34 @@ from datetime import datetime, timezone
 from typing import Any, Final, Literal
 
 from rich import box
-from rich.console import Console
+from rich.cells import cell_len
+from rich.console import Console, RenderableType
 from rich.table import Table
 from rich.text import Text
 
 from pgqrs_core.messages import Metrics
 from pgqrs_core.operations.findings import span
 
-__all__ = ["Column", "Output", "ago", "count", "make_console", "make_table", "moment", "plural", "safe"]
+__all__ = ["Column", "Output", "ago", "count", "make_console", "make_table", "moment", "plural", "safe", "show"]
 
 #: Columns of the output when nobody looks at it: nothing is wrapped or cut short.
 _UNLIMITED: Final = 100_000
 
 
+Kind = Literal["name", "number", "text", "fold", "body"]
+
+#: Kinds of columns that give way when there is too little room; the others are never cut.
+_FLEXIBLE: Final = ("name", "fold", "body")
+_GAP: Final = 2
+_NARROWEST: Final = 8
+
+
 @dataclass(frozen=True)
 class Column:
-    """One column of a table. ``kind`` says how it gives way when there is too little room."""
+    """One column of a table. Names and ``fold`` go on in the next line, a ``body`` ends with an ellipsis."""
 
     title: str
-    kind: Literal["name", "number", "text", "fold"] = "text"
+    kind: Kind = "text"
 
 
 def make_console() -> Console:
@@ -43,21 +52,53 @@ def make_console() -> Console:
     )
 
 
-def make_table(columns: Sequence[Column], rows: Iterable[Sequence[str | Text]]) -> Table:
-    """Build a table. Texts are shown as they are; nothing in them is markup."""
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, header_style="bold")
-    for column in columns:
+def make_table(columns: Sequence[Column], rows: Iterable[Sequence[str | Text]], *, width: int | None = None) -> Table:
+    """Build a table for ``width`` characters. Texts are shown as they are; nothing in them is markup."""
+    cells = [[Text(safe(cell)) if isinstance(cell, str) else cell for cell in row] for row in rows]
+    natural = [
+        max(
+            cell_len(line) for text in (column.title, *(row[place].plain for row in cells)) for line in text.split("\n")
+        )
+        for place, column in enumerate(columns)
+    ]
+    widths = _fit([column.kind for column in columns], natural, make_console().width if width is None else width)
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, padding=(0, 1, 0, 0), header_style="bold")
+    for column, room in zip(columns, widths, strict=True):
         table.add_column(
             Text(column.title),
             justify="right" if column.kind == "number" else "left",
-            no_wrap=column.kind in ("number", "text"),
-            overflow="ellipsis" if column.kind == "text" else "fold",
-            # A number must never be cut, and a name stays recognisable.
-            min_width=8 if column.kind in ("name", "fold") else None,
+            width=room,
+            no_wrap=column.kind == "body",
+            overflow="ellipsis" if column.kind == "body" else "fold",
         )
-    for row in rows:
-        table.add_row(*(Text(safe(cell)) if isinstance(cell, str) else cell for cell in row))
+    for row in cells:
+        table.add_row(*row)
     return table
+
+
+def _fit(kinds: Sequence[Kind], natural: Sequence[int], width: int) -> list[int]:
+    """Give the flexible columns what the others leave, in equal shares as far as they need them."""
+    widths = list(natural)
+    flexible = sorted(
+        (place for place, kind in enumerate(kinds) if kind in _FLEXIBLE), key=lambda place: natural[place]
+    )
+    room = width - _GAP * (len(kinds) - 1) - sum(natural[place] for place in range(len(kinds)) if place not in flexible)
+    for done, place in enumerate(flexible):
+        widths[place] = max(min(natural[place], room // (len(flexible) - done)), _NARROWEST)
+        room -= widths[place]
+    return widths
+
+
+def show(picture: RenderableType) -> None:
+    """Draw on standard output. Where nobody looks, in a file or a pipe, lines do not end in blanks."""
+    console = make_console()
+    if console.is_terminal:
+        console.print(picture)
+        return
+    with console.capture() as captured:
+        console.print(picture)
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in captured.get().splitlines()))
+    sys.stdout.flush()
 
 
 class Output:
@@ -81,7 +122,7 @@ class Output:
         """Write a table, or the sentence ``empty`` if it has no rows."""
         table = make_table(columns, rows)
         if table.row_count:
-            make_console().print(table)
+            show(table)
         else:
             self.say(empty)
 
@@ -92,7 +133,7 @@ class Output:
         table.add_column(overflow="fold")
         for name, value in pairs:
             table.add_row(Text(name), Text(safe(value, lines=True)))
-        make_console().print(table)
+        show(table)
 
     def say(self, text: str) -> None:
         """Write a sentence about what was done."""

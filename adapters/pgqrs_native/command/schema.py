@@ -14,16 +14,21 @@ from pgqrs_native.command.session import Session, command
 
 __all__ = ["register"]
 
+_PANEL = "Database and set-up"
+
 config = typer.Typer(help="The settings in use.", no_args_is_help=True)
 
 
 def register(app: typer.Typer) -> None:
     """Add the commands."""
-    command(app, "install")(install)
-    command(app, "uninstall")(uninstall)
-    command(app, "maintain")(maintain)
-    command(app, "plugins")(plugins)
-    app.add_typer(config, name="config")
+    for name, function in (
+        ("install", install),
+        ("uninstall", uninstall),
+        ("maintain", maintain),
+        ("plugins", plugins),
+    ):
+        command(app, name, panel=_PANEL)(function)
+    app.add_typer(config, name="config", rich_help_panel=_PANEL)
 
 
 def install(session: Session) -> None:
@@ -33,7 +38,7 @@ def install(session: Session) -> None:
     if session.out.json:
         session.out.document({"schema": schema, "version": SUPPORTED, "applied": applied})
     elif applied:
-        session.out.say(f"installed in schema {schema!r}: {', '.join(applied)}")
+        session.out.say(f"installed in schema {schema!r}, now version {SUPPORTED}: {', '.join(applied)}")
     else:
         session.out.say(f"schema {schema!r} is up to date (version {SUPPORTED})")
 
@@ -55,8 +60,8 @@ def _impact(client: Client) -> str:
     messages = sum(one.ready + one.delayed + one.in_flight + one.dead + one.archived for one in figures)
     about = "about " if any(one.estimated for one in figures) else ""
     return (
-        f"This drops schema {client.engine.schema!r} of {client.config.target} with {plural(len(figures), 'queue')} and "
-        f"{about}{plural(messages, 'message')}."
+        f"This drops schema {client.engine.schema!r} of {client.config.target} with {plural(len(figures), 'queue')} "
+        f"and {about}{plural(messages, 'message')}."
     )
 
 
@@ -82,7 +87,11 @@ def show(session: Session) -> None:
     session.out.facts(
         [
             ("target", str(described.pop("target"))),
-            *((f"{section}.{key}", _value(value)) for section, keys in described.items() for key, value in keys.items()),
+            *(
+                (f"{section}.{key}", _value(value))
+                for section, keys in described.items()
+                for key, value in keys.items()
+            ),
         ]
     )
 
@@ -117,9 +126,7 @@ def _document(found: Plugins) -> dict[str, Any]:
         "loaded": [msgspec.to_builtins(one) for one in found.loaded],
         "broken": [msgspec.to_builtins(one) for one in found.broken],
         "blocked": [msgspec.to_builtins(one) for one in found.blocked],
-        "adapters": [
-            {"name": one.name, "version": one.version, "summary": one.summary} for one in found.adapters
-        ],
+        "adapters": [{"name": one.name, "version": one.version, "summary": one.summary} for one in found.adapters],
     }
 
 

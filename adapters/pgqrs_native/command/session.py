@@ -18,7 +18,7 @@ from pgqrs_native.client import Client
 from pgqrs_native.command.inputs import InvalidInput
 from pgqrs_native.command.output import Output
 
-__all__ = ["Given", "OutputClosed", "Session", "command", "sign"]
+__all__ = ["Given", "Session", "command", "sign"]
 
 _PANEL = "Global options"
 
@@ -55,15 +55,9 @@ class _Globals(typing.TypedDict):
         Path | None,
         typer.Option("--config", help="A file instead of pgqrs.yaml.", metavar="FILE", rich_help_panel=_PANEL),
     ]
-    embedded: Annotated[
-        bool, typer.Option("--embedded", help="Use the embedded server.", rich_help_panel=_PANEL)
-    ]
-    json: Annotated[
-        bool, typer.Option("--json", help="Write one JSON document.", rich_help_panel=_PANEL)
-    ]
-    debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks of errors.", rich_help_panel=_PANEL)
-    ]
+    embedded: Annotated[bool, typer.Option("--embedded", help="Use the embedded server.", rich_help_panel=_PANEL)]
+    json: Annotated[bool, typer.Option("--json", help="Write one JSON document.", rich_help_panel=_PANEL)]
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks of errors.", rich_help_panel=_PANEL)]
 
 
 _GLOBALS: dict[str, Any] = typing.get_type_hints(_Globals, include_extras=True)
@@ -118,10 +112,6 @@ def _embedded() -> Any:
 Command = Callable[..., None]
 
 
-class OutputClosed(Exception):
-    """Whoever read the output has gone. Not an OSError: typer would make it exit code 1."""
-
-
 def sign(function: Command, parameters: Sequence[inspect.Parameter]) -> Command:
     """Give a function these parameters, and the global options, as far as typer can see."""
     added = [
@@ -148,11 +138,8 @@ def command(app: typer.Typer, name: str, *, panel: str | None = None) -> Callabl
         def run(*, context: typer.Context, **options: Any) -> None:
             given: Given = context.obj
             given.update({key: options.pop(key) for key in _GLOBALS})
-            try:
-                with Session(given) as session:
-                    function(session, **options)
-            except BrokenPipeError as error:
-                raise OutputClosed from error
+            with Session(given) as session:
+                function(session, **options)
 
         run.__name__ = function.__name__
         run.__doc__ = function.__doc__

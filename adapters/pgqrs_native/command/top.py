@@ -17,7 +17,7 @@ from rich.live import Live
 from pgqrs_core.errors import Unavailable
 from pgqrs_native.command.frame import Frame, observe
 from pgqrs_native.command.inputs import InvalidInput, duration
-from pgqrs_native.command.output import make_console
+from pgqrs_native.command.output import make_console, show
 from pgqrs_native.command.rates import Rates
 from pgqrs_native.command.session import Session, command
 
@@ -28,7 +28,7 @@ _SHORTEST = 0.1
 
 def register(app: typer.Typer) -> None:
     """Add the command."""
-    command(app, "top")(top)
+    command(app, "top", panel="Watching")(top)
 
 
 def top(
@@ -63,7 +63,7 @@ def _once(session: Session, console: Console, pause: float) -> None:
     if session.out.json:
         session.out.document(frame.document())
     else:
-        console.print(frame.draw(session.client.config.target, width=console.width, height=None))
+        show(frame.draw(session.client.config.target, width=console.width, height=None))
 
 
 def _live(session: Session, console: Console, pause: float) -> None:
@@ -74,9 +74,7 @@ def _live(session: Session, console: Console, pause: float) -> None:
     with _keys() as pressed, Live(console=console, screen=True, auto_refresh=False) as live:
         hint = "q ends"
         while True:
-            live.update(
-                frame.draw(target, width=console.width, height=console.height, hint=hint), refresh=True
-            )
+            live.update(frame.draw(target, width=console.width, height=console.height, hint=hint), refresh=True)
             if pressed(pause):
                 return
             try:

@@ -36,8 +36,9 @@ def demo(
 ) -> None:
     """Run a real job: count the names in every file of the standard library.
 
-    Several worker processes share the work. Half-way one is killed and all connections are terminated. The totals
-    are compared with a serial run; the exit code is 1 if anything does not match.
+    Half-way one of the worker processes is killed, and all connections are
+    terminated. The totals are compared with a serial run.
+    Exit code 1 if anything does not match.
     """
     # What people watch goes to standard error when a program reads standard output.
     console = Console(stderr=session.out.json, highlight=False)

@@ -68,9 +68,11 @@ class Workers:
         for process in [process for process in self._running if process.poll() is not None]:
             self._running.remove(process)
             self._reap(process)
-            self.problems.append(f"worker {process.pid} ended by itself, with {_ending(process.returncode)}")
+            words = self.last_words()
+            reason = f": {words.splitlines()[-1]}" if words else ""
+            self.problems.append(f"worker {process.pid} ended by itself, with {_ending(process.returncode)}{reason}")
             if len(self.problems) > _REPLACEMENTS:
-                raise DemoError(f"the workers do not stay up. The last words of one:\n{self.last_words()}")
+                raise DemoError(f"the workers do not stay up. The last words of one:\n{words}")
             self._start()
 
     def stop(self, patience: float = 15.0) -> None:

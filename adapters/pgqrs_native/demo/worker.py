@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Final
 
 import psycopg
 
+from pgqrs_core.errors import Unavailable
 from pgqrs_native import Client, Message, Worker
 from pgqrs_native.demo import tables
 from pgqrs_native.demo.counting import count_names
@@ -22,10 +23,12 @@ from pgqrs_native.demo.setting import ADDRESS, QUEUE, CountNames, Ping, settings
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-__all__ = ["Handlers", "main"]
+__all__ = ["Handlers", "main", "work"]
 
 #: Messages claimed ahead. A killed worker holds these too, and all of them come back.
 _AHEAD: Final = 4
+#: A replacement may be starting at the very moment when all connections are terminated.
+_STARTS: Final = 3
 
 
 class Handlers:
@@ -66,8 +69,21 @@ class Handlers:
 
 def main() -> None:
     """Take messages until told to stop."""
-    conninfo = os.environ[ADDRESS]
     threading.Thread(target=_follow_parent, daemon=True).start()
+    for attempt in range(1, _STARTS + 1):
+        try:
+            work(os.environ[ADDRESS])
+        except (psycopg.OperationalError, Unavailable):
+            # Once it runs, a worker outlives broken connections; while it starts, they are an error like any other.
+            if attempt == _STARTS:
+                raise
+            time.sleep(0.1 * attempt)
+        else:
+            return
+
+
+def work(conninfo: str) -> None:
+    """Run a worker on this thread."""
     with Client(settings_for(conninfo)) as client:
         handlers = Handlers(client, conninfo)
         worker = Worker(client, concurrency=1, prefetch=_AHEAD)

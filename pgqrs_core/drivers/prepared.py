@@ -1,0 +1,111 @@
+"""Prepared statements by libpq's own blocking call.
+
+A psycopg cursor serves every query and every kind of waiting; of the 60 µs of Python that it takes a statement, two thirds
+are spent on generality that the catalogue's fixed statements do not need. This is the short way for them: the same
+connection, parameters in the simplest wire format, rows by psycopg's own loaders. The wait happens inside libpq with the
+GIL released; Ctrl-C is seen when the server has answered, which the query timeout bounds. Under gevent, behind a pooler
+and for rare kinds of parameters the cursor is used instead. See docs/adr/0005-short-way-for-prepared-statements.md.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Final
+
+from psycopg import errors
+from psycopg.adapt import Transformer
+from psycopg.pq import ExecStatus, Format
+
+from pgqrs_core.arrays import ByteaArray
+
+if TYPE_CHECKING:
+    import psycopg
+
+    from pgqrs_core.drivers.statements import Statement
+
+__all__ = ["Prepared", "is_usable", "wire"]
+
+#: Statements kept per connection: a few for each of many queues.
+_MOST: Final = 400
+_GOOD: Final = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK})
+
+_TEXT: Final[Mapping[type, Callable[[Any], bytes]]] = {
+    int: lambda value: b"%d" % value,
+    str: lambda value: value.encode(),
+    float: lambda value: repr(value).encode(),
+    bool: lambda value: b"t" if value else b"f",
+    datetime: lambda value: value.isoformat().encode(),
+}
+
+
+def is_usable() -> bool:
+    """Tell whether blocking inside libpq is right here: not where gevent has made blocking cooperative."""
+    monkey = sys.modules.get("gevent.monkey")
+    return monkey is None or not monkey.is_module_patched("select")
+
+
+def wire(values: Sequence[object]) -> tuple[list[bytes | None], list[int]] | None:
+    """Return parameters and their formats, or None if one is of a kind that only psycopg can convert."""
+    data: list[bytes | None] = []
+    formats: list[int] = []
+    for value in values:
+        kind = type(value)
+        if value is None:
+            data.append(None)
+            formats.append(Format.TEXT)
+        elif kind is bytes:
+            data.append(value)  # type: ignore[arg-type]
+            formats.append(Format.BINARY)
+        elif kind is ByteaArray:
+            data.append(value.data)  # type: ignore[attr-defined]
+            formats.append(Format.BINARY)
+        elif kind in _TEXT:
+            data.append(_TEXT[kind](value))
+            formats.append(Format.TEXT)
+        else:
+            return None
+    return data, formats
+
+
+class Prepared:
+    """The statements prepared on one connection."""
+
+    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+        self._connection = connection
+        self._names: dict[bytes, bytes] = {}
+        self._count = 0
+
+    def execute(
+        self, statement: Statement, data: list[bytes | None], formats: list[int]
+    ) -> list[tuple[Any, ...]]:
+        """Run a statement and return its rows.
+
+        Raises:
+            psycopg.Error: as the server says.
+        """
+        pgconn = self._connection.pgconn
+        name = self._names.get(statement.positional) or self._prepare(statement)
+        # psycopg's annotation forgets that a parameter may be null.
+        result = pgconn.exec_prepared(name, data, formats, Format.BINARY)  # type: ignore[arg-type]
+        if result.status not in _GOOD:
+            raise errors.error_from_result(result, encoding="utf-8")
+        if not result.ntuples:
+            return []
+        transformer = Transformer(self._connection)
+        transformer.set_pgresult(result)
+        return transformer.load_rows(0, result.ntuples, tuple)
+
+    def _prepare(self, statement: Statement) -> bytes:
+        pgconn = self._connection.pgconn
+        if len(self._names) >= _MOST:
+            self._names.clear()
+            self._connection.execute("deallocate all")
+        self._count += 1
+        name = b"pgqrs_%d" % self._count
+        result = pgconn.prepare(name, statement.positional)
+        if result.status not in _GOOD:
+            raise errors.error_from_result(result, encoding="utf-8")
+        self._names[statement.positional] = name
+        return name

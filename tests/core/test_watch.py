@@ -1,0 +1,403 @@
+"""What a process that waits does next: marks, probes, rings, renewals; and it costs next to nothing when idle."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from by_hand import make_queue
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from pgqrs_core.watch import LINGER, MARK_SECONDS, POLL, QUICK, RENEW, Agenda, Watch
+
+if TYPE_CHECKING:
+    from pgqrs_core.messages import Queue
+
+A, B = make_queue("a", 1), make_queue("b", 2)
+
+
+class Desk:
+    """A watch with a clock of its own, and the connection's part played by hand."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+        self.watch = Watch(clock=lambda: self.now)
+        self.statements: list[tuple[float, str, list[int]]] = []
+        #: The queues that hold something, and when their next delayed message is due.
+        self.full: set[int] = set()
+        self.due: dict[int, float] = {}
+
+    def step(self) -> Agenda:
+        """Do what is to be done now, as the wake-up connection does."""
+        agenda = self.watch.agenda()
+        if agenda.unmark:
+            self.statements.append((self.now, "unmark", agenda.unmark))
+        if agenda.mark:
+            self.statements.append((self.now, "mark", agenda.mark))
+            self.watch.marked(agenda.mark)
+        if agenda.probe:
+            self.statements.append((self.now, "probe", [queue.id for queue in agenda.probe]))
+            rows = [(queue.id, queue.id in self.full, self._due_in(queue)) for queue in agenda.probe]
+            self.watch.probed(agenda.probe, rows, 0.0)
+        return agenda
+
+    def _due_in(self, queue: Queue) -> float | None:
+        left = self.due.get(queue.id, self.now) - self.now
+        return left if left > 0 else None
+
+    def run(self, seconds: float) -> None:
+        """Go on for a while, sleeping as long as the agenda says."""
+        end = self.now + seconds
+        while True:
+            agenda = self.step()
+            if agenda.mark or agenda.probe:
+                continue
+            if self.now + agenda.sleep >= end:
+                break
+            # A real sleep ends a little late.
+            self.now += agenda.sleep + 0.000_1
+        self.now = end
+
+    def settle(self, queue: Queue) -> int:
+        """Wait for a queue as a consumer does that found nothing, twice; return what it outwaits."""
+        generation = self.watch.join(queue)
+        while generation is None:
+            self.step()
+            self.watch.leave(queue)
+            generation = self.watch.join(queue)
+        return generation
+
+    def of(self, kind: str) -> list[tuple[float, str, list[int]]]:
+        return [item for item in self.statements if item[1] == kind]
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+class TestMarking:
+    def test_the_first_to_wait_is_to_look_once_more_when_the_queue_is_marked(self, desk: Desk) -> None:
+        assert desk.watch.join(A) is None
+        assert not desk.watch.is_marked(A)
+
+        assert desk.step().mark == [A.id]
+
+        assert desk.watch.is_marked(A)
+
+    def test_who_joins_a_marked_queue_may_sleep_at_once(self, desk: Desk) -> None:
+        desk.settle(A)
+
+        assert desk.watch.join(A) is not None
+
+    def test_without_notifications_nothing_is_marked(self, desk: Desk) -> None:
+        desk.watch.listening = False
+
+        assert desk.watch.join(A) is not None
+        desk.run(5)
+
+        assert desk.of("mark") == []
+        assert desk.watch.is_marked(A)
+
+    def test_a_mark_is_kept_while_the_consumer_comes_back_soon(self, desk: Desk) -> None:
+        desk.settle(A)
+        for _ in range(20):
+            desk.watch.leave(A)
+            desk.run(LINGER * 0.9)
+            assert desk.watch.join(A) is not None
+            desk.run(0.1)
+
+        assert len(desk.of("mark")) == 1
+        assert desk.of("unmark") == []
+
+    def test_a_queue_is_unmarked_once_nobody_has_waited_for_a_while(self, desk: Desk) -> None:
+        desk.settle(A)
+        desk.watch.leave(A)
+
+        desk.run(LINGER + 0.1)
+
+        assert [item[2] for item in desk.of("unmark")] == [[A.id]]
+        assert desk.watch.marks() == []
+
+    def test_one_of_two_who_leaves_takes_no_mark_with_him(self, desk: Desk) -> None:
+        desk.settle(A)
+        desk.settle(A)
+        desk.watch.leave(A)
+
+        desk.run(5)
+
+        assert desk.watch.marks() == [A.id]
+
+    def test_a_mark_is_renewed_long_before_it_runs_out(self, desk: Desk) -> None:
+        desk.settle(A)
+
+        desk.run(10 * MARK_SECONDS)
+
+        times = [item[0] for item in desk.of("mark")]
+        gaps = [later - earlier for earlier, later in pairwise(times)]
+        assert max(gaps) <= RENEW + 2 * POLL < MARK_SECONDS / 1.5
+        assert min(gaps) >= RENEW
+
+    def test_a_mark_is_noted_only_once_it_is_in_the_database(self, desk: Desk) -> None:
+        desk.watch.join(A)
+
+        desk.watch.agenda()
+
+        assert not desk.watch.is_marked(A)
+
+    def test_a_mark_for_a_queue_that_was_given_up_meanwhile_does_no_harm(self, desk: Desk) -> None:
+        desk.watch.marked([99])
+
+        assert desk.watch.marks() == []
+
+
+class TestNews:
+    def test_nothing_new_is_no_news(self, desk: Desk) -> None:
+        generation = desk.settle(A)
+
+        assert not desk.watch.has_news(A, generation)
+
+    def test_a_ring_is_news(self, desk: Desk) -> None:
+        generation = desk.settle(A)
+
+        desk.watch.rang(A.id)
+
+        assert desk.watch.has_news(A, generation)
+
+    def test_a_ring_is_news_for_its_queue_only(self, desk: Desk) -> None:
+        generation = desk.settle(B)
+        desk.settle(A)
+
+        desk.watch.rang(A.id)
+
+        assert not desk.watch.has_news(B, generation)
+
+    @pytest.mark.parametrize("number", [0, -1, 2**70])
+    def test_a_ring_for_a_queue_that_nobody_watches_is_nothing(self, desk: Desk, number: int) -> None:
+        generation = desk.settle(A)
+
+        desk.watch.rang(number)
+
+        assert not desk.watch.has_news(A, generation)
+
+    def test_news_between_a_claim_and_the_wait_that_follows_is_not_slept_through(self, desk: Desk) -> None:
+        desk.settle(A)
+        desk.watch.leave(A)  # It claims, finds nothing ...
+
+        desk.watch.rang(A.id)  # ... and only now a message comes.
+
+        assert desk.watch.join(A) is None
+
+    def test_news_is_told_once(self, desk: Desk) -> None:
+        desk.settle(A)
+        desk.watch.leave(A)
+        desk.watch.rang(A.id)
+        desk.watch.join(A)
+        desk.watch.leave(A)
+
+        assert desk.watch.join(A) is not None
+
+    def test_a_probe_that_finds_something_is_news(self, desk: Desk) -> None:
+        generation = desk.settle(A)
+        desk.full.add(A.id)
+
+        desk.run(2 * POLL)
+
+        assert desk.watch.has_news(A, generation)
+
+    def test_a_queue_that_the_probe_does_not_answer_for_counts_as_full(self, desk: Desk) -> None:
+        generation = desk.settle(A)
+
+        desk.watch.probed([A], [], 0.0)
+
+        assert desk.watch.has_news(A, generation)
+
+    def test_a_delayed_message_is_news_when_it_is_due(self, desk: Desk) -> None:
+        generation = desk.settle(A)
+        desk.due[A.id] = desk.now + 0.5
+        desk.run(0.4)
+        assert not desk.watch.has_news(A, generation)
+
+        desk.run(0.12)
+
+        assert desk.watch.has_news(A, generation)
+
+    def test_sleep_ends_when_the_next_delayed_message_is_due(self, desk: Desk) -> None:
+        desk.settle(A)
+        desk.run(30)
+        desk.watch.probed([A], [(A.id, False, 0.25)], 0.0)
+
+        assert desk.watch.agenda().sleep == pytest.approx(0.25)
+
+    def test_a_lost_connection_wakes_everybody_to_look_for_himself(self, desk: Desk) -> None:
+        generations = [(queue, desk.settle(queue)) for queue in (A, B)]
+
+        desk.watch.lost()
+
+        assert all(desk.watch.has_news(queue, generation) for queue, generation in generations)
+        assert not desk.watch.is_marked(A)
+
+    def test_marks_are_made_anew_after_a_lost_connection(self, desk: Desk) -> None:
+        desk.settle(A)
+        desk.watch.lost()
+
+        desk.run(0.1)
+
+        assert len(desk.of("mark")) == 2
+
+
+class TestProbing:
+    def gaps(self, desk: Desk) -> list[float]:
+        times = [item[0] for item in desk.of("probe")]
+        return [later - earlier for earlier, later in pairwise(times)]
+
+    def test_it_looks_soon_after_a_mark_then_at_doubling_intervals_up_to_the_poll(self, desk: Desk) -> None:
+        desk.settle(A)
+        desk.statements.clear()
+        desk.run(60)
+
+        gaps = self.gaps(desk)
+        assert gaps[0] <= 3 * QUICK
+        assert all(later <= 2 * 1.1 * earlier + 0.001 for earlier, later in pairwise(gaps))
+        assert all(POLL <= gap <= 1.11 * POLL for gap in gaps[-20:])
+
+    def test_a_ring_makes_it_look_quickly_again_for_what_rang_no_bell_of_its_own(self, desk: Desk) -> None:
+        desk.settle(A)
+        desk.run(30)
+        desk.watch.rang(A.id)
+        desk.statements.clear()
+
+        desk.run(0.1)
+
+        assert desk.of("probe")[0][0] <= 1030.0 + 2 * QUICK
+        assert len(desk.of("probe")) >= 3
+
+    def test_rings_in_quick_succession_do_not_put_the_look_off(self, desk: Desk) -> None:
+        desk.settle(A)
+        desk.run(30)
+        desk.statements.clear()
+        for _ in range(20):
+            desk.watch.rang(A.id)
+            desk.run(QUICK / 2)
+
+        assert len(desk.of("probe")) >= 5
+
+    def test_a_dear_probe_comes_seldom(self, desk: Desk) -> None:
+        desk.settle(A)
+
+        desk.watch.probed([A], [(A.id, False, None)], 1.0)
+
+        desk.statements.clear()
+        desk.run(45)
+        assert desk.of("probe") == []
+
+    def test_nobody_probes_for_those_who_left(self, desk: Desk) -> None:
+        desk.settle(A)
+        desk.watch.leave(A)
+        desk.statements.clear()
+
+        desk.run(30)
+
+        assert desk.of("probe") == []
+
+    @pytest.mark.parametrize("queues", [1, 10, 100])
+    def test_idle_queues_cost_at_most_one_statement_a_second_however_many_they_are(
+        self, desk: Desk, queues: int
+    ) -> None:
+        for number in range(queues):
+            desk.settle(make_queue(f"q{number}", number))
+            desk.run(0.037)
+        desk.run(10)
+        desk.statements.clear()
+
+        desk.run(60)
+
+        renewals = desk.of("mark")
+        assert len(desk.statements) - len(renewals) <= 60
+        assert len(renewals) <= 5
+
+    def test_idle_queues_are_each_probed_at_least_once_in_two_polls(self, desk: Desk) -> None:
+        for number in range(10):
+            desk.settle(make_queue(f"q{number}", number))
+            desk.run(0.037)
+        desk.run(10)
+        desk.statements.clear()
+
+        desk.run(60)
+
+        for number in range(10):
+            times = [at for at, _, ids in desk.of("probe") if number in ids]
+            assert max(later - earlier for earlier, later in pairwise(times)) <= 2 * POLL
+
+    def test_silence_is_noticed(self, desk: Desk) -> None:
+        desk.settle(A)
+        assert not desk.watch.is_stale()
+
+        desk.now += 4 * POLL
+
+        assert desk.watch.is_stale()
+
+    def test_a_probe_shows_that_the_connection_is_alive(self, desk: Desk) -> None:
+        desk.settle(A)
+
+        desk.run(20)
+
+        assert not desk.watch.is_stale()
+
+
+ACTIONS = st.lists(
+    st.one_of(
+        st.tuples(st.sampled_from(["arrive", "ring", "take", "join", "leave", "lose"]), st.sampled_from([A, B])),
+        st.tuples(st.just("run"), st.sampled_from([0.0, 0.003, 0.02, 0.4, 1.3])),
+    ),
+    max_size=40,
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(ACTIONS)
+def test_whoever_waits_for_a_queue_that_holds_something_is_told_within_two_polls(
+    actions: list[tuple[str, Any]],
+) -> None:
+    """Whatever is rung, lost, joined and left before: the probes see to it."""
+    desk = Desk()
+    waiting: dict[int, list[int | None]] = {A.id: [], B.id: []}
+    for name, value in actions:
+        if name == "run":
+            desk.run(value)
+        elif name == "arrive":
+            desk.full.add(value.id)
+        elif name == "take":
+            desk.full.discard(value.id)
+        elif name == "ring":
+            desk.watch.rang(value.id)
+        elif name == "lose":
+            desk.watch.lost()
+        elif name == "join":
+            waiting[value.id].append(desk.watch.join(value))
+        elif waiting[value.id]:
+            waiting[value.id].pop()
+            desk.watch.leave(value)
+
+    generation = desk.settle(A)
+    desk.full.add(A.id)
+    desk.run(2 * POLL)
+
+    assert desk.watch.has_news(A, generation)
+
+
+@settings(max_examples=100, deadline=None)
+@given(ACTIONS)
+def test_the_agenda_never_asks_to_sleep_longer_than_a_poll(actions: list[tuple[str, Any]]) -> None:
+    desk = Desk()
+    desk.settle(A)
+    for name, value in actions:
+        if name == "run":
+            desk.run(value)
+        elif name == "ring":
+            desk.watch.rang(value.id)
+        elif name == "lose":
+            desk.watch.lost()
+        assert 0 <= desk.watch.agenda().sleep <= POLL
