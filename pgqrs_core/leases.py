@@ -57,10 +57,16 @@ class Ledger:
         self._held: dict[Lease, _Held] = {}
 
     def hold(
-        self, queue: Queue, leases: Iterable[Lease], seconds: float, on_lost: Callable[[Lease], None] | None = None
+        self,
+        queue: Queue,
+        leases: Iterable[Lease],
+        seconds: float,
+        on_lost: Callable[[Lease], None] | None = None,
+        *,
+        age: float = 0.0,
     ) -> None:
-        """Begin to renew leases that were just claimed for ``seconds``; ``on_lost`` is told if one is lost."""
-        due_at = self._clock() + seconds / 3
+        """Begin to renew leases that were claimed for ``seconds``, ``age`` seconds ago; ``on_lost`` is told if one is lost."""
+        due_at = self._clock() + max(seconds / 3 - age, 0.0)
         for lease in leases:
             self._held[lease] = _Held(queue, seconds, due_at, on_lost)
 
@@ -123,17 +129,23 @@ class LeaseKeeper:
         self._closing = False
 
     def hold(
-        self, queue: Queue, leases: Sequence[Lease], seconds: float, on_lost: Callable[[Lease], None] | None = None
+        self,
+        queue: Queue,
+        leases: Sequence[Lease],
+        seconds: float,
+        on_lost: Callable[[Lease], None] | None = None,
+        *,
+        age: float = 0.0,
     ) -> None:
         """Begin to renew; see `Ledger.hold`."""
         if not leases:
             return
         with self._changed:
-            self._ledger.hold(queue, leases, seconds, on_lost)
+            self._ledger.hold(queue, leases, seconds, on_lost, age=age)
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="pgqrs-leases", daemon=True)
                 self._thread.start()
-            elif self._wake_at is None or time.monotonic() + seconds / 3 < self._wake_at:
+            elif self._wake_at is None or time.monotonic() + seconds / 3 - age < self._wake_at:
                 self._changed.notify()
 
     def drop(self, leases: Iterable[Lease]) -> None:
@@ -189,12 +201,18 @@ class AsyncLeaseKeeper:
         self._task: asyncio.Task[None] | None = None
 
     def hold(
-        self, queue: Queue, leases: Sequence[Lease], seconds: float, on_lost: Callable[[Lease], None] | None = None
+        self,
+        queue: Queue,
+        leases: Sequence[Lease],
+        seconds: float,
+        on_lost: Callable[[Lease], None] | None = None,
+        *,
+        age: float = 0.0,
     ) -> None:
         """Begin to renew; see `Ledger.hold`."""
         if not leases:
             return
-        self._ledger.hold(queue, leases, seconds, on_lost)
+        self._ledger.hold(queue, leases, seconds, on_lost, age=age)
         self._changed.set()
         if self._task is None or self._task.done():
             self._task = asyncio.create_task(self._run(), name="pgqrs-leases")

@@ -14,14 +14,14 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any, Literal, TypeVar
 
-from pgqrs_core.errors import PgqrsError, QueueNotFound
+from pgqrs_core.errors import PgqrsError, QueueNotFound, Unavailable
 from pgqrs_core.messages import check_number
 from pgqrs_core.operations.maintenance import elect, maintain, resign
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_native.async_client import AsyncClient
-from pgqrs_native.routing import Outcome, Routes, Task, outcomes_of, sort_out
+from pgqrs_native.routing import Outcome, Reject, Retry, Routes, Task, outcomes_of, sort_out
 from pgqrs_native.settler import portions
-from pgqrs_native.shared import MarksShelf, marker
+from pgqrs_native.shared import Absent, MarksShelf, check_archives, check_success, marker
 from pgqrs_native.traffic import ADAPTER
 
 __all__ = ["AsyncWorker"]
@@ -55,6 +55,7 @@ class AsyncWorker:
         self._prefetch = client.config.performance.prefetch_count if prefetch is None else prefetch
         check_number("prefetch", self._prefetch, 0, 10_000, whole=True)
         check_number("shutdown_timeout", shutdown_timeout, 0, 86_400)
+        check_success(on_success)
         self._client = client
         self._concurrency = concurrency
         self._shutdown_timeout = shutdown_timeout
@@ -62,6 +63,7 @@ class AsyncWorker:
         self._housekeeping = housekeeping
         self._routes = Routes()
         self._marks = MarksShelf()
+        self._absent = Absent(_log)
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
         self._waiting: deque[Task] = deque()
@@ -69,6 +71,9 @@ class AsyncWorker:
         self._pending: list[Outcome] = []
         self._news = asyncio.Event()
         self._held = 0
+        #: Whether a signal came, and whether a second one did.
+        self._signalled = False
+        self._hurried = False
 
     def handler(
         self,
@@ -105,20 +110,24 @@ class AsyncWorker:
         Raises:
             QueueNotFound: a queue with a handler does not exist.
         """
-        for name in self._routes.queues:
-            await self._client.engine.queue(name)
+        known = [await self._client.engine.queue(name) for name in self._routes.queues]
+        check_archives(known, self._success)
         settler = asyncio.create_task(self._settle(), name="pgqrs-settler")
         housekeeper = asyncio.create_task(self._keep_house(), name="pgqrs-housekeeper") if self._housekeeping else None
         before = self._catch_signals() if signals else []
         try:
             await self._claim(self._routes.queues)
         finally:
-            await self._wind_up(settler)
-            if housekeeper is not None:
-                housekeeper.cancel()
-                await asyncio.wait({housekeeper})
-            for one in before:
-                asyncio.get_running_loop().remove_signal_handler(one)
+            try:
+                if not self._hurried:
+                    await self._wind_up(settler)
+            finally:
+                self._abandon(settler)
+                if housekeeper is not None:
+                    housekeeper.cancel()
+                    await asyncio.wait({housekeeper}, timeout=_TICK)
+                for one in before:
+                    asyncio.get_running_loop().remove_signal_handler(one)
 
     def stop(self) -> None:
         """Stop gracefully; `run` returns when all is settled. To be called in the event loop's thread."""
@@ -133,19 +142,22 @@ class AsyncWorker:
             if not await self._room():
                 continue
             try:
-                hungry = [name for name in hungry if await self._claim_from(name)]
+                hungry = [name for name in hungry if await self._look_into(name)]
                 pause = 0.1
                 if not hungry:
                     hungry = await self._wait(names)
-            except QueueNotFound as error:
-                _log.warning("%s It is tried again.", error)
-                await self._doze(_TICK)
-                hungry = list(names)
             except PgqrsError as error:
                 _log.warning("cannot claim, next try in %.1f s: %s", pause, error)
                 await self._doze(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, _TICK)
                 hungry = list(names)
+
+    async def _look_into(self, name: str) -> bool:
+        try:
+            return await self._claim_from(name)
+        except QueueNotFound as error:
+            self._absent.note(name, error, again_in=_TICK)
+            return False
 
     async def _doze(self, seconds: float) -> None:
         with contextlib.suppress(asyncio.TimeoutError):
@@ -191,9 +203,17 @@ class AsyncWorker:
 
     async def _wait(self, names: list[str]) -> list[str]:
         engine = self._client.engine
-        queues = [await engine.queue(name) for name in names]
+        queues = []
+        for name in self._absent.others(names):
+            try:
+                queues.append(await engine.queue(name))
+            except QueueNotFound as error:
+                self._absent.note(name, error, again_in=_TICK)
         _, where = await engine.wakeups.wait_any(queues, _TICK, self._stopping.is_set)
-        return [queue.name for queue in where]
+        if not where and engine.wakeups.watch.is_stale():
+            # The wake-up connection is silent: nobody will say where there is something.
+            where = queues
+        return [*(queue.name for queue in where), *self._absent.due()]
 
     def _start_some(self) -> None:
         while self._waiting and len(self._running) < self._concurrency and not self._stopping.is_set():
@@ -216,11 +236,13 @@ class AsyncWorker:
                 result = await task.route.function(argument)
             else:
                 result = await asyncio.to_thread(task.route.function, argument)
-        except asyncio.CancelledError:
-            failure = TimeoutError(_LATE)
+                if inspect.isawaitable(result):
+                    result = await result
+        except asyncio.CancelledError as error:
+            failure = TimeoutError(_LATE) if self._stopping.is_set() else error
         except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its message's outcome
             failure = error
-            if not isinstance(error, PgqrsError):
+            if not isinstance(error, (Retry, Reject)):
                 _log.warning("handler of queue %r failed: %r", task.queue.name, error, exc_info=error)
         self._report(outcomes_of(task, result, failure, success=self._success))
 
@@ -252,11 +274,15 @@ class AsyncWorker:
         for portion in portions(outcomes):
             try:
                 await engine.run(portion.write, engine.plugins, engine.doorbell)
-            except PgqrsError as error:
+            except Unavailable as error:
                 _log.warning("%d outcomes could not be written yet: %s", len(portion.outcomes), error)
                 failed += portion.outcomes
                 continue
-            portion.note_lost(_log)
+            except Exception:
+                # Trying again would not help; without an outcome the messages come back when their leases end.
+                _log.exception("%d outcomes (%s) cannot be written", len(portion.outcomes), portion.action)
+            else:
+                portion.note_lost(_log)
             self._client.keeper.drop(outcome.message.lease for outcome in portion.outcomes)
             done += len(portion.outcomes)
         self._held -= done
@@ -276,7 +302,15 @@ class AsyncWorker:
                 await asyncio.wait(late, timeout=_TICK)
         self._news.set()
         await asyncio.wait({settler}, timeout=_TICK)
+
+    def _abandon(self, settler: asyncio.Task[None]) -> None:
+        """Let go of what is left: nothing runs on, and the leases of what could not be written end by themselves."""
         settler.cancel()
+        for running in self._running:
+            running.cancel()
+        left = [message for task in (*self._running.values(), *self._waiting) for message in task.messages]
+        self._client.keeper.drop(message.lease for message in left)
+        self._client.keeper.drop(outcome.message.lease for outcome in self._pending)
 
     def _catch_signals(self) -> list[signal.Signals]:
         loop = asyncio.get_running_loop()
@@ -284,8 +318,10 @@ class AsyncWorker:
         current = asyncio.current_task()
 
         def on_signal() -> None:
-            if self._stopping.is_set() and current is not None:
+            if self._signalled and current is not None:
+                self._hurried = True
                 current.cancel()
+            self._signalled = True
             self.stop()
 
         # Only the main thread's loop may.

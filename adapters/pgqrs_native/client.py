@@ -5,6 +5,7 @@ Methods here are thin: what they do is decided by operations, which both clients
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import datetime
@@ -535,7 +536,8 @@ class Consumer:
     def hold(self, messages: Sequence[Message[Any]]) -> None:
         """Renew the leases of these messages from now on, until they are settled."""
         for message in messages:
-            self._keeper.hold(message._queue, [message.lease], message.lease_seconds, marker([message]))
+            age = max(time.time() - message.claimed_at, 0.0)
+            self._keeper.hold(message._queue, [message.lease], message.lease_seconds, marker([message]), age=age)
 
     def _settle(self, action: Any, messages: Sequence[Message[Any]], connection: object) -> list[bool]:
         engine = self._engine

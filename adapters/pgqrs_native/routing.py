@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from typing_extensions import TypeAlias
 
-from pgqrs_core.errors import InvalidArgument, PayloadError, PgqrsError
-from pgqrs_core.messages import Delivery, Queue, check_name
+from pgqrs_core.errors import DecodeError, InvalidArgument, PayloadError, PgqrsError
+from pgqrs_core.messages import MAX_SECONDS, Delivery, Queue, check_name, check_number
 from pgqrs_core.plugins import Plugins
 from pgqrs_core.serializers import check_type, type_name
 from pgqrs_native.message import Message
@@ -23,6 +24,8 @@ class Retry(PgqrsError):
     delay: float | None
 
     def __init__(self, reason: str = "retry requested", *, delay: float | None = None) -> None:
+        if delay is not None:
+            check_number("delay", delay, 0, MAX_SECONDS)
         super().__init__(reason, delay=delay)
 
 
@@ -128,19 +131,20 @@ def sort_out(
     refused: list[Outcome] = []
     batches: dict[int, Task] = {}
     for delivery in deliveries:
-        route = routes.find(queue.name, delivery)
+        route: Route | None = None
         error: PayloadError | None = None
         payload: Any = None
         try:
+            route = _route(routes, queue, delivery)
             if route is not None:
                 payload = plugins.serializers.decode(delivery.content_type, delivery.body, route.type)
         except PayloadError as failure:
             error = failure
         message = Message(queue, delivery, payload, claimed_at=claimed_at, lease_seconds=lease_seconds, error=error)
-        if route is None:
+        if route is None and error is None:
             kind = delivery.headers.get("message_type")
             refused.append(Outcome(message, "bury", f"no handler takes messages of type {kind!r}"))
-        elif error is not None:
+        elif route is None or error is not None:
             refused.append(Outcome(message, "bury", error))
         elif route.batch is None:
             tasks.append(Task(route, queue, [message]))
@@ -151,6 +155,14 @@ def sort_out(
                 tasks.append(task)
             task.messages.append(message)
     return tasks, refused
+
+
+def _route(routes: Routes, queue: Queue, delivery: Delivery) -> Route | None:
+    """Find the handler of a delivery, whose headers may be anything if they were written by other means than pgqrs."""
+    try:
+        return routes.find(queue.name, delivery)
+    except Exception as error:
+        raise DecodeError("headers", f"they are no JSON object: {error}") from error
 
 
 def outcome_of(message: Message[Any], error: BaseException | None, *, success: Action) -> Outcome:
@@ -171,6 +183,9 @@ def outcomes_of(task: Task, result: Any, error: BaseException | None, *, success
     (or an instance of `Retry` or `Reject`) for failure.
     """
     messages = task.messages
+    if error is None and inspect.iscoroutine(result):
+        result.close()
+        error = TypeError("the handler returned a coroutine, which was not run: AsyncWorker runs coroutines")
     if error is None and task.route.batch is not None and result is not None:
         if not isinstance(result, Sequence) or isinstance(result, (str, bytes)) or len(result) != len(messages):
             error = TypeError(f"a batch handler must return None or one outcome for each of its {len(messages)} messages")

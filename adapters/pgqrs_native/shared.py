@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import logging
+import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pgqrs_core.errors import InvalidArgument
+from pgqrs_core.errors import ArchiveDisabled, InvalidArgument, QueueNotFound
 from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Lease, Queue, QueueOptions, check_number
 from pgqrs_core.serializers import check_type
@@ -15,7 +17,19 @@ from pgqrs_native.message import Message
 if TYPE_CHECKING:
     from pgqrs_core.config import Config
 
-__all__ = ["MarksShelf", "by_queue", "check_batch", "check_errors", "check_read", "marker", "queue_options", "scatter"]
+__all__ = [
+    "Absent",
+    "MarksShelf",
+    "by_queue",
+    "check_archives",
+    "check_batch",
+    "check_errors",
+    "check_read",
+    "check_success",
+    "marker",
+    "queue_options",
+    "scatter",
+]
 
 T = TypeVar("T")
 
@@ -77,6 +91,45 @@ def check_errors(
     if errors is not None and len(errors) != len(messages):
         raise InvalidArgument("errors", f"{len(errors)} entries", f"one for each of {len(messages)} messages")
     return dict(zip(map(id, messages), errors or [None] * len(messages)))
+
+
+def check_success(action: object) -> None:
+    """Raise unless this may become of a handled message."""
+    if action not in ("ack", "archive"):
+        raise InvalidArgument("on_success", action, "'ack' or 'archive'")
+
+
+def check_archives(queues: Iterable[Queue], action: str) -> None:
+    """Raise if handled messages are to be archived in a queue that keeps no archive."""
+    for queue in queues:
+        if action == "archive" and not queue.options.archive:
+            raise ArchiveDisabled(queue.name)
+
+
+class Absent:
+    """The queues of a worker that have been deleted, and when to look again whether they were created anew."""
+
+    def __init__(self, log: logging.Logger) -> None:
+        self._log = log
+        self._again_at: dict[str, float] = {}
+
+    def note(self, name: str, error: QueueNotFound, *, again_in: float) -> None:
+        """Note that a queue was not found, and say so the first time."""
+        if name not in self._again_at:
+            self._log.warning("%s It is looked for again every %g s.", error, again_in)
+        self._again_at[name] = time.monotonic() + again_in
+
+    def others(self, names: Iterable[str]) -> list[str]:
+        """Return the names that are not known to be absent."""
+        return [name for name in names if name not in self._again_at]
+
+    def due(self) -> list[str]:
+        """Return, and forget, the queues to look for again."""
+        now = time.monotonic()
+        due = [name for name, at in self._again_at.items() if at <= now]
+        for name in due:
+            del self._again_at[name]
+        return due
 
 
 def marker(messages: Sequence[Message[Any]]) -> Callable[[Lease], None]:

@@ -53,7 +53,10 @@ def compose(
             raise InvalidArgument("at", at, "None when a delay is given")
         if not isinstance(at, datetime) or at.tzinfo is None:
             raise InvalidArgument("at", at, "a datetime with a time zone")
-        at = at.astimezone(timezone.utc)
+        try:
+            at = at.astimezone(timezone.utc)
+        except OverflowError as error:
+            raise InvalidArgument("at", at, "a datetime with a time zone, within the years 1 to 9999 in UTC") from error
     if headers is not None and not (
         isinstance(headers, dict) and all(isinstance(key, str) for key in headers)
     ):
@@ -61,13 +64,16 @@ def compose(
     encode = plugins.serializers.encode
     drafts: list[Draft] = []
     known: dict[Any, dict[str, Any] | None] = {}
+    # Plugins change headers in place: then each draft, and the caller, must have its own.
+    own = plugins.hooks.transforms_enqueue
     for payload in payloads:
         kind, body = encode(payload, content_type)
         cls: Any = type(payload)
         if cls not in known:
             name = type_name(cls)
             known[cls] = {"message_type": name, **(headers or {})} if name else headers
-        drafts.append(Draft(queue, body, kind, known[cls], priority, delay, at, ttl))
+        shared = known[cls]
+        drafts.append(Draft(queue, body, kind, dict(shared) if shared and own else shared, priority, delay, at, ttl))
     return drafts
 
 
@@ -171,7 +177,7 @@ def failing(
         message.settled = True
         message.lease_lost = fate == "lost"
     if plugins.hooks.observes_consume:
-        texts = [None if error is None else str(error).split("\n")[0][:200] for error in errors]
+        texts = [None if error is None else _text(error).split("\n")[0][:200] for error in errors]
         _report(plugins, queue, messages, fates, texts)
     return fates
 
@@ -205,10 +211,19 @@ def _report(
 def describe_error(error: BaseException | str, *, trace: bool = True) -> dict[str, Any]:
     """Return what a dead letter keeps of an error: its type, message, fields and the end of its traceback."""
     if isinstance(error, str):
-        return {"type": "Rejected", "message": error[:2_000]}
-    described: dict[str, Any] = {"type": type(error).__name__, "message": str(error)[:2_000]}
+        return {"type": "Rejected", "message": _text(error)[:2_000]}
+    described: dict[str, Any] = {"type": type(error).__name__, "message": _text(error)[:2_000]}
     if isinstance(error, PayloadError):
-        described.update({key: str(value) for key, value in vars(error).items() if not key.startswith("_")})
+        described.update({key: _text(value) for key, value in vars(error).items() if not key.startswith("_")})
     if trace and error.__traceback__ is not None:
-        described["traceback"] = "".join(traceback.format_exception(error))[-_TRACE:]
+        described["traceback"] = _text("".join(traceback.format_exception(error)))[-_TRACE:]
     return described
+
+
+def _text(value: object) -> str:
+    """Return a text that can be stored. An error may hold lone surrogates, or fail to describe itself."""
+    try:
+        text = str(value)
+    except Exception:
+        text = f"<{type(value).__name__} whose text cannot be had>"
+    return text.encode("utf-8", "replace").decode()

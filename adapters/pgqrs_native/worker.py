@@ -18,14 +18,14 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Literal, TypeVar
 
-from pgqrs_core.errors import PgqrsError, QueueNotFound
+from pgqrs_core.errors import PgqrsError, QueueNotFound, Unavailable
 from pgqrs_core.messages import check_number
 from pgqrs_core.operations.maintenance import elect, maintain, resign
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_native.client import Client
-from pgqrs_native.routing import Outcome, Routes, Task, outcomes_of, sort_out
+from pgqrs_native.routing import Outcome, Reject, Retry, Routes, Task, outcomes_of, sort_out
 from pgqrs_native.settler import portions
-from pgqrs_native.shared import MarksShelf, marker
+from pgqrs_native.shared import Absent, MarksShelf, check_archives, check_success, marker
 from pgqrs_native.traffic import ADAPTER
 
 __all__ = ["Worker"]
@@ -68,6 +68,7 @@ class Worker:
         self._prefetch = client.config.performance.prefetch_count if prefetch is None else prefetch
         check_number("prefetch", self._prefetch, 0, 10_000, whole=True)
         check_number("shutdown_timeout", shutdown_timeout, 0, 86_400)
+        check_success(on_success)
         self._client = client
         self._concurrency = concurrency
         self._shutdown_timeout = shutdown_timeout
@@ -75,6 +76,7 @@ class Worker:
         self._housekeeping = housekeeping
         self._routes = Routes()
         self._marks = MarksShelf()
+        self._absent = Absent(_log)
         self._stopping = threading.Event()
         self._tasks: queues.SimpleQueue[Task | None] = queues.SimpleQueue()
         self._pending: list[Outcome] = []
@@ -83,7 +85,7 @@ class Worker:
         self._held = 0
         self._running: dict[int, Task] = {}
         self._claiming = True
-        self._settling = False
+        self._signalled = False
 
     def handler(
         self,
@@ -133,6 +135,7 @@ class Worker:
             QueueNotFound: a queue with a handler does not exist.
         """
         known = [self._client.engine.queue(name) for name in self._routes.queues]
+        check_archives(known, self._success)
         threads = [threading.Thread(target=self._handle, name=f"pgqrs-handler-{n}", daemon=True) for n in range(self._concurrency)]
         settler = threading.Thread(target=self._settle, name="pgqrs-settler", daemon=True)
         housekeeper = threading.Thread(target=self._keep_house, name="pgqrs-housekeeper", daemon=True)
@@ -142,11 +145,18 @@ class Worker:
             settler.start()
             if self._housekeeping:
                 housekeeper.start()
+            graceful = True
             try:
                 self._claim([queue.name for queue in known])
+            except KeyboardInterrupt:
+                graceful = not self._signalled
+                raise
             finally:
                 self._claiming = False
-                self._wind_up(threads, settler)
+                if graceful:
+                    self._wind_up(threads, settler)
+                    if self._housekeeping:
+                        housekeeper.join(_TICK)
 
     def stop(self) -> None:
         """Stop gracefully, from any thread; `run` returns when all is settled."""
@@ -165,19 +175,23 @@ class Worker:
             if not room:
                 continue
             try:
-                hungry = [name for name in hungry if self._claim_from(name)]
+                hungry = [name for name in hungry if self._look_into(name)]
                 pause = 0.1
                 if not hungry:
                     hungry = self._wait(names)
-            except QueueNotFound as error:
-                _log.warning("%s It is tried again.", error)
-                self._stopping.wait(_TICK)
-                hungry = list(names)
             except PgqrsError as error:
                 _log.warning("cannot claim, next try in %.1f s: %s", pause, error)
                 self._stopping.wait(pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, _TICK)
                 hungry = list(names)
+
+    def _look_into(self, name: str) -> bool:
+        """Claim from a queue; one that has gone is none of the others' business."""
+        try:
+            return self._claim_from(name)
+        except QueueNotFound as error:
+            self._absent.note(name, error, again_in=_TICK)
+            return False
 
     def _room(self) -> int:
         """Wait for room; return for how many messages there is, 0 when stopped."""
@@ -221,9 +235,18 @@ class Worker:
         return len(found) == limit
 
     def _wait(self, names: list[str]) -> list[str]:
-        queues_now = [self._client.engine.queue(name) for name in names]
-        _, where = self._client.engine.wakeups.wait_any(queues_now, _TICK, self._stopping.is_set)
-        return [queue.name for queue in where]
+        queues_now = []
+        for name in self._absent.others(names):
+            try:
+                queues_now.append(self._client.engine.queue(name))
+            except QueueNotFound as error:
+                self._absent.note(name, error, again_in=_TICK)
+        wakeups = self._client.engine.wakeups
+        _, where = wakeups.wait_any(queues_now, _TICK, self._stopping.is_set)
+        if not where and wakeups.watch.is_stale():
+            # The wake-up connection is silent: nobody will say where there is something.
+            where = queues_now
+        return [*(queue.name for queue in where), *self._absent.due()]
 
     # Handling, on the handlers' threads
 
@@ -242,7 +265,7 @@ class Worker:
                 result = function(task.messages if task.route.batch is not None else task.messages[0])
             except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its message's outcome
                 failure = error
-                if not isinstance(error, PgqrsError):
+                if not isinstance(error, (Retry, Reject)):
                     _log.warning("handler of queue %r failed: %r", task.queue.name, error, exc_info=error)
             outcomes = outcomes_of(task, result, failure, success=self._success)
             with self._changed:
@@ -282,11 +305,15 @@ class Worker:
         for portion in portions(outcomes):
             try:
                 engine.run(portion.write, engine.plugins, engine.doorbell)
-            except PgqrsError as error:
+            except Unavailable as error:
                 _log.warning("%d outcomes could not be written yet: %s", len(portion.outcomes), error)
                 failed += portion.outcomes
                 continue
-            portion.note_lost(_log)
+            except Exception:
+                # Trying again would not help; without an outcome the messages come back when their leases end.
+                _log.exception("%d outcomes (%s) cannot be written", len(portion.outcomes), portion.action)
+            else:
+                portion.note_lost(_log)
             self._client.keeper.drop(outcome.message.lease for outcome in portion.outcomes)
             done += len(portion.outcomes)
         with self._changed:
@@ -321,15 +348,24 @@ class Worker:
     def _signals(self) -> Iterator[None]:
         before: dict[signal.Signals, Any] = {}
 
+        # The thread that a signal interrupts may hold any lock, those of logging and of events included. Only this queue
+        # may be used there; everything else is done by a thread that listens to it.
+        caught: queues.SimpleQueue[int | None] = queues.SimpleQueue()
+
         def on_signal(number: int, frame: FrameType | None) -> None:
-            if self._stopping.is_set():
+            if self._signalled:
                 raise KeyboardInterrupt
-            _log.info("signal %d: finishing what runs", number)
-            # Only set flags here: the thread that was interrupted may hold any lock.
-            self._stopping.set()
-            threading.Thread(target=self.stop, daemon=True).start()
+            self._signalled = True
+            caught.put(number)
+
+        def listen() -> None:
+            number = caught.get()
+            if number is not None:
+                _log.info("signal %d: finishing what runs", number)
+                self.stop()
 
         if threading.current_thread() is threading.main_thread():
+            threading.Thread(target=listen, name="pgqrs-signals", daemon=True).start()
             for one in (signal.SIGTERM, signal.SIGINT):
                 before[one] = signal.signal(one, on_signal)
         try:
@@ -337,6 +373,7 @@ class Worker:
         finally:
             for one, old in before.items():
                 signal.signal(one, old)
+            caught.put(None)
 
     # Housekeeping, on a thread of its own
 
