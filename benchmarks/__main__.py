@@ -8,6 +8,7 @@ import importlib
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -55,6 +56,8 @@ def _arguments(given: Sequence[str] | None) -> argparse.Namespace:
 def main(given: Sequence[str] | None = None) -> int:
     """Run the scenarios; 1 if a target was missed."""
     options = _arguments(given)
+    # A server of our own must not outlive us.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     _find_packages()
     from benchmarks import report, server
 

@@ -10,9 +10,9 @@ import os
 import time
 import warnings
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any, Concatenate, TypeVar
 
-from typing_extensions import Concatenate, ParamSpec, Self
+from typing_extensions import ParamSpec, Self
 
 from pgqrs_core.config import Config
 from pgqrs_core.doorbell import Doorbell
@@ -135,9 +135,7 @@ class Engine(_Base):
         psycopg_connection = borrowed.unwrap(connection)
         return sync.drive(
             make(*args, **kwargs),
-            lambda effect: sync.perform_borrowed(
-                psycopg_connection, self.statements, effect, self.config.target
-            ),
+            lambda effect: sync.perform_borrowed(psycopg_connection, self.statements, effect, self.config.target),
         )
 
     def queue(self, name: str) -> Queue:
@@ -149,9 +147,7 @@ class Engine(_Base):
         """
         return self._known(name) or self._learn(self.run(self.checked, find_queue, name))
 
-    def on(
-        self, name: str, make: Callable[Concatenate[Queue, P], Op[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    def on(self, name: str, make: Callable[Concatenate[Queue, P], Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation on a queue by its name; if its tables have gone, look once whether it was created anew."""
         try:
             return self.run(make, self.queue(name), *args, **kwargs)
@@ -216,25 +212,19 @@ class AsyncEngine(_Base):
         """Run an operation in one transaction, once more after a conflict with another one."""
         return await self.connections.transact(lambda: make(*args, **kwargs), self.statements)
 
-    async def run_in(
-        self, connection: object, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def run_in(self, connection: object, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation on the caller's connection, in the caller's transaction."""
         psycopg_connection = await borrowed.unwrap_async(connection)
         return await aio.drive(
             make(*args, **kwargs),
-            lambda effect: aio.perform_borrowed(
-                psycopg_connection, self.statements, effect, self.config.target
-            ),
+            lambda effect: aio.perform_borrowed(psycopg_connection, self.statements, effect, self.config.target),
         )
 
     async def queue(self, name: str) -> Queue:
         """Return a queue by its name, as known for a few seconds. Raises as `Engine.queue` does."""
         return self._known(name) or self._learn(await self.run(self.checked, find_queue, name))
 
-    async def on(
-        self, name: str, make: Callable[Concatenate[Queue, P], Op[T]], *args: P.args, **kwargs: P.kwargs
-    ) -> T:
+    async def on(self, name: str, make: Callable[Concatenate[Queue, P], Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation on a queue by its name; if its tables have gone, look once whether it was created anew."""
         try:
             return await self.run(make, await self.queue(name), *args, **kwargs)

@@ -321,7 +321,9 @@ class PluginError(PgqrsError):
 
     def __init__(self, plugin: str, reason: str, *, distribution: str | None = None) -> None:
         origin = f" (from {distribution})" if distribution else ""
-        super().__init__(f"plugin {plugin!r}{origin}: {reason}", plugin=plugin, reason=reason, distribution=distribution)
+        super().__init__(
+            f"plugin {plugin!r}{origin}: {reason}", plugin=plugin, reason=reason, distribution=distribution
+        )
 
 
 def _short(value: object) -> str:

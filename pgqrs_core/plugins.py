@@ -140,7 +140,7 @@ class Plugins:
         for one in reversed(self._manager.hook.pgqrs_cli.get_hookimpls()):
             try:
                 one.function(*[app for _ in one.argnames])
-            except Exception as error:  # noqa: PERF203 - each on its own is the point
+            except Exception as error:
                 origin = next(it for it in self.loaded if it.name == one.plugin_name)
                 reason = f"pgqrs_cli failed: {type(error).__name__}: {error}"
                 self._report(BrokenPlugin(origin.name, origin.distribution, origin.version, reason))

@@ -228,7 +228,7 @@ class SerializerRegistry:
             try:
                 if entry[1].handles(payload):
                     return entry
-            except Exception as error:  # noqa: PERF203 - free unless raised, and it must name the plugin
+            except Exception as error:
                 method = f"{type(entry[1]).__name__}.handles"
                 raise PluginError(entry[0], f"{method} failed: {reason_of(error)}") from error
         raise EncodeError("any known type", f"no serializer handles {type(payload).__name__}")

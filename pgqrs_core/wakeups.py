@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
 
     from pgqrs_core.drivers.aio import AsyncLink
-    from pgqrs_core.drivers.sync import SyncLink
     from pgqrs_core.drivers.statements import Statements
+    from pgqrs_core.drivers.sync import SyncLink
     from pgqrs_core.messages import Queue
 
 __all__ = ["AsyncWakeups", "Wakeups"]

@@ -27,7 +27,16 @@ from pgqrs_core.operations.traffic import outgoing
 from pgqrs_core.plugins import Plugins
 from pgqrs_native.coalescing import Coalescer
 from pgqrs_native.message import Message
-from pgqrs_native.shared import MarksShelf, by_queue, check_batch, check_errors, check_read, marker, queue_options, scatter
+from pgqrs_native.shared import (
+    MarksShelf,
+    by_queue,
+    check_batch,
+    check_errors,
+    check_read,
+    marker,
+    queue_options,
+    scatter,
+)
 from pgqrs_native.traffic import ADAPTER, Mismatch, compose, failing, reading, settling
 
 __all__ = ["AsyncAdmin", "AsyncClient", "AsyncConsumer", "AsyncProducer"]
@@ -306,7 +315,7 @@ class AsyncConsumer:
     async def read(
         self,
         queue: str,
-        type: type[T],  # noqa: A002
+        type: type[T],
         *,
         lock_time: float | None = ...,
         wait: float = ...,
@@ -320,7 +329,7 @@ class AsyncConsumer:
     async def read(
         self,
         queue: str,
-        type: Any = Any,  # noqa: A002 - the natural name for callers
+        type: Any = Any,
         *,
         lock_time: float | None = None,
         wait: float = 0.0,
@@ -334,7 +343,7 @@ class AsyncConsumer:
     async def read_batch(
         self,
         queue: str,
-        type: type[T],  # noqa: A002
+        type: type[T],
         *,
         count: int = ...,
         lock_time: float | None = ...,
@@ -355,7 +364,7 @@ class AsyncConsumer:
     async def read_batch(
         self,
         queue: str,
-        type: Any = Any,  # noqa: A002
+        type: Any = Any,
         *,
         count: int = 10,
         lock_time: float | None = None,
@@ -502,7 +511,7 @@ class AsyncConsumer:
     async def lease(
         self,
         queue: str,
-        type: Any = Any,  # noqa: A002
+        type: Any = Any,
         *,
         lock_time: float | None = None,
         wait: float = 0.0,
@@ -513,16 +522,14 @@ class AsyncConsumer:
         The lease renews itself meanwhile. Yields None when there is no message. A message that the block settled
         itself is left alone.
         """
-        async with self.lease_batch(
-            queue, type, count=1, lock_time=lock_time, wait=wait, archive=archive
-        ) as messages:
+        async with self.lease_batch(queue, type, count=1, lock_time=lock_time, wait=wait, archive=archive) as messages:
             yield messages[0] if messages else None
 
     @asynccontextmanager
     async def lease_batch(
         self,
         queue: str,
-        type: Any = Any,  # noqa: A002
+        type: Any = Any,
         *,
         count: int = 10,
         lock_time: float | None = None,

@@ -21,7 +21,7 @@ from pgqrs_core.operations.traffic import incoming
 from pgqrs_native.async_client import AsyncClient
 from pgqrs_native.routing import Outcome, Reject, Retry, Routes, Task, outcomes_of, sort_out
 from pgqrs_native.settler import portions
-from pgqrs_native.shared import Absent, MarksShelf, check_archives, check_success, marker
+from pgqrs_native.shared import Aside, MarksShelf, check_archives, check_success, marker
 from pgqrs_native.traffic import ADAPTER
 
 __all__ = ["AsyncWorker"]
@@ -32,6 +32,8 @@ _log = logging.getLogger("pgqrs.worker")
 
 _CLAIM = 200
 _TICK = 5.0
+#: Seconds for which a queue is left alone after an error of its own.
+_PAUSE = 0.5
 _LATE = "the worker was stopped before the handler finished"
 
 
@@ -63,7 +65,7 @@ class AsyncWorker:
         self._housekeeping = housekeeping
         self._routes = Routes()
         self._marks = MarksShelf()
-        self._absent = Absent(_log)
+        self._aside = Aside(_log)
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
         self._waiting: deque[Task] = deque()
@@ -78,7 +80,7 @@ class AsyncWorker:
     def handler(
         self,
         queue: str,
-        type: Any = Any,  # noqa: A002
+        type: Any = Any,
         *,
         message_type: str | None = None,
     ) -> Callable[[F], F]:
@@ -88,7 +90,7 @@ class AsyncWorker:
     def batch_handler(
         self,
         queue: str,
-        type: Any = Any,  # noqa: A002
+        type: Any = Any,
         *,
         count: int = 100,
         message_type: str | None = None,
@@ -155,8 +157,10 @@ class AsyncWorker:
     async def _look_into(self, name: str) -> bool:
         try:
             return await self._claim_from(name)
-        except QueueNotFound as error:
-            self._absent.note(name, error, again_in=_TICK)
+        except Unavailable:
+            raise
+        except PgqrsError as error:
+            self._aside.put(name, error, _TICK if isinstance(error, QueueNotFound) else _PAUSE)
             return False
 
     async def _doze(self, seconds: float) -> None:
@@ -204,16 +208,16 @@ class AsyncWorker:
     async def _wait(self, names: list[str]) -> list[str]:
         engine = self._client.engine
         queues = []
-        for name in self._absent.others(names):
+        for name in self._aside.others(names):
             try:
                 queues.append(await engine.queue(name))
             except QueueNotFound as error:
-                self._absent.note(name, error, again_in=_TICK)
-        _, where = await engine.wakeups.wait_any(queues, _TICK, self._stopping.is_set)
+                self._aside.put(name, error, _TICK)
+        _, where = await engine.wakeups.wait_any(queues, self._aside.patience(_TICK), self._stopping.is_set)
         if not where and engine.wakeups.watch.is_stale():
             # The wake-up connection is silent: nobody will say where there is something.
             where = queues
-        return [*(queue.name for queue in where), *self._absent.due()]
+        return [*(queue.name for queue in where), *self._aside.due()]
 
     def _start_some(self) -> None:
         while self._waiting and len(self._running) < self._concurrency and not self._stopping.is_set():
@@ -240,7 +244,7 @@ class AsyncWorker:
                     result = await result
         except asyncio.CancelledError as error:
             failure = TimeoutError(_LATE) if self._stopping.is_set() else error
-        except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its message's outcome
+        except BaseException as error:
             failure = error
             if not isinstance(error, (Retry, Reject)):
                 _log.warning("handler of queue %r failed: %r", task.queue.name, error, exc_info=error)

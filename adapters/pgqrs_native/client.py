@@ -24,7 +24,16 @@ from pgqrs_core.operations.settle import Fate
 from pgqrs_core.operations.traffic import outgoing
 from pgqrs_core.plugins import Plugins
 from pgqrs_native.message import Message
-from pgqrs_native.shared import MarksShelf, by_queue, check_batch, check_errors, check_read, marker, queue_options, scatter
+from pgqrs_native.shared import (
+    MarksShelf,
+    by_queue,
+    check_batch,
+    check_errors,
+    check_read,
+    marker,
+    queue_options,
+    scatter,
+)
 from pgqrs_native.traffic import ADAPTER, Mismatch, compose, failing, reading, settling
 
 __all__ = ["Admin", "Client", "Consumer", "Producer"]
@@ -260,9 +269,7 @@ class Producer:
     def _send(self, queue: str, drafts: list[Any], connection: object) -> list[int]:
         engine = self._engine
         if connection is None:
-            return engine.on(
-                queue, outgoing, drafts, plugins=engine.plugins, adapter=ADAPTER, doorbell=engine.doorbell
-            )
+            return engine.on(queue, outgoing, drafts, plugins=engine.plugins, adapter=ADAPTER, doorbell=engine.doorbell)
         return engine.run_in(
             connection,
             outgoing,
@@ -290,7 +297,7 @@ class Consumer:
     def read(
         self,
         queue: str,
-        type: type[T],  # noqa: A002
+        type: type[T],
         *,
         lock_time: float | None = ...,
         wait: float = ...,
@@ -304,7 +311,7 @@ class Consumer:
     def read(
         self,
         queue: str,
-        type: Any = Any,  # noqa: A002 - the natural name for callers
+        type: Any = Any,
         *,
         lock_time: float | None = None,
         wait: float = 0.0,
@@ -318,7 +325,7 @@ class Consumer:
     def read_batch(
         self,
         queue: str,
-        type: type[T],  # noqa: A002
+        type: type[T],
         *,
         count: int = ...,
         lock_time: float | None = ...,
@@ -339,7 +346,7 @@ class Consumer:
     def read_batch(
         self,
         queue: str,
-        type: Any = Any,  # noqa: A002
+        type: Any = Any,
         *,
         count: int = 10,
         lock_time: float | None = None,
@@ -486,7 +493,7 @@ class Consumer:
     def lease(
         self,
         queue: str,
-        type: Any = Any,  # noqa: A002
+        type: Any = Any,
         *,
         lock_time: float | None = None,
         wait: float = 0.0,
@@ -497,16 +504,14 @@ class Consumer:
         The lease renews itself meanwhile. Yields None when there is no message. A message that the block settled
         itself is left alone.
         """
-        with self.lease_batch(
-            queue, type, count=1, lock_time=lock_time, wait=wait, archive=archive
-        ) as messages:
+        with self.lease_batch(queue, type, count=1, lock_time=lock_time, wait=wait, archive=archive) as messages:
             yield messages[0] if messages else None
 
     @contextmanager
     def lease_batch(
         self,
         queue: str,
-        type: Any = Any,  # noqa: A002
+        type: Any = Any,
         *,
         count: int = 10,
         lock_time: float | None = None,
@@ -545,12 +550,8 @@ class Consumer:
         for queue, group in by_queue(messages):
             self._keeper.drop(message.lease for message in group)
             if connection is None:
-                kept = engine.run(
-                    settling, queue, action, group, plugins=engine.plugins, doorbell=engine.doorbell
-                )
+                kept = engine.run(settling, queue, action, group, plugins=engine.plugins, doorbell=engine.doorbell)
             else:
-                kept = engine.run_in(
-                    connection, settling, queue, action, group, plugins=engine.plugins, doorbell=None
-                )
+                kept = engine.run_in(connection, settling, queue, action, group, plugins=engine.plugins, doorbell=None)
             answers.append((group, kept))
         return scatter(messages, answers)

@@ -22,7 +22,17 @@ class Message(Generic[T]):
         lease_lost: True once another consumer may hold the message: do not apply its effects any more.
     """
 
-    __slots__ = ("_delivery", "_payload", "_queue", "claimed_at", "error", "lease_lost", "lease_seconds", "provisional", "settled")
+    __slots__ = (
+        "_delivery",
+        "_payload",
+        "_queue",
+        "claimed_at",
+        "error",
+        "lease_lost",
+        "lease_seconds",
+        "provisional",
+        "settled",
+    )
 
     def __init__(
         self,

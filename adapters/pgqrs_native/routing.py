@@ -5,9 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
-
-from typing_extensions import TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from pgqrs_core.errors import DecodeError, InvalidArgument, PayloadError, PgqrsError
 from pgqrs_core.messages import MAX_SECONDS, Delivery, Queue, check_name, check_number
@@ -188,11 +186,11 @@ def outcomes_of(task: Task, result: Any, error: BaseException | None, *, success
         error = TypeError("the handler returned a coroutine, which was not run: AsyncWorker runs coroutines")
     if error is None and task.route.batch is not None and result is not None:
         if not isinstance(result, Sequence) or isinstance(result, (str, bytes)) or len(result) != len(messages):
-            error = TypeError(f"a batch handler must return None or one outcome for each of its {len(messages)} messages")
+            error = TypeError(
+                f"a batch handler must return None or one outcome for each of its {len(messages)} messages"
+            )
         else:
-            return [
-                outcome_of(message, _as_error(entry), success=success) for message, entry in zip(messages, result)
-            ]
+            return [outcome_of(message, _as_error(entry), success=success) for message, entry in zip(messages, result)]
     return [outcome_of(message, error, success=success) for message in messages]
 
 
@@ -202,5 +200,3 @@ def _as_error(entry: object) -> BaseException | None:
     if isinstance(entry, BaseException):
         return entry
     return TypeError(f"an outcome must be None, True or an exception, not {type(entry).__name__}")
-
-

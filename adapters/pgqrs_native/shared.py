@@ -8,7 +8,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pgqrs_core.errors import ArchiveDisabled, InvalidArgument, QueueNotFound
+from pgqrs_core.errors import ArchiveDisabled, InvalidArgument
 from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Lease, Queue, QueueOptions, check_number
 from pgqrs_core.serializers import check_type
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pgqrs_core.config import Config
 
 __all__ = [
-    "Absent",
+    "Aside",
     "MarksShelf",
     "by_queue",
     "check_archives",
@@ -106,25 +106,35 @@ def check_archives(queues: Iterable[Queue], action: str) -> None:
             raise ArchiveDisabled(queue.name)
 
 
-class Absent:
-    """The queues of a worker that have been deleted, and when to look again whether they were created anew."""
+class Aside:
+    """The queues that a worker cannot claim from at present, deleted ones for instance, and when to look again.
+
+    The others must not wait for them.
+    """
 
     def __init__(self, log: logging.Logger) -> None:
         self._log = log
         self._again_at: dict[str, float] = {}
+        self._said: dict[str, str] = {}
 
-    def note(self, name: str, error: QueueNotFound, *, again_in: float) -> None:
-        """Note that a queue was not found, and say so the first time."""
-        if name not in self._again_at:
-            self._log.warning("%s It is looked for again every %g s.", error, again_in)
-        self._again_at[name] = time.monotonic() + again_in
+    def put(self, name: str, error: Exception, seconds: float) -> None:
+        """Set a queue aside for some seconds, and say why unless that was the last thing said of it."""
+        self._again_at[name] = time.monotonic() + seconds
+        if self._said.get(name) != str(error):
+            self._said[name] = str(error)
+            self._log.warning("cannot claim from queue %r, which is tried again: %s", name, error)
 
     def others(self, names: Iterable[str]) -> list[str]:
-        """Return the names that are not known to be absent."""
+        """Return the names that are not set aside."""
         return [name for name in names if name not in self._again_at]
 
+    def patience(self, longest: float) -> float:
+        """Return for how many seconds to wait for news of the others."""
+        soonest = min(self._again_at.values(), default=float("inf")) - time.monotonic()
+        return max(min(longest, soonest), 0.0)
+
     def due(self) -> list[str]:
-        """Return, and forget, the queues to look for again."""
+        """Return the queues to look at again; they are not set aside any more."""
         now = time.monotonic()
         due = [name for name, at in self._again_at.items() if at <= now]
         for name in due:
@@ -152,9 +162,7 @@ def by_queue(messages: Iterable[Message[Any]]) -> list[tuple[Queue, list[Message
     return list(groups.values())
 
 
-def scatter(
-    messages: Sequence[Message[Any]], answers: Iterable[tuple[Sequence[Message[Any]], Sequence[T]]]
-) -> list[T]:
+def scatter(messages: Sequence[Message[Any]], answers: Iterable[tuple[Sequence[Message[Any]], Sequence[T]]]) -> list[T]:
     """Put answers that came group by group into the order of ``messages``."""
     found = {id(message): answer for group, results in answers for message, answer in zip(group, results)}
     return [found[id(message)] for message in messages]

@@ -7,9 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
-
-from typing_extensions import TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
 
 from pgqrs_core.effects import Op
 from pgqrs_core.errors import InvalidArgument, PayloadError
@@ -57,9 +55,7 @@ def compose(
             at = at.astimezone(timezone.utc)
         except OverflowError as error:
             raise InvalidArgument("at", at, "a datetime with a time zone, within the years 1 to 9999 in UTC") from error
-    if headers is not None and not (
-        isinstance(headers, dict) and all(isinstance(key, str) for key in headers)
-    ):
+    if headers is not None and not (isinstance(headers, dict) and all(isinstance(key, str) for key in headers)):
         raise InvalidArgument("headers", headers, "a dict with text keys")
     encode = plugins.serializers.encode
     drafts: list[Draft] = []

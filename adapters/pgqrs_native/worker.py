@@ -25,7 +25,7 @@ from pgqrs_core.operations.traffic import incoming
 from pgqrs_native.client import Client
 from pgqrs_native.routing import Outcome, Reject, Retry, Routes, Task, outcomes_of, sort_out
 from pgqrs_native.settler import portions
-from pgqrs_native.shared import Absent, MarksShelf, check_archives, check_success, marker
+from pgqrs_native.shared import Aside, MarksShelf, check_archives, check_success, marker
 from pgqrs_native.traffic import ADAPTER
 
 __all__ = ["Worker"]
@@ -38,6 +38,8 @@ _log = logging.getLogger("pgqrs.worker")
 _CLAIM = 200
 #: Seconds of idleness after which a worker looks whether it was stopped.
 _TICK = 5.0
+#: Seconds for which a queue is left alone after an error of its own.
+_PAUSE = 0.5
 _LATE = "the worker was stopped before the handler finished"
 
 
@@ -76,7 +78,7 @@ class Worker:
         self._housekeeping = housekeeping
         self._routes = Routes()
         self._marks = MarksShelf()
-        self._absent = Absent(_log)
+        self._aside = Aside(_log)
         self._stopping = threading.Event()
         self._tasks: queues.SimpleQueue[Task | None] = queues.SimpleQueue()
         self._pending: list[Outcome] = []
@@ -90,7 +92,7 @@ class Worker:
     def handler(
         self,
         queue: str,
-        type: Any = Any,  # noqa: A002 - the natural name for callers
+        type: Any = Any,
         *,
         message_type: str | None = None,
     ) -> Callable[[F], F]:
@@ -105,7 +107,7 @@ class Worker:
     def batch_handler(
         self,
         queue: str,
-        type: Any = Any,  # noqa: A002
+        type: Any = Any,
         *,
         count: int = 100,
         message_type: str | None = None,
@@ -136,7 +138,10 @@ class Worker:
         """
         known = [self._client.engine.queue(name) for name in self._routes.queues]
         check_archives(known, self._success)
-        threads = [threading.Thread(target=self._handle, name=f"pgqrs-handler-{n}", daemon=True) for n in range(self._concurrency)]
+        threads = [
+            threading.Thread(target=self._handle, name=f"pgqrs-handler-{n}", daemon=True)
+            for n in range(self._concurrency)
+        ]
         settler = threading.Thread(target=self._settle, name="pgqrs-settler", daemon=True)
         housekeeper = threading.Thread(target=self._keep_house, name="pgqrs-housekeeper", daemon=True)
         with self._signals() if signals else contextlib.nullcontext():
@@ -189,8 +194,10 @@ class Worker:
         """Claim from a queue; one that has gone is none of the others' business."""
         try:
             return self._claim_from(name)
-        except QueueNotFound as error:
-            self._absent.note(name, error, again_in=_TICK)
+        except Unavailable:
+            raise
+        except PgqrsError as error:
+            self._aside.put(name, error, _TICK if isinstance(error, QueueNotFound) else _PAUSE)
             return False
 
     def _room(self) -> int:
@@ -236,17 +243,17 @@ class Worker:
 
     def _wait(self, names: list[str]) -> list[str]:
         queues_now = []
-        for name in self._absent.others(names):
+        for name in self._aside.others(names):
             try:
                 queues_now.append(self._client.engine.queue(name))
             except QueueNotFound as error:
-                self._absent.note(name, error, again_in=_TICK)
+                self._aside.put(name, error, _TICK)
         wakeups = self._client.engine.wakeups
-        _, where = wakeups.wait_any(queues_now, _TICK, self._stopping.is_set)
+        _, where = wakeups.wait_any(queues_now, self._aside.patience(_TICK), self._stopping.is_set)
         if not where and wakeups.watch.is_stale():
             # The wake-up connection is silent: nobody will say where there is something.
             where = queues_now
-        return [*(queue.name for queue in where), *self._absent.due()]
+        return [*(queue.name for queue in where), *self._aside.due()]
 
     # Handling, on the handlers' threads
 
@@ -263,7 +270,7 @@ class Worker:
             try:
                 function = task.route.function
                 result = function(task.messages if task.route.batch is not None else task.messages[0])
-            except BaseException as error:  # noqa: BLE001 - whatever a handler raises is its message's outcome
+            except BaseException as error:
                 failure = error
                 if not isinstance(error, (Retry, Reject)):
                     _log.warning("handler of queue %r failed: %r", task.queue.name, error, exc_info=error)
@@ -392,5 +399,3 @@ class Worker:
         if elected:
             with contextlib.suppress(PgqrsError):
                 engine.run(resign, me)
-
-

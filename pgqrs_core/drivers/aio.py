@@ -70,7 +70,9 @@ async def perform(link: AsyncLink, statements: Statements, effect: Execute, *, t
 
 
 @asynccontextmanager
-async def _special(connection: psycopg.AsyncConnection[Any], flags: frozenset[str], timeout: float) -> AsyncIterator[None]:
+async def _special(
+    connection: psycopg.AsyncConnection[Any], flags: frozenset[str], timeout: float
+) -> AsyncIterator[None]:
     """Lift what would hinder a long or an unusual statement, and put it back."""
     wanted = {"patient": "statement_timeout = 0", "bitmap": "enable_bitmapscan = on"}
     before = {"patient": f"statement_timeout = {round(timeout * 1000)}", "bitmap": "enable_bitmapscan = off"}
@@ -177,9 +179,7 @@ class Connections:
                     async def answer(effect: Effect, link: AsyncLink = link) -> Rows:
                         if isinstance(effect, Wait):
                             raise AssertionError("an operation must not wait inside a transaction")
-                        return await perform(
-                            link, statements, effect, timeout=self._query_timeout, target=self.target
-                        )
+                        return await perform(link, statements, effect, timeout=self._query_timeout, target=self.target)
 
                     return await drive(make(), answer)
             except ServerError as error:
@@ -191,9 +191,7 @@ class Connections:
 
     async def open(self, *, relaxed: bool) -> AsyncLink:
         """Open a connection outside the pool's count, for somebody who keeps it."""
-        return await open_link(
-            self._conninfo, target=self.target, query_timeout=self._query_timeout, relaxed=relaxed
-        )
+        return await open_link(self._conninfo, target=self.target, query_timeout=self._query_timeout, relaxed=relaxed)
 
     async def get(self, *, relaxed: bool) -> AsyncLink:
         """Take a connection whose commits wait for the disk, or with ``relaxed`` need not.

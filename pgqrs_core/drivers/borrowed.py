@@ -14,9 +14,7 @@ from pgqrs_core.errors import InvalidArgument
 
 __all__ = ["unwrap", "unwrap_async"]
 
-_EXPECTED = (
-    "a psycopg connection, a SQLAlchemy Connection or Session on the psycopg driver, or a Django connection"
-)
+_EXPECTED = "a psycopg connection, a SQLAlchemy Connection or Session on the psycopg driver, or a Django connection"
 
 
 def unwrap(connection: object) -> psycopg.Connection[Any]:

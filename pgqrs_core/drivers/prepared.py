@@ -77,9 +77,7 @@ class Prepared:
         self._names: dict[bytes, bytes] = {}
         self._count = 0
 
-    def execute(
-        self, statement: Statement, data: list[bytes | None], formats: list[int]
-    ) -> list[tuple[Any, ...]]:
+    def execute(self, statement: Statement, data: list[bytes | None], formats: list[int]) -> list[tuple[Any, ...]]:
         """Run a statement and return its rows.
 
         Raises:

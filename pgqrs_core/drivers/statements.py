@@ -98,4 +98,3 @@ def has_rows(cursor: psycopg.Cursor[Any] | psycopg.AsyncCursor[Any]) -> bool:
 
 #: What a script or a statement without rows answers.
 NO_ROWS: Final[list[tuple[Any, ...]]] = []
-

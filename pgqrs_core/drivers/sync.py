@@ -90,9 +90,7 @@ def _special(connection: psycopg.Connection[Any], flags: frozenset[str], timeout
                 connection.execute(f"set {before[flag]}".encode())
 
 
-def perform_borrowed(
-    connection: psycopg.Connection[Any], statements: Statements, effect: Effect, target: str
-) -> Rows:
+def perform_borrowed(connection: psycopg.Connection[Any], statements: Statements, effect: Effect, target: str) -> Rows:
     """Run one statement on the caller's connection, with cursor, rows and adapters of our own."""
     if isinstance(effect, Wait):
         raise AssertionError("an operation must not wait inside the caller's transaction")
@@ -177,16 +175,12 @@ class Connections:
             try:
                 with _transaction(link, self.target):
                     if link.pooled:
-                        link.connection.execute(
-                            session.local_settings(self._query_timeout, relaxed=False).encode()
-                        )
+                        link.connection.execute(session.local_settings(self._query_timeout, relaxed=False).encode())
 
                     def answer(effect: Effect, link: SyncLink = link) -> Rows:
                         if isinstance(effect, Wait):
                             raise AssertionError("an operation must not wait inside a transaction")
-                        return perform(
-                            link, statements, effect, timeout=self._query_timeout, target=self.target
-                        )
+                        return perform(link, statements, effect, timeout=self._query_timeout, target=self.target)
 
                     return drive(make(), answer)
             except ServerError as error:
@@ -198,9 +192,7 @@ class Connections:
 
     def open(self, *, relaxed: bool) -> SyncLink:
         """Open a connection outside the pool's count, for somebody who keeps it."""
-        return open_link(
-            self._conninfo, target=self.target, query_timeout=self._query_timeout, relaxed=relaxed
-        )
+        return open_link(self._conninfo, target=self.target, query_timeout=self._query_timeout, relaxed=relaxed)
 
     def get(self, *, relaxed: bool) -> SyncLink:
         """Take a connection whose commits wait for the disk, or with ``relaxed`` need not.

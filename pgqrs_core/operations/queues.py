@@ -92,9 +92,7 @@ def alter_queue(name: str, changes: dict[str, Any]) -> Op[Queue]:
     options = msgspec.structs.replace(old.options, **changes)
     if options.archive != old.options.archive:
         raise InvalidArgument("archive", options.archive, f"{old.options.archive}: it is fixed when a queue is created")
-    changed = yield Execute(
-        queries["alter_queue"], {"name": name, "options": msgspec.json.encode(options).decode()}
-    )
+    changed = yield Execute(queries["alter_queue"], {"name": name, "options": msgspec.json.encode(options).decode()})
     return queue_of(changed[0])
 
 

@@ -8,10 +8,9 @@ of their keys, so that two batches never wait for each other in a circle.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
-from typing_extensions import TypeAlias
 
 from pgqrs_core.arrays import numbers
 from pgqrs_core.effects import Execute, Op, Rows

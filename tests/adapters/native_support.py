@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
+import psycopg
 from pgqrs_native import AsyncClient, AsyncWorker, Client, Worker
 
 from pgqrs_core.config import Config
@@ -21,6 +22,11 @@ T = TypeVar("T")
 
 #: Seconds after which a test gives up waiting for what should have happened long ago.
 PATIENCE = 30.0
+#: How many connections pgqrs holds on the current database.
+OURS = (
+    "select count(*) from pg_stat_activity "
+    "where datname = current_database() and application_name = 'pgqrs' and pid <> pg_backend_pid()"
+)
 
 
 class Loop:
@@ -223,6 +229,14 @@ def eventually(ask: Callable[[], T]) -> T:
         assert time.monotonic() < deadline, f"still {answer!r} after {PATIENCE} s"
         pause.wait(0.02)
     return answer
+
+
+def terminate_others(connection: psycopg.Connection[Any]) -> int:
+    """End all other connections to the current database; return how many there were."""
+    return connection.execute(
+        "select pg_terminate_backend(pid) from pg_stat_activity "
+        "where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()"
+    ).rowcount
 
 
 def child_environment(**more: str) -> dict[str, str]:

@@ -255,9 +255,7 @@ def borrow(harness: Harness, make: str) -> Borrowed:
 
 def _psycopg(harness: Harness, factory: Any = tuple_row) -> Borrowed:
     raw = psycopg.connect(harness.dsn, row_factory=factory)
-    return Borrowed(
-        harness, raw, execute=raw.execute, commit=raw.commit, rollback=raw.rollback, close=[raw.close]
-    )
+    return Borrowed(harness, raw, execute=raw.execute, commit=raw.commit, rollback=raw.rollback, close=[raw.close])
 
 
 def _psycopg_dict_row(harness: Harness) -> Borrowed:
@@ -331,9 +329,7 @@ def _django(harness: Harness) -> Borrowed:
 
 def _psycopg_async(harness: Harness, factory: Any = tuple_row) -> Borrowed:
     raw = harness.do(psycopg.AsyncConnection.connect, harness.dsn, row_factory=factory)
-    return Borrowed(
-        harness, raw, execute=raw.execute, commit=raw.commit, rollback=raw.rollback, close=[raw.close]
-    )
+    return Borrowed(harness, raw, execute=raw.execute, commit=raw.commit, rollback=raw.rollback, close=[raw.close])
 
 
 def _psycopg_async_dict_row(harness: Harness) -> Borrowed:

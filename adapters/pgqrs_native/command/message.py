@@ -9,7 +9,7 @@ import typer
 
 from pgqrs_core.errors import LeaseLost
 from pgqrs_core.marks import Marks
-from pgqrs_core.messages import Snapshot
+from pgqrs_core.messages import Snapshot, check_number
 from pgqrs_core.operations.findings import span
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_native.command.bodies import describe, preview
@@ -166,6 +166,7 @@ def peek(
     count: Annotated[int, typer.Option("--count", help="At most so many.")] = 10,
 ) -> None:
     """Show the next messages without claiming them, those in flight included."""
+    check_number("count", count, 1, 100_000, whole=True)
     found = session.client.admin.peek(name, count)
     if session.out.json:
         session.out.document([_snapshot(name, one) for one in found])

@@ -1,0 +1,350 @@
+"""Typed payloads: what goes in comes out, what does not fit names its field, what is broken spares the others."""
+
+from __future__ import annotations
+
+import enum
+import math
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from datetime import datetime, timezone
+from decimal import Decimal
+from typing import Any
+
+import msgspec
+import psycopg
+import pytest
+from typing_extensions import TypedDict
+
+from pgqrs_core.errors import DecodeError, EncodeError, InvalidArgument, PayloadMismatch
+
+from .native_support import Native
+
+
+class Urgency(enum.Enum):
+    LOW = "low"
+    HIGH = "high"
+
+
+@dataclass
+class Mail:
+    to: str
+    copies: int = 1
+    tags: list[str] = field(default_factory=list)
+
+
+class Order(msgspec.Struct):
+    number: int
+    items: list[Mail]
+    urgency: Urgency = Urgency.LOW
+
+
+class Note(TypedDict):
+    text: str
+    stars: int
+
+
+@dataclass
+class Rich:
+    key: uuid.UUID
+    price: Decimal
+    at: datetime
+    attachment: bytes
+
+
+class Renamed(msgspec.Struct):
+    __message_type__ = "mail.v2"
+    to: str
+
+
+MAIL = Mail("a@example.org", 2, ["x", "y"])
+RICH = Rich(uuid.UUID(int=7), Decimal("1.10"), datetime(2026, 1, 2, tzinfo=timezone.utc), b"\0\xff")
+
+
+@pytest.mark.parametrize(
+    ("payload", "type_", "message_type"),
+    [
+        (MAIL, Mail, "Mail"),
+        (Order(7, [MAIL], Urgency.HIGH), Order, "Order"),
+        (RICH, Rich, "Rich"),
+        (Renamed("b"), Renamed, "mail.v2"),
+        ({"text": "hi", "stars": 5}, Note, None),
+        ([1, 2], list[int], None),
+        ({"a": [1, {"b": None}]}, dict, None),
+        (b"\0\1\xff", bytes, None),
+        ("text", str, None),
+        (7, int, None),
+        (None, None, None),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_a_payload_comes_back_as_the_type_that_is_asked_for(
+    client: Any, jobs: str, payload: object, type_: Any, message_type: str | None
+) -> None:
+    client.producer.enqueue(jobs, payload)
+
+    message = client.consumer.read(jobs, type_)
+
+    assert message.payload == payload
+    assert type(message.payload) is type(payload)
+    assert message.message_type == message_type
+    assert message.headers == ({"message_type": message_type} if message_type else {})
+
+
+def test_read_without_a_type_gives_plain_values(client: Any, jobs: str) -> None:
+    client.producer.enqueue(jobs, MAIL)
+
+    assert client.consumer.read(jobs).payload == {"to": "a@example.org", "copies": 2, "tags": ["x", "y"]}
+
+
+def test_read_batch_takes_a_type(client: Any, jobs: str) -> None:
+    client.producer.batch_enqueue(jobs, [Mail("a"), Mail("b")])
+
+    assert [message.payload for message in client.consumer.read_batch(jobs, Mail)] == [Mail("a"), Mail("b")]
+
+
+def test_a_lease_takes_a_type(client: Any, jobs: str) -> None:
+    client.producer.enqueue(jobs, MAIL)
+
+    with client.consumer.lease(jobs, Mail) as message:
+        assert message.payload == MAIL
+
+
+def test_the_senders_own_message_type_wins(client: Any, jobs: str) -> None:
+    client.producer.enqueue(jobs, MAIL, headers={"message_type": "post", "k": 1})
+
+    assert client.consumer.read(jobs).headers == {"message_type": "post", "k": 1}
+
+
+def test_payloads_of_several_types_in_one_batch_keep_their_names(client: Any, jobs: str) -> None:
+    client.producer.batch_enqueue(jobs, [MAIL, Renamed("b"), {}], headers={"k": 1})
+
+    found = client.consumer.read_batch(jobs)
+
+    assert [message.message_type for message in found] == ["Mail", "mail.v2", None]
+    assert all(message.headers["k"] == 1 for message in found)
+
+
+def test_the_callers_headers_are_not_changed(client: Any, jobs: str) -> None:
+    headers = {"k": 1}
+
+    client.producer.enqueue(jobs, MAIL, headers=headers)
+
+    assert headers == {"k": 1}
+
+
+@pytest.mark.parametrize(
+    "payload",
+    [
+        {"inf": [math.inf, -math.inf]},
+        {"nul": "a\0b", "\0": 1},
+        {"surrogate": "\ud800", "pair": "\U0001f4ec"},
+        2**200,
+        "",
+        {},
+        "\x7f\u2028",
+    ],
+    ids=ascii,
+)
+def test_values_that_databases_and_parsers_stumble_over_come_back_intact(client: Any, jobs: str, payload: Any) -> None:
+    client.producer.enqueue(jobs, payload)
+
+    assert client.consumer.read(jobs).payload == payload
+
+
+def test_nan_comes_back_as_nan(client: Any, jobs: str) -> None:
+    client.producer.enqueue(jobs, {"x": math.nan, "y": None})
+
+    payload = client.consumer.read(jobs).payload
+
+    assert math.isnan(payload["x"])
+    assert payload["y"] is None
+
+
+def test_headers_with_odd_text_come_back_intact(client: Any, jobs: str) -> None:
+    headers = {"nul": "a\0b", "surrogate": "\ud800", "emoji": "📬", "nested": {"a": [1, None, True]}}
+
+    client.producer.enqueue(jobs, 1, headers=headers)
+
+    assert client.consumer.read(jobs).headers == headers
+
+
+class Circle:
+    """Nothing has a form for this."""
+
+
+def nested() -> list[Any]:
+    inner: list[Any] = []
+    inner.append(inner)
+    return inner
+
+
+@pytest.mark.parametrize("payload", [Circle(), {"x": Circle()}, nested(), {"f": print}], ids=["class", "in", "cycle", "f"])
+def test_what_cannot_be_serialised_is_refused_and_its_batch_is_not_stored(client: Any, jobs: str, payload: Any) -> None:
+    with pytest.raises(EncodeError):
+        client.producer.batch_enqueue(jobs, [1, payload, 2])
+
+    assert client.admin.peek(jobs) == []
+
+
+def test_an_unknown_content_type_is_refused_with_the_known_ones(client: Any, jobs: str) -> None:
+    with pytest.raises(EncodeError, match="known are: application/json, application/octet-stream"):
+        client.producer.enqueue(jobs, 1, content_type="text/klingon")
+
+
+def test_the_sender_may_choose_the_content_type(client: Any, jobs: str) -> None:
+    with pytest.raises(EncodeError, match="not bytes"):
+        client.producer.enqueue(jobs, {"a": 1}, content_type="application/octet-stream")
+    client.producer.enqueue(jobs, b"raw", content_type="application/octet-stream")
+
+    assert client.consumer.read(jobs).payload == b"raw"
+
+
+def test_a_type_that_nothing_can_be_decoded_as_is_refused_before_anything_is_claimed(client: Any, jobs: str) -> None:
+    client.producer.enqueue(jobs, 1)
+
+    with pytest.raises(InvalidArgument, match="payload type"):
+        client.consumer.read(jobs, Circle)
+
+    assert client.admin.peek(jobs)[0].attempt == 0
+
+
+# What does not fit, or cannot be decoded
+
+MISFITS: list[tuple[Any, str]] = [
+    ({"to": 5}, "to"),
+    ({}, "to"),
+    ({"to": "x", "tags": ["a", 7]}, "tags[1]"),
+    ([1], "$"),
+]
+
+
+@pytest.mark.parametrize(("payload", "wrong"), MISFITS, ids=str)
+def test_a_payload_that_does_not_fit_is_buried_with_the_field_and_the_rest_is_delivered(
+    client: Any, jobs: str, payload: Any, wrong: str
+) -> None:
+    ids = client.producer.batch_enqueue(jobs, [Mail("a"), payload, Mail("b")])
+
+    found = client.consumer.read_batch(jobs, Mail)
+
+    assert [message.payload.to for message in found] == ["a", "b"]
+    dead = client.admin.show_dead(jobs, ids[1])
+    assert (dead.error["type"], dead.error["field"]) == ("PayloadMismatch", wrong)
+    assert wrong in dead.error["message"]
+    assert dead.body == msgspec.json.encode(payload)
+
+
+@pytest.mark.parametrize(("payload", "wrong"), MISFITS, ids=str)
+def test_a_payload_that_does_not_fit_is_returned_when_asked(client: Any, jobs: str, payload: Any, wrong: str) -> None:
+    client.producer.batch_enqueue(jobs, [Mail("a"), payload])
+
+    good, bad = client.consumer.read_batch(jobs, Mail, mismatch="return")
+
+    assert (good.payload, good.error) == (Mail("a"), None)
+    with pytest.raises(PayloadMismatch) as caught:
+        _ = bad.payload
+    assert bad.error is caught.value
+    assert (caught.value.type_name, caught.value.field) == ("Mail", wrong)
+    assert bad.body == msgspec.json.encode(payload)
+    client.consumer.nack(bad, delay=0)
+    assert client.consumer.read(jobs).payload == payload
+
+
+def insert(dsn: str, body: bytes, content_type: str = "application/json", headers: str | None = None) -> int:
+    """Enqueue as a foreign producer would, by plain SQL."""
+    with psycopg.connect(dsn) as connection:
+        row = connection.execute(
+            "insert into pgqrs.q_jobs (lane, content_type, headers, body) values (0, %s, %s::json, %s) returning message_id",
+            [content_type, headers, body],
+        ).fetchone()
+    assert row is not None
+    return int(row[0])
+
+
+@pytest.mark.parametrize("body", [b"\xff\xfe{", b"{", b"", b"nul", b"[" * 100_000], ids=lambda body: repr(body[:8]))
+def test_a_body_that_cannot_be_decoded_is_dead_with_bytes_and_reason_and_the_rest_is_delivered(
+    client: Any, jobs: str, pgqrs_dsn: str, body: bytes
+) -> None:
+    client.producer.enqueue(jobs, "before")
+    broken = insert(pgqrs_dsn, body)
+    client.producer.enqueue(jobs, "after")
+
+    found = client.consumer.read_batch(jobs)
+
+    assert [message.payload for message in found] == ["before", "after"]
+    dead = client.admin.show_dead(jobs, broken)
+    assert (dead.body, dead.error["type"], dead.error["content_type"]) == (body, "DecodeError", "application/json")
+    assert dead.error["reason"]
+
+
+def test_a_body_of_an_unknown_content_type_is_dead_with_that_reason(client: Any, jobs: str, pgqrs_dsn: str) -> None:
+    broken = insert(pgqrs_dsn, b"nuqneH", "text/klingon")
+
+    assert client.consumer.read(jobs) is None
+
+    dead = client.admin.show_dead(jobs, broken)
+    assert dead.content_type == "text/klingon"
+    assert "no serializer is loaded" in dead.error["message"]
+
+
+def test_a_body_that_cannot_be_decoded_is_returned_when_asked(client: Any, jobs: str, pgqrs_dsn: str) -> None:
+    insert(pgqrs_dsn, b"{")
+
+    message = client.consumer.read(jobs, mismatch="return")
+
+    assert isinstance(message.error, DecodeError)
+    assert message.body == b"{"
+    client.consumer.dequeue(message)
+
+
+def test_a_reader_finds_the_good_message_behind_a_batch_of_broken_ones(client: Any, jobs: str, pgqrs_dsn: str) -> None:
+    for _ in range(5):
+        insert(pgqrs_dsn, b"{")
+    client.producer.enqueue(jobs, "good")
+
+    assert client.consumer.read_batch(jobs, count=2)[0].payload == "good"
+    assert client.admin.queue_metrics(jobs).dead == 5
+
+
+def test_a_replayed_misfit_can_be_read_as_what_it_is(client: Any, jobs: str) -> None:
+    number = client.producer.enqueue(jobs, {"text": "hi", "stars": 5})
+    assert client.consumer.read(jobs, Mail) is None
+
+    client.admin.replay_dead(jobs, [number])
+
+    assert client.consumer.read(jobs, Note).payload == {"text": "hi", "stars": 5}
+
+
+# Errors as dead letters keep them
+
+
+class Speechless(Exception):
+    def __str__(self) -> str:
+        raise RuntimeError("no words")
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: ValueError("a\0b"), "a\ufffdb"),
+        (lambda: ValueError("\ud800"), "?"),
+        (Speechless, "<Speechless whose text cannot be had>"),
+        (lambda: ValueError("x" * 10**6), "x" * 2_000),
+        (lambda: "\ud800 as text", "? as text"),
+    ],
+    ids=["nul", "surrogate", "speechless", "long", "text"],
+)
+def test_any_error_can_be_kept(client: Any, jobs: str, make: Callable[[], Any], message: str) -> None:
+    number = client.producer.enqueue(jobs, 1)
+
+    client.consumer.nack(client.consumer.read(jobs), error=make(), bury=True)
+
+    assert client.admin.show_dead(jobs, number).error["message"] == message
+
+
+def test_the_serializers_of_a_plugin_are_used(native: Native) -> None:
+    from pgqrs_core.plugins import Plugins, hookimpl  # noqa: F401 - see test_native_client for the default ones
+
+    client = native.client()
+
+    assert "application/json" in client.engine.plugins.serializers.content_types

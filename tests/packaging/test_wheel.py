@@ -1,0 +1,72 @@
+"""What is shipped, seen as somebody who installs it."""
+
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "--outdir", str(folder), str(ROOT)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return next(folder.glob("*.whl"))
+
+
+def test_the_wheel_installs_exactly_our_top_level_names(wheel: Path):
+    names = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist() if ".dist-info" not in name}
+
+    assert names == {"pgqrs_core", "pgqrs_native", "pgqrs_embedded"}
+
+
+def test_the_wheel_holds_every_sql_file_and_type_marker(wheel: Path):
+    shipped = set(zipfile.ZipFile(wheel).namelist())
+    shelves = [(ROOT, "pgqrs_core"), (ROOT / "adapters", "pgqrs_native"), (ROOT / "plugins", "pgqrs_embedded")]
+
+    wanted = {
+        str(path.relative_to(base))
+        for base, package in shelves
+        for pattern in ("**/*.sql", "**/py.typed", "**/*.py")
+        for path in (base / package).glob(pattern)
+    }
+
+    assert wanted <= shipped
+
+
+def test_the_wheel_holds_no_tests_and_no_leftovers(wheel: Path):
+    for name in zipfile.ZipFile(wheel).namelist():
+        assert not name.startswith(("tests/", "benchmarks/", "examples/"))
+        assert "__pycache__" not in name
+
+
+def test_the_licences_are_shipped(wheel: Path):
+    names = [Path(name).name for name in zipfile.ZipFile(wheel).namelist()]
+
+    assert {"LICENSE-APACHE", "LICENSE-MIT"} <= set(names)
+
+
+@pytest.mark.timeout(300)
+def test_with_the_core_dependencies_alone_everything_but_the_extras_imports(wheel: Path, tmp_path: Path):
+    venv.create(tmp_path / "bare", with_pip=True)
+    python = tmp_path / "bare" / "bin" / "python"
+    subprocess.run([python, "-m", "pip", "install", "-q", str(wheel)], check=True)
+    program = (
+        "import pgqrs_core, pgqrs_native, pgqrs_native.plugin, pgqrs_embedded\n"
+        "from pgqrs_core import Plugins\n"
+        "plugins = Plugins.load()\n"
+        "print(sorted(one.name for one in plugins.loaded), plugins.broken)\n"
+    )
+
+    done = subprocess.run([python, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
+    command = subprocess.run([python.parent / "pgqrs", "--help"], capture_output=True, text=True, check=False)
+
+    assert done.stdout == "['json', 'native'] ()\n", done.stderr
+    assert command.returncode == 1
+    assert "pip install 'pgqrs-py[cli]'" in command.stderr
