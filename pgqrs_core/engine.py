@@ -24,6 +24,7 @@ from pgqrs_core.messages import Queue
 from pgqrs_core.operations.queues import find_queue
 from pgqrs_core.operations.schema import check_schema
 from pgqrs_core.plugins import Plugins, default_plugins
+from pgqrs_core.servers import start_if_asked
 from pgqrs_core.wakeups import AsyncWakeups, Wakeups
 
 __all__ = ["AsyncEngine", "Engine"]
@@ -40,7 +41,7 @@ class _Base:
     """What both engines know: the configuration, the plugins, and the queues seen lately."""
 
     def __init__(self, config: str | Config | None = None, *, plugins: Plugins | None = None) -> None:
-        self.config = Config.from_value(config)
+        self.config, self._server = start_if_asked(Config.from_value(config))
         self.schema: str = self.config.database.schema
         self.plugins = plugins or default_plugins(frozenset(self.config.plugins.blocked))
         self.statements = Statements(self.schema)
@@ -52,6 +53,10 @@ class _Base:
         self.doorbell = Doorbell(self.schema)
         self._queues: dict[str, tuple[float, Queue]] = {}
         self._checked = False
+
+    def _stop_server(self) -> None:
+        if self._server is not None:
+            self._server.stop()
 
     def _pool_options(self) -> dict[str, Any]:
         database, performance = self.config.database, self.config.performance
@@ -72,7 +77,12 @@ class _Base:
             "target": self.config.target,
         }
 
-    def _known(self, name: str) -> Queue | None:
+    def known(self, name: str) -> Queue | None:
+        """Return what was last known of a queue, however long ago, without asking."""
+        known = self._queues.get(name)
+        return known[1] if known is not None else None
+
+    def _fresh(self, name: str) -> Queue | None:
         known = self._queues.get(name)
         return known[1] if known is not None and time.monotonic() - known[0] < _FRESH else None
 
@@ -99,7 +109,8 @@ class Engine(_Base):
         config: a URL or libpq connection string, a `Config`, or None to read the environment and ``pgqrs.yaml``.
         plugins: the plugins to use; by default those that are installed.
 
-    Nothing is connected until the first operation.
+    Nothing is connected until the first operation. With an ``embedded://`` URL the server is started here, and stopped by
+    `close`.
     """
 
     def _begin(self) -> None:
@@ -119,6 +130,7 @@ class Engine(_Base):
             if self._wakeups is not None:
                 self._wakeups.close()
             self.connections.close()
+            self._stop_server()
 
     def run(self, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation, each statement committed by itself."""
@@ -145,7 +157,7 @@ class Engine(_Base):
             QueueNotFound: with the nearest existing names.
             SchemaError: the schema is missing, or does not fit this code.
         """
-        return self._known(name) or self._learn(self.run(self.checked, find_queue, name))
+        return self._fresh(name) or self._learn(self.run(self.checked, find_queue, name))
 
     def on(self, name: str, make: Callable[Concatenate[Queue, P], Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation on a queue by its name; if its tables have gone, look once whether it was created anew."""
@@ -203,6 +215,7 @@ class AsyncEngine(_Base):
             if self._wakeups is not None:
                 await self._wakeups.close()
             await self.connections.close()
+            self._stop_server()
 
     async def run(self, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation, each statement committed by itself."""
@@ -222,7 +235,7 @@ class AsyncEngine(_Base):
 
     async def queue(self, name: str) -> Queue:
         """Return a queue by its name, as known for a few seconds. Raises as `Engine.queue` does."""
-        return self._known(name) or self._learn(await self.run(self.checked, find_queue, name))
+        return self._fresh(name) or self._learn(await self.run(self.checked, find_queue, name))
 
     async def on(self, name: str, make: Callable[Concatenate[Queue, P], Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation on a queue by its name; if its tables have gone, look once whether it was created anew."""

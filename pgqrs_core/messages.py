@@ -76,7 +76,7 @@ def check_name(name: object) -> str:
 
 
 def encode_headers(headers: dict[str, Any] | None) -> str | None:
-    """Return headers as they are stored: JSON, NaN included, None for none.
+    """Return headers as they are stored: JSON, None for none.
 
     Raises:
         InvalidArgument: if they hold something else than JSON values.
@@ -84,7 +84,7 @@ def encode_headers(headers: dict[str, Any] | None) -> str | None:
     if not headers:
         return None
     try:
-        text = json.dumps(headers, separators=(",", ":"))
+        text = json.dumps(headers, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidArgument("headers", headers, f"a dict of JSON values ({error})") from error
     return text

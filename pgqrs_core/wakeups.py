@@ -20,8 +20,8 @@ import psycopg
 from psycopg import sql
 
 from pgqrs_core.drivers import aio, sync
-from pgqrs_core.effects import Execute
-from pgqrs_core.errors import PgqrsError
+from pgqrs_core.effects import Execute, Rows
+from pgqrs_core.errors import PgqrsError, ServerError
 from pgqrs_core.sql import queries
 from pgqrs_core.watch import MARK_SECONDS, POLL, Agenda, Party, Watch
 
@@ -71,6 +71,12 @@ class _Shared:
             # The payload is never trusted: anybody may notify.
             with contextlib.suppress(ValueError):
                 self.watch.rang(int(notice.extra))
+
+    @staticmethod
+    def _blind(error: ServerError) -> Rows:
+        """One of the queues was deleted, perhaps: let everybody look for himself, and be told of his own queue."""
+        _log.debug("a look at all queues failed: %s", error)
+        return ()
 
     def _report(self, error: Exception, pause: float) -> None:
         _log.warning("the wake-up connection broke, consumers poll; next try in %.1f s: %s", pause, error)
@@ -206,7 +212,7 @@ class Wakeups(_Shared):
                 self._news.notify_all()
         if agenda.probe:
             began = self.watch.clock()
-            rows = self._execute(link, Execute(queries["probe"], queues=tuple(agenda.probe)))
+            rows = self._probe(link, agenda.probe)
             with self._news:
                 self.watch.probed(agenda.probe, rows, self.watch.clock() - began)
                 self._news.notify_all()
@@ -224,7 +230,13 @@ class Wakeups(_Shared):
             if descriptor == self._reader:
                 os.read(self._reader, 4096)
 
-    def _execute(self, link: SyncLink, effect: Execute) -> Any:
+    def _probe(self, link: SyncLink, queues: list[Queue]) -> Rows:
+        try:
+            return self._execute(link, Execute(queries["probe"], queues=tuple(queues)))
+        except ServerError as error:
+            return self._blind(error)
+
+    def _execute(self, link: SyncLink, effect: Execute) -> Rows:
         return sync.perform(link, self._statements, effect, timeout=self._timeout, target=self._target)
 
     def _farewell(self, link: SyncLink) -> None:
@@ -349,7 +361,7 @@ class AsyncWakeups(_Shared):
             self.watch.marked(agenda.mark)
         if agenda.probe:
             began = self.watch.clock()
-            rows = await self._execute(link, Execute(queries["probe"], queues=tuple(agenda.probe)))
+            rows = await self._probe(link, agenda.probe)
             self.watch.probed(agenda.probe, rows, self.watch.clock() - began)
         self._tell()
         if not (agenda.mark or agenda.probe):
@@ -368,7 +380,13 @@ class AsyncWakeups(_Shared):
         finally:
             loop.remove_reader(socket)
 
-    async def _execute(self, link: AsyncLink, effect: Execute) -> Any:
+    async def _probe(self, link: AsyncLink, queues: list[Queue]) -> Rows:
+        try:
+            return await self._execute(link, Execute(queries["probe"], queues=tuple(queues)))
+        except ServerError as error:
+            return self._blind(error)
+
+    async def _execute(self, link: AsyncLink, effect: Execute) -> Rows:
         return await aio.perform(link, self._statements, effect, timeout=self._timeout, target=self._target)
 
     async def _farewell(self, link: AsyncLink) -> None:

@@ -210,7 +210,7 @@ class AsyncWorker:
         queues = []
         for name in self._aside.others(names):
             try:
-                queues.append(await engine.queue(name))
+                queues.append(engine.known(name) or await engine.queue(name))
             except QueueNotFound as error:
                 self._aside.put(name, error, _TICK)
         _, where = await engine.wakeups.wait_any(queues, self._aside.patience(_TICK), self._stopping.is_set)

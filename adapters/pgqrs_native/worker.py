@@ -245,7 +245,8 @@ class Worker:
         queues_now = []
         for name in self._aside.others(names):
             try:
-                queues_now.append(self._client.engine.queue(name))
+                # What was last known will do: a claim looks anew, and an idle worker asks nothing.
+                queues_now.append(self._client.engine.known(name) or self._client.engine.queue(name))
             except QueueNotFound as error:
                 self._aside.put(name, error, _TICK)
         wakeups = self._client.engine.wakeups

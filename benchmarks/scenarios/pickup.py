@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import select
 import struct
 import time
 from collections.abc import Callable
@@ -100,13 +101,17 @@ def _take_bare(gate: Gate, dsn: str, count: int) -> Latencies:
         connection.execute(f"listen {CHANNEL}")
         gate()
         latencies: Latencies = []
-        for _ in connection.notifies():
+        socket = select.poll()
+        socket.register(connection.pgconn.socket, select.POLLIN)
+        while len(latencies) < count + 2:
+            socket.poll()
+            connection.pgconn.consume_input()
+            while connection.pgconn.notifies() is not None:
+                pass
             row = connection.execute("select id, body from ping order by id limit 1", prepare=True).fetchone()
             if row is not None:
                 latencies.append(_latency(row[1]))
                 connection.execute("delete from ping where id = %s", (row[0],), prepare=True)
-            if len(latencies) == count + 2:
-                break
         return latencies[2:]
 
 

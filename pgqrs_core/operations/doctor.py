@@ -102,5 +102,8 @@ def _schema(schema: str) -> Op[list[Finding]]:
         return [Finding("schema", "fail", f"nothing is installed in schema {error.schema!r}", "Run `pgqrs install`.")]
     except SchemaError as error:
         return [Finding("schema", "fail", str(error))]
+    except ServerError as error:
+        remedy = "Connect as the owner of the schema, or let him grant this role the rights on it."
+        return [Finding("schema", "fail", f"schema {schema!r} cannot be used: {error}", remedy)]
     installed = yield from version(schema)
     return [Finding("schema", "ok", f"schema {schema!r} has version {installed}; this code brings {SUPPORTED}")]

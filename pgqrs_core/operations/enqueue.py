@@ -60,7 +60,7 @@ def check_draft(queue: Queue, draft: Draft) -> None:
     """Raise unless ``draft`` may be stored in ``queue``."""
     if len(draft.body) > queue.options.max_body_bytes:
         raise BodyTooLarge(queue.name, len(draft.body), queue.options.max_body_bytes)
-    if draft.priority:
+    if type(draft.priority) is not int or not 0 <= draft.priority <= MAX_PRIORITY:
         check_number("priority", draft.priority, 0, MAX_PRIORITY, whole=True)
     if draft.delay is not None:
         check_number("delay", draft.delay, 0, MAX_SECONDS)

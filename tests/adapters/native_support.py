@@ -17,6 +17,7 @@ import psycopg
 from pgqrs_native import AsyncClient, AsyncWorker, Client, Worker
 
 from pgqrs_core.config import Config
+from pgqrs_core.plugins import Plugins
 
 T = TypeVar("T")
 
@@ -119,10 +120,13 @@ class Native:
         self.loop = Loop() if kind == "async" else None
         self._clients: list[Any] = []
 
-    def client(self, dsn: str | None = None, **settings: Any) -> Any:
+    def client(self, dsn: str | None = None, *, plugins: Plugins | None = None, **settings: Any) -> Any:
         """Return a client, to be called as if it blocked; settings are those of the configuration."""
         config = Config.load(url=dsn or self.dsn, env={}, **settings)
-        client: Any = Client(config) if self.loop is None else Blocking(AsyncClient(config), self.loop)
+        if self.loop is None:
+            client: Any = Client(config, plugins=plugins)
+        else:
+            client = Blocking(AsyncClient(config, plugins=plugins), self.loop)
         self._clients.append(client)
         return client
 

@@ -16,7 +16,10 @@ import psycopg
 import pytest
 from typing_extensions import TypedDict
 
-from pgqrs_core.errors import DecodeError, EncodeError, InvalidArgument, PayloadMismatch
+from pgqrs_core.errors import DecodeError, EncodeError, InvalidArgument, PayloadMismatch, PluginError
+from pgqrs_core.events import ConsumeBatch, Consumed, EnqueueBatch, Enqueued
+from pgqrs_core.hookspecs import hookimpl
+from pgqrs_core.plugins import Plugins
 
 from .native_support import Native
 
@@ -342,9 +345,124 @@ def test_any_error_can_be_kept(client: Any, jobs: str, make: Callable[[], Any], 
     assert client.admin.show_dead(jobs, number).error["message"] == message
 
 
-def test_the_serializers_of_a_plugin_are_used(native: Native) -> None:
-    from pgqrs_core.plugins import Plugins, hookimpl  # noqa: F401 - see test_native_client for the default ones
+# Plugins around the client
 
-    client = native.client()
 
-    assert "application/json" in client.engine.plugins.serializers.content_types
+def with_plugin(native: Native, plugin: object) -> Any:
+    """Return a client on a queue ``jobs`` that uses one plugin."""
+    plugins = Plugins.core()
+    plugins.register(plugin, "mine")
+    client = native.client(plugins=plugins)
+    client.admin.install()
+    client.admin.create_queue("jobs")
+    return client
+
+
+class Numbering:
+    """Gives each message a header of its own."""
+
+    @hookimpl
+    def pgqrs_before_enqueue(self, batch: EnqueueBatch) -> None:
+        for number, draft in enumerate(batch.drafts):
+            draft.headers = draft.headers or {}
+            draft.headers["number"] = number
+
+
+def test_headers_that_a_plugin_changes_are_each_messages_own_and_not_the_callers(native: Native) -> None:
+    client = with_plugin(native, Numbering())
+    headers = {"k": 1}
+
+    client.producer.batch_enqueue("jobs", [1, 2], headers=headers)
+    client.producer.batch_enqueue("jobs", [Mail("a"), Mail("b")])
+
+    found = client.consumer.read_batch("jobs")
+    assert [message.headers["number"] for message in found] == [0, 1, 0, 1]
+    assert headers == {"k": 1}
+
+
+class Shouting:
+    """Writes and reads in capitals."""
+
+    content_type = "text/shout"
+
+    def handles(self, payload: Any) -> bool:
+        return isinstance(payload, str)
+
+    def encode(self, payload: Any) -> bytes:
+        return str(payload).upper().encode()
+
+    def decode(self, body: bytes, type_: Any = Any) -> Any:
+        return body.decode()
+
+    @hookimpl
+    def pgqrs_serializers(self) -> list[Any]:
+        return [self]
+
+
+def test_the_serializer_of_a_plugin_is_used(native: Native) -> None:
+    client = with_plugin(native, Shouting())
+
+    client.producer.batch_enqueue("jobs", ["hello", 5])
+
+    found = client.consumer.read_batch("jobs")
+    assert [(message.payload, message.content_type) for message in found] == [
+        ("HELLO", "text/shout"),
+        (5, "application/json"),
+    ]
+
+
+class Watching:
+    """Notes what became of messages."""
+
+    def __init__(self) -> None:
+        self.seen: list[Any] = []
+
+    @hookimpl
+    def pgqrs_after_enqueue(self, event: Enqueued) -> None:
+        self.seen.append(("enqueued", event.queue, event.adapter, event.count))
+
+    @hookimpl
+    def pgqrs_after_consume(self, event: Consumed) -> None:
+        self.seen += [(one.kind, one.attempt, one.error) for one in event.outcomes]
+
+
+def test_observers_see_what_was_stored_and_what_became_of_it(native: Native) -> None:
+    watching = Watching()
+    client = with_plugin(native, watching)
+    client.producer.batch_enqueue("jobs", range(5))
+    messages = client.consumer.read_batch("jobs")
+
+    client.consumer.dequeue(messages[0])
+    client.consumer.dequeue_batch([messages[0]])
+    client.consumer.archive(messages[1])
+    client.consumer.release(messages[2])
+    client.consumer.nack(messages[3], delay=60, error=ValueError("two\nlines"))
+    client.consumer.nack(messages[4], bury=True, error="no")
+
+    assert watching.seen == [
+        ("enqueued", "jobs", "native", 5),
+        ("acked", 1, None),
+        ("lost", 1, None),
+        ("archived", 1, None),
+        ("released", 1, None),
+        ("nacked", 1, "two"),
+        ("dead", 1, "no"),
+    ]
+
+
+class Unprepared:
+    """Cannot prepare what was claimed."""
+
+    @hookimpl
+    def pgqrs_before_consume(self, batch: ConsumeBatch) -> None:
+        raise OSError("no key")
+
+
+def test_what_a_plugin_cannot_prepare_goes_back_and_the_reader_is_told_by_whom(native: Native) -> None:
+    client = with_plugin(native, Unprepared())
+    client.producer.enqueue("jobs", 1)
+
+    with pytest.raises(PluginError, match="'mine'.*no key"):
+        client.consumer.read("jobs")
+
+    assert client.admin.queue_metrics("jobs").delayed == 1

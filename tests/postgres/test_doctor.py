@@ -304,7 +304,7 @@ def test_a_bloated_table_is_told() -> None:
 
 
 def test_an_ordinary_role_can_run_the_doctor(engine: Engine, pgqrs_dsn: str) -> None:
-    """One that sees less is told so; what it may not read becomes a finding."""
+    """It sees less and is told so; that it may not use the schema is a failure."""
     name = f"pgqrs_guest_{time.time_ns()}"
     with psycopg.connect(pgqrs_dsn, autocommit=True) as connection:
         connection.execute(f"create role {name} login".encode())
@@ -313,6 +313,7 @@ def test_an_ordinary_role_can_run_the_doctor(engine: Engine, pgqrs_dsn: str) -> 
             with Engine(make_conninfo(pgqrs_dsn, options=f"-c role={name}")) as guest:
                 found = looked_at(guest)
             assert only(found, "rights").status == "info"
+            assert only(found, "schema").status == "fail"
             assert "permission denied" in only(found, "schema").summary
         finally:
             connection.execute(f"drop owned by {name}".encode())

@@ -1,9 +1,7 @@
 """What every command has: the global options, a client that is opened when first used, and the output."""
 
 import contextlib
-import dataclasses
 import functools
-import importlib
 import inspect
 import typing
 from collections.abc import Callable, Sequence
@@ -13,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from pgqrs_core.config import Config
+from pgqrs_core.servers import start_if_asked
 from pgqrs_core.errors import ConfigurationError
 from pgqrs_native.client import Client
 from pgqrs_native.command.inputs import InvalidInput
@@ -82,12 +81,10 @@ class Session(contextlib.AbstractContextManager["Session"]):
     @functools.cached_property
     def config(self) -> Config:
         """The configuration; an embedded server, if one was asked for, is started first and stopped at the end."""
-        config = self.settings
-        if not config.embedded:
-            return config
-        assert config.database.url is not None
-        server = self._stack.enter_context(_embedded().resolve_url(config.database.url))
-        return dataclasses.replace(config, database=dataclasses.replace(config.database, url=server.dsn))
+        config, server = start_if_asked(self.settings)
+        if server is not None:
+            self._stack.callback(server.stop)
+        return config
 
     @functools.cached_property
     def settings(self) -> Config:
@@ -97,16 +94,6 @@ class Session(contextlib.AbstractContextManager["Session"]):
             raise InvalidInput("--embedded and --url are both given; leave one of them out")
         url = "embedded://" if given.embedded else given.url
         return Config.load(given.config, url=url, schema=given.schema)
-
-
-def _embedded() -> Any:
-    """Return the plugin that carries a server. It is looked up at run time: no adapter depends on a plugin."""
-    try:
-        return importlib.import_module("pgqrs_embedded")
-    except ModuleNotFoundError as error:
-        raise ConfigurationError(
-            f"the embedded server needs {error.name}, which is not installed: pip install 'pgqrs-py[embedded]'"
-        ) from error
 
 
 Command = Callable[..., None]
