@@ -1,6 +1,7 @@
 """What every command has: the global options, a client that is opened when first used, and the output."""
 
 import contextlib
+import dataclasses
 import functools
 import inspect
 import typing
@@ -12,7 +13,6 @@ import typer
 
 from pgqrs_core.config import Config
 from pgqrs_core.servers import start_if_asked
-from pgqrs_core.errors import ConfigurationError
 from pgqrs_native.client import Client
 from pgqrs_native.command.inputs import InvalidInput
 from pgqrs_native.command.output import Output
