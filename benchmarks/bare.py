@@ -1,6 +1,6 @@
-"""Queues worked with nothing but psycopg: this design's statements, PGMQ's shape in plain SQL, and a floor.
+"""Queues worked with nothing but psycopg: this design's statements, and a floor. PGMQ's shape is in `pgmq_shape`.
 
-All three are driven alike: prepared statements, binary results, arrays built whole, no API around them.
+All are driven alike: prepared statements, binary results, arrays built whole, no API around them.
 """
 
 from __future__ import annotations
@@ -9,20 +9,18 @@ from collections.abc import Sequence
 from typing import Any, Final, Protocol
 
 import psycopg
-from psycopg.types.json import Jsonb
+from pgqrs_native import Client
+from psycopg import sql
 
-from benchmarks.payloads import JSON
 from pgqrs_core.arrays import ByteaArray, numbers
-from pgqrs_core.drivers.statements import Statements, prepare_adapters
+from pgqrs_core.drivers.statements import prepare_adapters
 from pgqrs_core.drivers.sync import open_link
-from pgqrs_core.effects import Execute
 from pgqrs_core.marks import Marks, Seen
-from pgqrs_core.messages import CLAIM_LANES, Queue
+from pgqrs_core.messages import CLAIM_LANES
 from pgqrs_core.operations.claim import new_token
 from pgqrs_core.sql import queries
-from pgqrs_native import Client
 
-__all__ = ["Floor", "Ours", "PgmqShape", "Row", "Table"]
+__all__ = ["LEASE", "Floor", "Ours", "Row", "Table"]
 
 Row = tuple[Any, ...]
 
@@ -60,16 +58,21 @@ class Ours:
 
     def __init__(self, dsn: str, name: str, body: bytes, *, content_type: str = "application/octet-stream") -> None:
         with Client(dsn) as client:
-            queue: Queue = client.engine.queue(name)
-            statements = Statements(client.engine.schema)
+            queue, schema = client.engine.queue(name), client.engine.schema
         self._body = body
         self._content_type = content_type
         self.durable = open_link(dsn, target="bench", query_timeout=0, relaxed=False).connection
         self.relaxed = open_link(dsn, target="bench", query_timeout=0, relaxed=True).connection
         self._marks = Marks()
 
-        def text(statement: str) -> bytes:
-            return statements.render(Execute(queries[statement], {}, queue))
+        def text(statement: str) -> sql.Composed:
+            names: dict[str, sql.Composable] = {
+                "schema": sql.Identifier(schema),
+                "queue": sql.Identifier(schema, f"q_{queue.suffix}"),
+                "archive": sql.Identifier(schema, f"a_{queue.suffix}"),
+                "queue_id": sql.Literal(queue.id),
+            }
+            return sql.SQL(queries[statement].text).format(**names)
 
         self._send, self._claim = text("enqueue_alike"), text("claim")
         self._ack, self._archive = text("ack"), text("archive")
@@ -123,96 +126,13 @@ class Ours:
         self.durable.close()
         self.relaxed.close()
 
-    def _settle(self, statement: bytes, rows: Sequence[Row]) -> int:
+    def _settle(self, statement: sql.Composed, rows: Sequence[Row]) -> int:
         params = {
             "lanes": numbers([row[0] for row in rows]),
             "ids": numbers([row[1] for row in rows]),
             "tokens": numbers([row[8] for row in rows]),
         }
         return len(self.durable.execute(statement, params, prepare=True, binary=True).fetchall())
-
-
-#: As PGMQ 1.13 creates a queue and its archive.
-_PGMQ_TABLES: Final = """
-drop table if exists pgmq_q, pgmq_a;
-create table pgmq_q (
-  msg_id bigint primary key generated always as identity,
-  read_ct int default 0 not null,
-  enqueued_at timestamptz default now() not null,
-  last_read_at timestamptz,
-  vt timestamptz not null,
-  message jsonb,
-  headers jsonb);
-create index on pgmq_q (vt);
-create table pgmq_a (
-  msg_id bigint primary key,
-  read_ct int default 0 not null,
-  enqueued_at timestamptz default now() not null,
-  last_read_at timestamptz,
-  archived_at timestamptz default now() not null,
-  vt timestamptz not null,
-  message jsonb,
-  headers jsonb);
-create index on pgmq_a (archived_at);
-"""
-
-_PGMQ_SEND: Final = """
-insert into pgmq_q (vt, message) select clock_timestamp(), m from unnest(%b::jsonb[]) m returning msg_id"""
-
-_PGMQ_READ: Final = """
-with cte as (
-  select msg_id from pgmq_q where vt <= clock_timestamp() order by msg_id limit %s for update skip locked)
-update pgmq_q m
-set last_read_at = clock_timestamp(), vt = clock_timestamp() + %s::float8 * interval '1 second', read_ct = read_ct + 1
-from cte where m.msg_id = cte.msg_id
-returning m.msg_id, m.read_ct, m.enqueued_at, m.last_read_at, m.vt, m.message, m.headers"""
-
-_PGMQ_DELETE: Final = "delete from pgmq_q where msg_id = any(%s::bigint[]) returning msg_id"
-
-_PGMQ_ARCHIVE: Final = """
-with archived as (
-  delete from pgmq_q where msg_id = any(%s::bigint[])
-  returning msg_id, vt, read_ct, enqueued_at, last_read_at, message, headers)
-insert into pgmq_a (msg_id, vt, read_ct, enqueued_at, last_read_at, message, headers)
-select msg_id, vt, read_ct, enqueued_at, last_read_at, message, headers from archived
-returning msg_id"""
-
-
-class PgmqShape:
-    """PGMQ's tables and the statements inside its functions, without the functions, which would plan each call anew."""
-
-    def __init__(self, dsn: str, *, create: bool = True) -> None:
-        self.connection = psycopg.connect(dsn, autocommit=True)
-        if create:
-            self.connection.execute(_PGMQ_TABLES)
-
-    @property
-    def pids(self) -> list[int]:
-        """The backend that serves it."""
-        return [self.connection.info.backend_pid]
-
-    def send(self, count: int) -> None:
-        """Store ``count`` messages, all in one statement."""
-        self._execute(_PGMQ_SEND, [[Jsonb(JSON)] * count])
-
-    def claim(self, limit: int) -> list[Row]:
-        """Take up to ``limit`` messages."""
-        return self._execute(_PGMQ_READ, [limit, LEASE])
-
-    def ack(self, rows: Sequence[Row]) -> int:
-        """Remove what was taken; return how many."""
-        return len(self._execute(_PGMQ_DELETE, [numbers([row[0] for row in rows])]))
-
-    def archive(self, rows: Sequence[Row]) -> int:
-        """Move what was taken to the archive; return how many."""
-        return len(self._execute(_PGMQ_ARCHIVE, [numbers([row[0] for row in rows])]))
-
-    def close(self) -> None:
-        """Close the connection."""
-        self.connection.close()
-
-    def _execute(self, query: str, params: list[Any]) -> list[Row]:
-        return self.connection.execute(query.encode(), params, prepare=True, binary=True).fetchall()
 
 
 _FLOOR_TABLE: Final = """

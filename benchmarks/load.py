@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any, Literal
 
+from pgqrs_native import Client
+
 from benchmarks.bare import Ours
 from benchmarks.measure import Cost, Meter, Stopwatch, Timed
 from benchmarks.payloads import BYTES
 from benchmarks.pgmq_client import open_pgmq
 from benchmarks.processes import CONTEXT, Gate, Job, cost_of
-from pgqrs_native import Client
 
 __all__ = ["Flow", "consume_api", "drain_api", "drain_pgmq", "flow"]
 
@@ -130,9 +131,7 @@ class Flow:
         return (count - start) / (ended - began)
 
 
-def flow(
-    meter: Meter, dsn: str, queue: str, way: Way, total: int, *, producers: int = 2, consumers: int = 2
-) -> Flow:
+def flow(meter: Meter, dsn: str, queue: str, way: Way, total: int, *, producers: int = 2, consumers: int = 2) -> Flow:
     """Send ``total`` messages in batches and ack them, all at once; the time ends with the last ack."""
     produce, consume = (_produce_api, consume_api) if way == "api" else (_produce_bare, _consume_bare)
     share = total // producers // BATCH * BATCH

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -131,13 +132,12 @@ class Meter:
     def __init__(self, dsn: str) -> None:
         self.connection = psycopg.connect(dsn, autocommit=True)
         self._server: psutil.Process | None = None
-        try:
+        # Elsewhere the number may belong to nobody, or to somebody else.
+        with contextlib.suppress(psutil.Error):
             process = psutil.Process(self._one("select pg_backend_pid()"))
             parent = process.parent()
             if process.name().startswith("postgres") and parent is not None:
                 self._server = parent
-        except psutil.Error:
-            pass
 
     @property
     def sees_processes(self) -> bool:
@@ -180,10 +180,8 @@ class Meter:
 
     def checkpoint(self) -> None:
         """Write a checkpoint, so that none falls into what is measured next; if we may."""
-        try:
+        with contextlib.suppress(psycopg.errors.InsufficientPrivilege):
             self.connection.execute("checkpoint")
-        except psycopg.errors.InsufficientPrivilege:
-            pass
 
     def _one(self, query: str) -> Any:
         row = self.connection.execute(query.encode()).fetchone()

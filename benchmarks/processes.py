@@ -32,9 +32,7 @@ class Job:
     args: tuple[Any, ...] = ()
 
 
-def together(
-    jobs: Sequence[Job], *, meanwhile: Callable[[], Any] = lambda: None
-) -> tuple[list[Any], Any]:
+def together(jobs: Sequence[Job], *, meanwhile: Callable[[], Any] = lambda: None) -> tuple[list[Any], Any]:
     """Run jobs at the same time; return what they report, and what ``meanwhile`` returned here after the start."""
     barrier = CONTEXT.Barrier(len(jobs) + 1)
     pipes: list[Connection] = []

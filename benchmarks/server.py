@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import psycopg
+from pgqrs_native import Client
 from psycopg import sql
 
 from benchmarks.measure import Meter
@@ -23,7 +24,6 @@ from pgqrs_core.cluster import (
     wheel_bindir,
 )
 from pgqrs_core.testing.servers import with_database
-from pgqrs_native import Client
 
 __all__ = ["Setting", "describe", "own_database", "own_server"]
 

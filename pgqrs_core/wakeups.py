@@ -156,9 +156,10 @@ class Wakeups(_Shared):
             self._thread.start()
 
     def _nudge(self) -> None:
-        # A full pipe already holds a nudge.
+        # A full pipe already holds a nudge; a thread that has ended needs none, and has closed its pipe.
         with contextlib.suppress(BlockingIOError):
-            os.write(self._writer, b"!")
+            if self._writer >= 0:
+                os.write(self._writer, b"!")
 
     def _run(self) -> None:
         pause = 0.1
@@ -181,8 +182,10 @@ class Wakeups(_Shared):
                 finally:
                     link.connection.close()
         finally:
-            os.close(self._reader)
-            os.close(self._writer)
+            with self._news:
+                os.close(self._reader)
+                os.close(self._writer)
+                self._reader = self._writer = -1
 
     def _rest(self, error: Exception, pause: float) -> float:
         self._report(error, pause)

@@ -88,6 +88,8 @@ class Worker:
         self._running: dict[int, Task] = {}
         self._claiming = True
         self._signalled = False
+        #: Whether nobody waits for outcomes to be written any more.
+        self._abandoned = False
 
     def handler(
         self,
@@ -158,10 +160,13 @@ class Worker:
                 raise
             finally:
                 self._claiming = False
-                if graceful:
-                    self._wind_up(threads, settler)
-                    if self._housekeeping:
-                        housekeeper.join(_TICK)
+                try:
+                    if graceful:
+                        self._wind_up(threads, settler)
+                        if self._housekeeping:
+                            housekeeper.join(_TICK)
+                finally:
+                    self._abandoned = True
 
     def stop(self) -> None:
         """Stop gracefully, from any thread; `run` returns when all is settled."""
@@ -296,6 +301,10 @@ class Worker:
                 if not outcomes:
                     return
             failed = self._write(outcomes)
+            if failed and self._abandoned:
+                # Without an outcome they come back when their leases end.
+                self._client.keeper.drop(outcome.message.lease for outcome in failed)
+                return
             if failed:
                 with self._changed:
                     self._pending = failed + self._pending

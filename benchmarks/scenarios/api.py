@@ -5,9 +5,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from functools import partial
 from typing import Any
 
 import psycopg
+from pgqrs_native import Client
 from psycopg import sql
 
 from benchmarks.load import BATCH, drain_api, drain_pgmq
@@ -15,10 +17,9 @@ from benchmarks.measure import Cost, interleave
 from benchmarks.payloads import BYTES, JSON
 from benchmarks.pgmq_client import install_pgmq, open_pgmq, pgmq_version
 from benchmarks.processes import Job, cost_of
-from benchmarks.report import Figure, Target, at_least, at_most, compare, compare_costs
+from benchmarks.report import Figure, Target, at_least, at_most, compare, compare_costs, single
 from benchmarks.scenarios.concurrent import concurrent
 from benchmarks.server import Setting
-from pgqrs_native import Client
 
 __all__ = ["run"]
 
@@ -81,9 +82,9 @@ class _Api:
         }
         seen = self._measure(sides, rounds, 1000)
         target = at_least(2)
-        return [
-            self._line("batch_enqueue of 1,000", seen, kind, "pgmq", PGMQ, target) for kind in PAYLOADS
-        ] + [self._line("batch_enqueue of 1,000", seen, "bytes", "copy", "bare COPY", None)]
+        return [self._line("batch_enqueue of 1,000", seen, kind, "pgmq", PGMQ, target) for kind in PAYLOADS] + [
+            self._line("batch_enqueue of 1,000", seen, "bytes", "copy", "bare COPY", None)
+        ]
 
     def drains(self) -> list[Figure]:
         """``read_batch`` and ``dequeue_batch`` of 100, by one process and by two."""
@@ -113,10 +114,7 @@ class _Api:
         alone, twice = at_least(2.5), at_least(1.6)
         return [
             *(self._line("drain by one process", seen, kind, "pgmq", PGMQ, alone) for kind in PAYLOADS),
-            *(
-                self._line("drain by two", seen, f"{kind} by two", kind, "ours by one", twice)
-                for kind in PAYLOADS
-            ),
+            *(self._line("drain by two", seen, f"{kind} by two", kind, "ours by one", twice) for kind in PAYLOADS),
             self._line("drain by two", seen, "JSON by two", "pgmq by two", PGMQ, None),
         ]
 
@@ -158,7 +156,7 @@ class _Api:
 
         rates: dict[str, list[float]] = {name: [] for name in sides}
         for _ in range(self._setting.repeats):
-            times = interleave(turns, {name: lambda side=side: turn(side) for name, side in sides.items()})
+            times = interleave(turns, {name: partial(turn, side) for name, side in sides.items()})
             for name, seconds in times.items():
                 rates[name].append(calls * turns / sum(seconds))
         self._purge()
@@ -189,16 +187,14 @@ class _Api:
             "pgmq": pgmq,
         }
         seen = self._measure(sides, rounds, BATCH)
-        name = "Python CPU, batch_enqueue + read_batch + dequeue_batch of 100"
-        figures = []
-        for kind in PAYLOADS:
-            micros = [cost.micros("python") or 0.0 for cost in seen[kind]]
-            figures.append(Figure(f"{name}, {kind}", "µs/message", micros, target=at_most(15)))
+        name, unit = "Python CPU, batch_enqueue + read_batch + dequeue_batch of 100", "µs/message"
+
+        def micros(cost: Cost) -> float:
+            return cost.micros("python") or 0.0
+
         return [
-            *figures,
-            compare_costs(
-                f"{name}, JSON", "µs/message", seen["JSON"], seen["pgmq"], PGMQ, None, lambda cost: cost.micros("python")
-            ),
+            *(single(f"{name}, {kind}", unit, list(map(micros, seen[kind])), at_most(15)) for kind in PAYLOADS),
+            compare_costs(f"{name}, JSON", unit, seen["JSON"], seen["pgmq"], PGMQ, None, micros),
         ]
 
     def _measure(
@@ -222,9 +218,7 @@ class _Api:
 
             return self._meter.run(work)
 
-        return interleave(
-            self._setting.repeats, {name: lambda side=side: measured(side) for name, side in sides.items()}
-        )
+        return interleave(self._setting.repeats, {name: partial(measured, side) for name, side in sides.items()})
 
     def _drained(self, jobs: list[Job]) -> Cost:
         cost, _ = cost_of(self._meter, jobs)

@@ -7,13 +7,13 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from statistics import median
 
+from pgqrs_native import Client
 from psycopg import sql
 
 from benchmarks.bare import Ours
 from benchmarks.payloads import BYTES
 from benchmarks.report import Figure, at_most, compare
 from benchmarks.server import Setting
-from pgqrs_native import Client
 
 __all__ = ["run"]
 
@@ -92,7 +92,7 @@ def _fill(setting: Setting, name: str, count: int, lane: int, due: str) -> None:
     with Client(setting.dsn) as client:
         table = sql.Identifier(client.engine.schema, f"q_{client.engine.queue(name).suffix}")
     execute = setting.meter.connection.execute
-    due_at = sql.SQL(due)  # type: ignore[arg-type]
+    due_at = sql.SQL(due)
     execute(sql.SQL(FILL).format(table, sql.Literal(lane), due_at, sql.Literal(BYTES), sql.Literal(count)))
     # So that the first readers do not pay for the hint bits, nor a vacuum runs beside the measurement.
     execute(sql.SQL("vacuum {}").format(table))

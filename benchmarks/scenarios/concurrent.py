@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import asyncio
 
+from pgqrs_native import AsyncClient
+
 from benchmarks.measure import Cost
 from benchmarks.payloads import BYTES
 from benchmarks.report import Figure, at_least, compare_costs
 from benchmarks.server import Setting
 from pgqrs_core.config import Config
-from pgqrs_native import AsyncClient
 
 __all__ = ["concurrent"]
 

@@ -7,10 +7,10 @@ import sys
 import time
 from dataclasses import dataclass
 
+import pgqrs_native
 import psutil
 import psycopg
 
-import pgqrs_native
 from benchmarks.report import Figure, at_most, single
 from benchmarks.server import Setting
 from pgqrs_core.testing.servers import with_database

@@ -12,16 +12,17 @@ import select
 import struct
 import time
 from collections.abc import Callable
+from functools import partial
 from statistics import quantiles
 
 import psycopg
+from pgqrs_native import AsyncClient, Client
 
 from benchmarks.measure import interleave
 from benchmarks.payloads import BYTES
 from benchmarks.processes import Gate, Job, together
 from benchmarks.report import Figure, at_most, compare
 from benchmarks.server import Setting
-from pgqrs_native import AsyncClient, Client
 
 __all__ = ["run"]
 
@@ -51,7 +52,7 @@ def run(setting: Setting) -> list[Figure]:
         return sorted(latencies)
 
     with setting.queue(QUEUE):
-        seen = interleave(setting.repeats, {name: lambda name=name: side(name) for name in pairs})
+        seen = interleave(setting.repeats, {name: partial(side, name) for name in pairs})
     figures = []
     for name in ("Client", "AsyncClient"):
         for percent, target in ((50, at_most(2)), (99, at_most(4))):
@@ -74,7 +75,8 @@ def _stamped() -> bytes:
 
 
 def _latency(body: bytes) -> float:
-    return (time.monotonic_ns() - _STAMP.unpack_from(body)[0]) / 1e9
+    sent: int = _STAMP.unpack_from(body)[0]
+    return (time.monotonic_ns() - sent) / 1e9
 
 
 def _produce(gate: Gate, count: int, send: Callable[[], object]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import psycopg
 from psycopg import IsolationLevel
@@ -31,10 +32,8 @@ def run(setting: Setting) -> list[Figure]:
             setting.meter.checkpoint()
             return flow(setting.meter, setting.dsn, queue, "api", after + more)
 
-    seen = interleave(
-        setting.repeats,
-        {"none": lambda: side(None), **{name: lambda name=name: side(name) for name in HOLDERS}},
-    )
+    sides = {"none": partial(side, None), **{name: partial(side, name) for name in HOLDERS}}
+    seen = interleave(setting.repeats, sides)
     figures = []
     for name in HOLDERS:
         costs = [run.cost for run in seen[name]]

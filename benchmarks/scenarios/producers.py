@@ -5,13 +5,14 @@ from __future__ import annotations
 from multiprocessing.sharedctypes import Synchronized
 from typing import Any
 
+from pgqrs_native import Client
+
 from benchmarks.measure import Cost, Stopwatch, Timed, interleave
 from benchmarks.payloads import BYTES
 from benchmarks.processes import CONTEXT, Gate, Job, cost_of
 from benchmarks.report import Figure, at_least, compare_costs
 from benchmarks.server import Setting
 from pgqrs_core.config import Config
-from pgqrs_native import Client
 
 __all__ = ["run"]
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from benchmarks.bare import Floor, Ours, PgmqShape, Table
+from benchmarks.bare import Floor, Ours, Table
 from benchmarks.measure import Cost, interleave
 from benchmarks.payloads import JSON_BYTES
+from benchmarks.pgmq_shape import PgmqShape
 from benchmarks.report import Figure, at_most, compare_costs
 from benchmarks.server import Setting
 

@@ -40,6 +40,9 @@ async def unwrap_async(connection: object) -> psycopg.AsyncConnection[Any]:
         if _is_from(found, "sqlalchemy") and hasattr(found, "sync_session"):
             found = await found.connection()
         if hasattr(found, "get_raw_connection"):
+            # SQLAlchemy commits only what it saw begin, and it does not see what we execute.
+            if not found.in_transaction():
+                await found.begin()
             found = (await found.get_raw_connection()).driver_connection
     if not isinstance(found, psycopg.AsyncConnection) or found.closed:
         raise InvalidArgument("connection", connection, f"{_EXPECTED}, open and async")
@@ -53,6 +56,9 @@ def _search(connection: Any) -> object:
         # A Session (or scoped_session) hands out its Connection; a Connection knows the driver's.
         if hasattr(connection, "get_bind") or hasattr(connection, "registry"):
             connection = connection.connection()
+        # SQLAlchemy commits only what it saw begin, and it does not see what we execute.
+        if hasattr(connection, "in_transaction") and not connection.in_transaction():
+            connection.begin()
         return getattr(getattr(connection, "connection", None), "driver_connection", None)
     if hasattr(connection, "ensure_connection"):
         connection.ensure_connection()

@@ -128,7 +128,8 @@ def _rounds(leases: Iterable[Lease]) -> list[list[Lease]]:
 
     A second lease on the same id is a stale one, kept by somebody who was overtaken.
     """
-    distinct = sorted(set(leases), key=_key)
+    # Zero is the token of a message that nobody holds.
+    distinct = sorted({lease for lease in leases if lease.token}, key=_key)
     rounds: list[list[Lease]] = []
     while distinct:
         chosen = {lease.message_id: lease for lease in distinct}

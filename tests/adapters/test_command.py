@@ -15,9 +15,7 @@ from .command_support import Shell, spawn
 
 
 @pytest.fixture
-def shell(
-    pgqrs_dsn: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Shell:
+def shell(pgqrs_dsn: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Shell:
     """A shell on an installed schema, in an empty directory."""
     monkeypatch.setenv("DATABASE_URL", pgqrs_dsn)
     monkeypatch.chdir(tmp_path)

@@ -150,7 +150,9 @@ def test_a_server_that_never_answers_is_given_up_within_the_connection_timeout(o
     with socket.create_server(("127.0.0.1", 0)) as silent:
         port = silent.getsockname()[1]
         began = time.monotonic()
-        line = offline.refused("queue", "list", "--url", f"postgresql://127.0.0.1:{port}/shop?connect_timeout=2", code=3)
+        line = offline.refused(
+            "queue", "list", "--url", f"postgresql://127.0.0.1:{port}/shop?connect_timeout=2", code=3
+        )
     assert time.monotonic() - began < 8
     assert f"127.0.0.1:{port}/shop" in line
 
@@ -267,20 +269,12 @@ def test_an_embedded_server_is_started_on_request_and_stopped_at_the_end(
     """By the option, and by the scheme of the URL."""
     log: list[str] = []
 
-    class Server:
-        dsn = pgqrs_dsn
-
-        def __enter__(self) -> Server:
-            return self
-
-        def __exit__(self, *_: object) -> None:
-            log.append("stopped")
-
-    def resolve_url(url: str) -> Server:
+    def start(url: str) -> SimpleNamespace:
         log.append(url)
-        return Server()
+        return SimpleNamespace(dsn=pgqrs_dsn, stop=lambda: log.append("stopped"))
 
-    monkeypatch.setitem(sys.modules, "pgqrs_embedded", SimpleNamespace(resolve_url=resolve_url))
+    entry = SimpleNamespace(load=lambda: start)
+    monkeypatch.setattr("pgqrs_core.servers.entry_points", lambda group, name: [entry])
     monkeypatch.setenv("DATABASE_URL", "postgresql://127.0.0.1:1/elsewhere")
 
     assert [one["queue"] for one in shell.json("queue", "list", "--embedded")] == ["jobs"]
@@ -292,7 +286,7 @@ def test_without_the_embedded_server_the_command_says_how_to_get_it(
     offline: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Exit code 2: it was asked for what is not there."""
-    monkeypatch.setitem(sys.modules, "pgqrs_embedded", None)
+    monkeypatch.setattr("pgqrs_core.servers.entry_points", lambda group, name: [])
     assert "pip install 'pgqrs-py[embedded]'" in offline.refused("queue", "list", "--embedded", code=2)
 
 

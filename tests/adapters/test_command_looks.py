@@ -11,6 +11,7 @@ import struct
 import subprocess
 import termios
 import time
+from itertools import pairwise
 from pathlib import Path
 
 import psycopg
@@ -29,9 +30,7 @@ from .command_support import ENTRY, Shell
 
 
 @pytest.fixture
-def shell(
-    pgqrs_dsn: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> Shell:
+def shell(pgqrs_dsn: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Shell:
     """A shell on a schema with one busy queue."""
     monkeypatch.setenv("DATABASE_URL", pgqrs_dsn)
     monkeypatch.chdir(tmp_path)
@@ -75,7 +74,7 @@ def test_nothing_is_wider_than_the_terminal(
 
     assert max(map(cell_len, lines)) <= columns
     assert not any(line.endswith(" ") for line in lines if words[-1] != "--help")
-    titles = next((line for line, rule in zip(lines, lines[1:]) if set(rule) == {"─"}), "")
+    titles = next((line for line, rule in pairwise(lines) if set(rule) == {"─"}), "")
     assert "…" not in titles
 
 
@@ -111,7 +110,16 @@ def test_times_are_shown_with_units(seconds: float, text: str) -> None:
 
 @pytest.mark.parametrize(
     ("text", "seconds"),
-    [("90", 90), ("1.5s", 1.5), ("5m", 300), ("2 h", 7200), ("7d", 604_800), ("1h30m", 5400), ("250ms", 0.25), ("-1", -1)],
+    [
+        ("90", 90),
+        ("1.5s", 1.5),
+        ("5m", 300),
+        ("2 h", 7200),
+        ("7d", 604_800),
+        ("1h30m", 5400),
+        ("250ms", 0.25),
+        ("-1", -1),
+    ],
 )
 def test_times_are_read_with_units(text: str, seconds: float) -> None:
     """A bare number is seconds."""
@@ -262,6 +270,7 @@ def test_top_is_live_and_ends_with_q(shell: Shell) -> None:
     screen.wait_for("4 ready, 0 in flight")
     os.write(screen.master, b"q")
     screen.wait_for(re.escape("\x1b[?1049l"))
+    screen.process.wait(20)
 
     assert termios.tcgetattr(screen.slave)[3] == screen.before[3]
     assert screen.close() == 0

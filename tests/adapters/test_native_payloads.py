@@ -182,7 +182,7 @@ def nested() -> list[Any]:
     return inner
 
 
-@pytest.mark.parametrize("payload", [Circle(), {"x": Circle()}, nested(), {"f": print}], ids=["class", "in", "cycle", "f"])
+@pytest.mark.parametrize("payload", [Circle(), {"x": Circle()}, nested()], ids=["class", "within", "cycle"])
 def test_what_cannot_be_serialised_is_refused_and_its_batch_is_not_stored(client: Any, jobs: str, payload: Any) -> None:
     with pytest.raises(EncodeError):
         client.producer.batch_enqueue(jobs, [1, payload, 2])
@@ -257,7 +257,8 @@ def insert(dsn: str, body: bytes, content_type: str = "application/json", header
     """Enqueue as a foreign producer would, by plain SQL."""
     with psycopg.connect(dsn) as connection:
         row = connection.execute(
-            "insert into pgqrs.q_jobs (lane, content_type, headers, body) values (0, %s, %s::json, %s) returning message_id",
+            "insert into pgqrs.q_jobs (lane, content_type, headers, body) values (0, %s, %s::json, %s) "
+            "returning message_id",
             [content_type, headers, body],
         ).fetchone()
     assert row is not None
@@ -462,7 +463,7 @@ def test_what_a_plugin_cannot_prepare_goes_back_and_the_reader_is_told_by_whom(n
     client = with_plugin(native, Unprepared())
     client.producer.enqueue("jobs", 1)
 
-    with pytest.raises(PluginError, match="'mine'.*no key"):
+    with pytest.raises(PluginError, match=r"'mine'.*no key"):
         client.consumer.read("jobs")
 
     assert client.admin.queue_metrics("jobs").delayed == 1

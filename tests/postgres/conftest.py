@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,12 +11,40 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parent))
 
-from harness import AsyncHarness, Harness, SyncHarness
+from harness import AsyncHarness, Harness, SyncHarness, ask
 
 from pgqrs_core.operations import schema
+from pgqrs_core.testing import with_database
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+
+@pytest.fixture(scope="session")
+def shared_database(pgqrs_server: str) -> Iterator[str]:
+    """One database for all tests here: on a server that waits for its disk, making one costs a second."""
+    name = f"pgqrs_shared_{secrets.token_hex(4)}"
+    ask(pgqrs_server, f"create database {name} template template0")
+    yield with_database(pgqrs_server, name)
+    ask(pgqrs_server, f"drop database {name} with (force)")
+
+
+@pytest.fixture
+def pgqrs_dsn(shared_database: str) -> str:
+    """An empty database: whatever an earlier test left in it, sessions included, is removed."""
+    ask(
+        shared_database,
+        "select pg_terminate_backend(pid) from pg_stat_activity "
+        "where datname = current_database() and pid <> pg_backend_pid()",
+    )
+    ask(
+        shared_database,
+        "do $$ declare name text; begin "
+        "for name in select nspname from pg_namespace where nspname !~ '^(pg_|information_schema)' loop "
+        "execute format('drop schema %I cascade', name); end loop; create schema public; end $$",
+    )
+    return shared_database
+
 
 KINDS: dict[str, type[Harness]] = {"sync": SyncHarness, "async": AsyncHarness}
 

@@ -62,7 +62,7 @@ def meanwhile(action: Callable[[], object]) -> Iterator[None]:
     def run() -> None:
         try:
             action()
-        except BaseException as error:  # noqa: BLE001 - it is raised below
+        except BaseException as error:
             failures.append(error)
 
     thread = threading.Thread(target=run)
@@ -126,7 +126,7 @@ class Harness:
         pids = [row[0] for row in self.backends()]
         self.ask("select pg_terminate_backend(pid) from unnest(%s::int[]) p(pid)", pids)
         until(
-            lambda: not self.ask("select from pg_stat_activity where pid = any(%s::int[])", pids),
+            lambda: not self.ask("select 1 from pg_stat_activity where pid = any(%s::int[])", pids),
             "the sessions are gone",
         )
 
@@ -134,7 +134,8 @@ class Harness:
         """Whether producers know of somebody who waits."""
         return bool(
             self.ask(
-                "select from pgqrs.waiters join pgqrs.queues using (queue_id) where name = %s and until > now()", queue
+                "select 1 from pgqrs.waiters join pgqrs.queues using (queue_id) where name = %s and until > now()",
+                queue,
             )
         )
 
@@ -299,11 +300,13 @@ def _sqlalchemy_session(harness: Harness) -> Borrowed:
 
 
 def _django(harness: Harness) -> Borrowed:
+    import django
     from django.conf import settings
     from django.db.utils import ConnectionHandler
 
     if not settings.configured:
         settings.configure()
+        django.setup()
     parts = psycopg.conninfo.conninfo_to_dict(harness.dsn)
     handler = ConnectionHandler(
         {

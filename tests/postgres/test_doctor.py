@@ -91,9 +91,7 @@ def test_a_sound_server_lacks_nothing_but_the_schema() -> None:
     assert only(found, "schema").remedy == "Run `pgqrs install`."
 
 
-@pytest.mark.parametrize(
-    ("number", "status"), [(130_022, "fail"), (140_000, "ok"), (189_999, "ok"), (190_000, "warn")]
-)
+@pytest.mark.parametrize(("number", "status"), [(130_022, "fail"), (140_000, "ok"), (189_999, "ok"), (190_000, "warn")])
 def test_servers_from_14_to_18_are_supported(number: int, status: str) -> None:
     """An older one is refused, a newer one is only untested."""
     found = examined(server_facts=[(number, f"{number // 10_000}.1", False, "UTC", True)])
@@ -147,9 +145,7 @@ def test_too_few_free_connections_are_told() -> None:
     assert only(examined(connection_counts=[(81, 60)]), "connections").status == "ok"
 
 
-@pytest.mark.parametrize(
-    ("used", "status"), [(999_999_999, "ok"), (1_000_000_000, "warn"), (1_800_000_000, "fail")]
-)
+@pytest.mark.parametrize(("used", "status"), [(999_999_999, "ok"), (1_000_000_000, "warn"), (1_800_000_000, "fail")])
 def test_transaction_ids_that_run_out_are_told(used: int, status: str) -> None:
     """Long before the server stops."""
     assert only(examined(transaction_age=[("old", used)]), "transaction_ids").status == status

@@ -6,7 +6,7 @@ from typing import Annotated
 import typer
 
 from pgqrs_native.command.inputs import InvalidInput
-from pgqrs_native.command.output import safe
+from pgqrs_native.command.output import wrapped
 
 __all__ = ["Yes", "ask"]
 
@@ -29,7 +29,7 @@ def ask(impact: str, *, yes: bool) -> None:
     if not (sys.stdin.isatty() and sys.stderr.isatty()):
         raise InvalidInput(f"{impact} Nothing was done: confirm with --yes")
     # On standard error, so that the output can go into a file.
-    sys.stderr.write(f"{safe(impact)} Go on? [y/N] ")
+    sys.stderr.write(f"{wrapped(f'{impact} Go on? [y/N]', sys.stderr)} ")
     sys.stderr.flush()
     if sys.stdin.readline().strip().lower() not in ("y", "yes"):
         sys.stderr.write("Nothing was done.\n")

@@ -2,11 +2,13 @@
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
-from typing import Any, Final, Literal
+from typing import Any, Final, Literal, TextIO
 
 from rich import box
 from rich.cells import cell_len
@@ -17,7 +19,19 @@ from rich.text import Text
 from pgqrs_core.messages import Metrics
 from pgqrs_core.operations.findings import span
 
-__all__ = ["Column", "Output", "ago", "count", "make_console", "make_table", "moment", "plural", "safe", "show"]
+__all__ = [
+    "Column",
+    "Output",
+    "ago",
+    "count",
+    "make_console",
+    "make_table",
+    "moment",
+    "plural",
+    "safe",
+    "show",
+    "wrapped",
+]
 
 #: Columns of the output when nobody looks at it: nothing is wrapped or cut short.
 _UNLIMITED: Final = 100_000
@@ -137,12 +151,12 @@ class Output:
 
     def say(self, text: str) -> None:
         """Write a sentence about what was done."""
-        sys.stdout.write(safe(text) + "\n")
+        sys.stdout.write(wrapped(text, sys.stdout) + "\n")
         sys.stdout.flush()
 
     def note(self, text: str) -> None:
         """Write a remark to standard error, where it is in no program's way."""
-        sys.stderr.write(safe(text) + "\n")
+        sys.stderr.write(wrapped(text, sys.stderr) + "\n")
         sys.stderr.flush()
 
 
@@ -154,6 +168,15 @@ def safe(text: str, *, lines: bool = False) -> str:
     return "".join(
         char if char.isprintable() or char in kept else char.encode("unicode_escape").decode() for char in text
     )
+
+
+def wrapped(text: str, stream: TextIO) -> str:
+    """Break a sentence between words at the width of the terminal; where nobody looks it stays one line."""
+    text = safe(text)
+    if not stream.isatty():
+        return text
+    width = shutil.get_terminal_size().columns
+    return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 
 def count(metrics: Metrics, name: str) -> str:
