@@ -13,6 +13,7 @@ import os
 import secrets
 import select
 import threading
+from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,7 @@ class _Shared:
         self._timeout = timeout
         self._target = target
         self._consumer = secrets.randbits(62)
+        self._arrived: deque[bytes | str] = deque()
         self.watch = Watch()
         self.watch.listening = listen
 
@@ -65,12 +67,18 @@ class _Shared:
         return sql.SQL("listen {}").format(sql.Identifier(self._channel))
 
     def _take(self, pgconn: PGconn) -> None:
-        """Note the notifications that have arrived."""
+        """Note the notifications that have arrived, those that came with the answer to a statement included."""
         pgconn.consume_input()
         while (notice := pgconn.notifies()) is not None:
+            self._arrived.append(notice.extra)
+        while self._arrived:
             # The payload is never trusted: anybody may notify.
             with contextlib.suppress(ValueError):
-                self.watch.rang(int(notice.extra))
+                self.watch.rang(int(self._arrived.popleft()))
+
+    def _note(self, notice: psycopg.Notify) -> None:
+        """Keep a notification that psycopg took while it waited for an answer."""
+        self._arrived.append(notice.payload)
 
     @staticmethod
     def _blind(error: ServerError) -> Rows:
@@ -199,6 +207,7 @@ class Wakeups(_Shared):
         with self._news:
             self.watch.listening = self._listen and not link.pooled
         if self.watch.listening:
+            link.connection.add_notify_handler(self._note)
             link.connection.execute(_SPARE)
             link.connection.execute(self._listen_text())
 
@@ -352,6 +361,7 @@ class AsyncWakeups(_Shared):
     async def _prepare(self, link: AsyncLink) -> None:
         self.watch.listening = self._listen and not link.pooled
         if self.watch.listening:
+            link.connection.add_notify_handler(self._note)
             await link.connection.execute(_SPARE)
             await link.connection.execute(self._listen_text())
 

@@ -70,10 +70,12 @@ class Pooler:
         self.directory = directory
         self.port = free_port()
         self.account = server_account()
-        parts = psycopg.conninfo.conninfo_to_dict(dsn)
-        database = parts["dbname"]
-        target = {key: parts[key] for key in ("host", "port", "dbname", "user", "password") if parts.get(key)}
-        target.setdefault("user", psycopg.connect(dsn).info.user if "user" not in target else "")
+        with psycopg.connect(dsn) as connection:
+            info = connection.info
+            database = info.dbname
+            target = {"host": info.host, "port": info.port, "dbname": database, "user": info.user}
+            if info.password:
+                target["password"] = info.password
         self.file = directory / "pgbouncer.ini"
         self.file.write_text(
             CONFIGURATION.format(
@@ -138,11 +140,9 @@ def settings(dsn: str) -> list[dict[str, str]]:
     """Return the settings of every connection that the pooler holds to the server, by taking all of them at once."""
     connections = [psycopg.connect(dsn) for _ in range(SHARED)]
     try:
-        found = []
-        for connection in connections:
-            connection.execute("select pg_backend_pid()")
-            found.append(dict(connection.execute("select name, setting from pg_settings where source = 'session'").fetchall()))
-        return found
+        # Each stays in its transaction, and so on its connection to the server.
+        changed = "select name, setting from pg_settings where source = 'session'"
+        return [dict(connection.execute(changed).fetchall()) for connection in connections]
     finally:
         for connection in connections:
             connection.close()

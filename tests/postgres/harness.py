@@ -12,12 +12,13 @@ import psycopg
 from psycopg.rows import dict_row, tuple_row
 
 from pgqrs_core.config import Config
-from pgqrs_core.effects import Wait
+from pgqrs_core.effects import Execute, Wait
 from pgqrs_core.engine import AsyncEngine, Engine
 from pgqrs_core.events import Draft
 from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Delivery, Queue, QueueOptions
 from pgqrs_core.operations import claim, enqueue, queues
+from pgqrs_core.sql import queries
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -46,12 +47,18 @@ def draft(body: bytes = b"x", queue: str = "jobs", **fields: Any) -> Draft:
 
 
 def outwait(queue: Queue, patience: float = 30.0) -> Op[float]:
-    """Wait until woken; return the patience left, zero if nobody did."""
-    # The first wait ends as soon as producers know of it, as a consumer is to look once more.
-    left: float = yield Wait(queue, patience)
-    if left:
-        left = yield Wait(queue, left)
-    return left
+    """Wait as a consumer does until there is something, without claiming it; return the patience left, zero if none."""
+    while patience > 0:
+        rows = yield Execute(queries["probe"], queues=(queue,))
+        if rows[0][1]:
+            break
+        patience = yield Wait(queue, patience)
+    return patience
+
+
+def sleep_once(queue: Queue, patience: float) -> Op[float]:
+    """Wait without having looked; return the patience left."""
+    return (yield Wait(queue, patience))
 
 
 @contextmanager
