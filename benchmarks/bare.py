@@ -13,8 +13,8 @@ from pgqrs_native import Client
 from psycopg import sql
 
 from pgqrs_core.arrays import ByteaArray, numbers
+from pgqrs_core.drivers.session import session_settings
 from pgqrs_core.drivers.statements import prepare_adapters
-from pgqrs_core.drivers.sync import open_link
 from pgqrs_core.marks import Marks, Seen
 from pgqrs_core.messages import CLAIM_LANES
 from pgqrs_core.operations.claim import new_token
@@ -61,8 +61,8 @@ class Ours:
             queue, schema = client.engine.queue(name), client.engine.schema
         self._body = body
         self._content_type = content_type
-        self.durable = open_link(dsn, target="bench", query_timeout=0, relaxed=False).connection
-        self.relaxed = open_link(dsn, target="bench", query_timeout=0, relaxed=True).connection
+        self.durable, self.relaxed = _open(dsn), _open(dsn)
+        self.relaxed.execute("set synchronous_commit = off")
         self._marks = Marks()
 
         def text(statement: str) -> sql.Composed:
@@ -133,6 +133,14 @@ class Ours:
             "tokens": numbers([row[8] for row in rows]),
         }
         return len(self.durable.execute(statement, params, prepare=True, binary=True).fetchall())
+
+
+def _open(dsn: str) -> psycopg.Connection[Row]:
+    """Connect, and set the session up as the engine does."""
+    connection = psycopg.connect(dsn, autocommit=True)
+    prepare_adapters(connection)
+    connection.execute(session_settings(0).encode())
+    return connection
 
 
 _FLOOR_TABLE: Final = """

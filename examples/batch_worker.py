@@ -22,7 +22,7 @@ with Client() as client:
 
     @worker.batch_handler(QUEUE, dict, count=40)
     def store(messages: Sequence[Message[dict]]) -> list[Exception | None]:
-        # None acks a message, an exception fails it; the others are not touched by it.
+        """Answer None to ack a message, an exception to fail it; the others are not touched by that."""
         sizes.append(len(messages))
         outcomes: list[Exception | None] = []
         for message in messages:

@@ -14,7 +14,7 @@ QUEUE = "example_native_async"
 
 
 async def consume(client: AsyncClient, results: list[int]) -> None:
-    # An idle consumer sleeps until a message is there, or for as long as it cares to wait.
+    """Handle messages for ever. An idle consumer sleeps until there is one, or for as long as it cares to wait."""
     while True:
         async with client.consumer.lease(QUEUE, int, wait=60) as message:
             if message is not None:
@@ -22,6 +22,7 @@ async def consume(client: AsyncClient, results: list[int]) -> None:
 
 
 async def main() -> None:
+    """Let three consumers and some producers meet."""
     async with AsyncClient() as client:
         await client.admin.install()
         await client.admin.create_queue(QUEUE)

@@ -16,10 +16,13 @@ from pgqrs_native import Client
 
 @dataclass
 class Email:
+    """What travels in the queue."""
+
     to: str
 
 
 def deliver(email: Email, attempt: int) -> None:
+    """Stand in for real work."""
     if email.to.startswith("eve"):
         raise ValueError("address refused")
     print(f"{email.to}, attempt {attempt}")

@@ -21,6 +21,7 @@ engine = create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(
 
 
 def place_order(client: Client, session: Session, number: int) -> None:
+    """Store an order and announce it: both or neither."""
     session.execute(text("insert into example_orders values (:number)"), {"number": number})
     client.producer.enqueue(QUEUE, {"order": number}, connection=session)
 

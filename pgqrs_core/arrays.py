@@ -1,7 +1,7 @@
 """PostgreSQL arrays as parameters, built whole.
 
 A driver's own list adaptation looks at every element; at a thousand bodies a batch that cost 7 µs a message,
-more than the server needs to store it. Numbers go as array literals, bodies in the binary format.
+more than the server needs to store it. Numbers and texts go as array literals, bodies in the binary format.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 
-__all__ = ["ByteaArray", "numbers"]
+__all__ = ["ByteaArray", "numbers", "texts"]
 
 _LENGTH = struct.Struct("!i").pack
 # dimensions, whether there are nulls, the oid of bytea, the length, the lower bound
@@ -20,6 +20,18 @@ _BYTEA_OID = 17
 def numbers(values: Iterable[object]) -> str:
     """Return an array literal of numbers, or of other values whose text needs no quotes."""
     return "{" + ",".join(map(str, values)) + "}"
+
+
+def texts(values: Iterable[object]) -> str:
+    """Return an array literal of any values' texts, quoted; None is NULL."""
+    return "{" + ",".join(map(_quoted, values)) + "}"
+
+
+def _quoted(value: object) -> str:
+    if value is None:
+        return "NULL"
+    text = str(value).replace("\\", "\\\\").replace('"', '\\"')
+    return f'"{text}"'
 
 
 class ByteaArray:

@@ -106,9 +106,7 @@ def parse(url: str, source: str | None = None) -> dict[str, str]:
     except (ProgrammingError, UnicodeDecodeError) as error:
         reason = next((ours for theirs, ours in _REASONS if theirs in str(error)), "libpq cannot parse it")
     if reason is not None:
-        raise ConfigurationError(
-            f"database.url must be {_EXPECTED}: {reason}", key="database.url", source=source
-        )
+        raise ConfigurationError(f"database.url must be {_EXPECTED}: {reason}", key="database.url", source=source)
     check(parameters, key="database.url", source=source, is_url=is_url)
     return parameters
 
@@ -130,17 +128,13 @@ def check(
             raise refuse(part, f"the {part} is a whole address; give that as database.url")
         # In a URL this is the tail of a password. Key=value pairs need no encoding: there a database may
         # hold an "@", and a host that begins with one is an abstract Unix socket.
-        if "@" in value and (
-            is_url or (part == "host" and any("@" in item[1:] for item in value.split(",")))
-        ):
+        if "@" in value and (is_url or (part == "host" and any("@" in item[1:] for item in value.split(",")))):
             raise refuse(part, f"there is an '@' in the {part}; {_ENCODE}")
     for port in ports:
         if port and not (re.fullmatch("[0-9]{1,5}", port) and 1 <= int(port) <= 65_535):
             raise refuse("port", f"a port must be a whole number from 1 to 65,535; {_ENCODE}")
     if len(ports) > 1 and len(ports) != len(hosts):
-        raise refuse(
-            "port", f"{len(ports)} ports do not fit {len(hosts)} hosts; give one for all or for each"
-        )
+        raise refuse("port", f"{len(ports)} ports do not fit {len(hosts)} hosts; give one for all or for each")
 
 
 def connect_timeout(parameters: Mapping[str, str], source: str | None = None) -> float | None:

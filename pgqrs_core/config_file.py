@@ -116,7 +116,5 @@ def _scalar(node: yaml.Node, loader: yaml.SafeLoader, label: str, source: str) -
         # whatever it stumbles over. The value may be a secret, so that error stays here.
         values = None
     if values is None:
-        raise ConfigurationError(
-            f"{label} is no value that YAML can read; put it in quotes", key=label, source=source
-        )
+        raise ConfigurationError(f"{label} is no value that YAML can read; put it in quotes", key=label, source=source)
     return values if isinstance(node, yaml.SequenceNode) else values[0]

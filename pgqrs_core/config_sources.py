@@ -157,9 +157,7 @@ def read_arguments(arguments: Mapping[str, object], settings: Settings) -> Level
         if name in settings and isinstance(value, Mapping):
             for key, item in value.items():
                 if key not in settings[name]:
-                    refuse_unknown(
-                        "argument", f"{name}.{key}", [f"{name}.{known}" for known in settings[name]]
-                    )
+                    refuse_unknown("argument", f"{name}.{key}", [f"{name}.{known}" for known in settings[name]])
                 take(name, key, item)
         elif name in sections:
             take(sections[name], name, value)
@@ -191,18 +189,14 @@ def read_environment(env: Mapping[str, str], settings: Settings) -> Level:
     return level
 
 
-def refuse_unknown(
-    source: str, name: str, known: Iterable[str], *, what: str = "key", note: str = ""
-) -> NoReturn:
+def refuse_unknown(source: str, name: str, known: Iterable[str], *, what: str = "key", note: str = "") -> NoReturn:
     """Raise the error about a name that does not exist, with the nearest one that does."""
     names = sorted(known)
     # A beginning of a name says more than likeness does: "user" is the username, not the url.
     near = [longer for longer in names if len(name) > 3 and longer.startswith(name)]
     near = near or difflib.get_close_matches(name[:100], names, n=1, cutoff=0.5)
     hint = "" if note else f"; did you mean {near[0]}?" if near else f"; known are {', '.join(names)}"
-    raise ConfigurationError(
-        f"unknown {what} {quote(name)}{note}{hint}", key=quote(name)[1:-1], source=source
-    )
+    raise ConfigurationError(f"unknown {what} {quote(name)}{note}{hint}", key=quote(name)[1:-1], source=source)
 
 
 def quote(text: str) -> str:

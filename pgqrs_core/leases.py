@@ -65,7 +65,10 @@ class Ledger:
         *,
         age: float = 0.0,
     ) -> None:
-        """Begin to renew leases that were claimed for ``seconds``, ``age`` seconds ago; ``on_lost`` is told if one is lost."""
+        """Begin to renew leases that were claimed for ``seconds``, ``age`` seconds ago.
+
+        ``on_lost`` is told if one is lost.
+        """
         due_at = self._clock() + max(seconds / 3 - age, 0.0)
         for lease in leases:
             self._held[lease] = _Held(queue, seconds, due_at, on_lost)

@@ -57,9 +57,7 @@ def check_marks(manager: pluggy.PluginManager, plugin: object) -> None:
 
 def _check_kind(hook: str, options: Any, function: object) -> None:
     if options.get("wrapper") or options.get("hookwrapper"):
-        raise ContractError(
-            f"{hook} is a wrapper; hooks of pgqrs are called one by one and cannot be wrapped"
-        )
+        raise ContractError(f"{hook} is a wrapper; hooks of pgqrs are called one by one and cannot be wrapped")
     kinds = (inspect.iscoroutinefunction, inspect.isgeneratorfunction, inspect.isasyncgenfunction)
     if any(is_kind(function) for is_kind in kinds):
         raise ContractError(f"{hook} must be a plain function: nobody would await or iterate it")
@@ -94,9 +92,7 @@ def _serializers(offered: object) -> list[Serializer]:
 
 def _adapter(offered: object) -> AdapterInfo:
     if not isinstance(offered, AdapterInfo) or not _is_text(offered.name) or not callable(offered.check):
-        raise ContractError(
-            f"pgqrs_adapters returned {offered!r}, not an AdapterInfo with a name and a check"
-        )
+        raise ContractError(f"pgqrs_adapters returned {offered!r}, not an AdapterInfo with a name and a check")
     return offered
 
 

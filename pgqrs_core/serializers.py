@@ -169,9 +169,7 @@ class SerializerRegistry:
         for plugin, serializer in entries:
             taken = self._by_type.setdefault(serializer.content_type, (plugin, serializer))
             if taken[1] is not serializer:
-                reason = (
-                    f"serializes {serializer.content_type}, as plugin {taken[0]!r} does; block one of them"
-                )
+                reason = f"serializes {serializer.content_type}, as plugin {taken[0]!r} does; block one of them"
                 raise PluginError(plugin, reason)
         # The core's JSON takes whatever it can, so everybody else is asked first; sorted() is stable.
         self._in_turn = sorted(self._by_type.values(), key=lambda entry: type(entry[1]) in _OWN)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from datetime import datetime
 from functools import partial
 from typing import Any, TypeVar, overload
@@ -323,7 +323,13 @@ class AsyncConsumer:
     ) -> Message[T] | None: ...
     @overload
     async def read(
-        self, queue: str, *, lock_time: float | None = ..., wait: float = ..., mismatch: Mismatch = ...
+        self,
+        queue: str,
+        type: Any = ...,
+        *,
+        lock_time: float | None = ...,
+        wait: float = ...,
+        mismatch: Mismatch = ...,
     ) -> Message[Any] | None: ...
 
     async def read(
@@ -354,6 +360,7 @@ class AsyncConsumer:
     async def read_batch(
         self,
         queue: str,
+        type: Any = ...,
         *,
         count: int = ...,
         lock_time: float | None = ...,
@@ -507,6 +514,28 @@ class AsyncConsumer:
         ]
         return scatter(messages, answers)
 
+    @overload
+    def lease(
+        self,
+        queue: str,
+        type: type[T],
+        *,
+        lock_time: float | None = ...,
+        wait: float = ...,
+        archive: bool = ...,
+    ) -> AbstractAsyncContextManager[Message[T] | None]: ...
+
+    @overload
+    def lease(
+        self,
+        queue: str,
+        type: Any = ...,
+        *,
+        lock_time: float | None = ...,
+        wait: float = ...,
+        archive: bool = ...,
+    ) -> AbstractAsyncContextManager[Message[Any] | None]: ...
+
     @asynccontextmanager
     async def lease(
         self,
@@ -525,6 +554,30 @@ class AsyncConsumer:
         async with self.lease_batch(queue, type, count=1, lock_time=lock_time, wait=wait, archive=archive) as messages:
             yield messages[0] if messages else None
 
+    @overload
+    def lease_batch(
+        self,
+        queue: str,
+        type: type[T],
+        *,
+        count: int = ...,
+        lock_time: float | None = ...,
+        wait: float = ...,
+        archive: bool = ...,
+    ) -> AbstractAsyncContextManager[list[Message[T]]]: ...
+
+    @overload
+    def lease_batch(
+        self,
+        queue: str,
+        type: Any = ...,
+        *,
+        count: int = ...,
+        lock_time: float | None = ...,
+        wait: float = ...,
+        archive: bool = ...,
+    ) -> AbstractAsyncContextManager[list[Message[Any]]]: ...
+
     @asynccontextmanager
     async def lease_batch(
         self,
@@ -536,7 +589,10 @@ class AsyncConsumer:
         wait: float = 0.0,
         archive: bool = False,
     ) -> AsyncIterator[list[Message[Any]]]:
-        """Handle several messages in an ``async with`` block; see `lease`. Settle single ones inside it to treat them apart."""
+        """Handle several messages in an ``async with`` block; see `lease`.
+
+        Settle single ones inside it to treat them apart.
+        """
         messages = await self.read_batch(queue, type, count=count, lock_time=lock_time, wait=wait)
         self.hold(messages)
         try:

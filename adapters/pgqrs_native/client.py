@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from datetime import datetime
 from typing import Any, TypeVar, overload
 
@@ -305,7 +305,13 @@ class Consumer:
     ) -> Message[T] | None: ...
     @overload
     def read(
-        self, queue: str, *, lock_time: float | None = ..., wait: float = ..., mismatch: Mismatch = ...
+        self,
+        queue: str,
+        type: Any = ...,
+        *,
+        lock_time: float | None = ...,
+        wait: float = ...,
+        mismatch: Mismatch = ...,
     ) -> Message[Any] | None: ...
 
     def read(
@@ -336,6 +342,7 @@ class Consumer:
     def read_batch(
         self,
         queue: str,
+        type: Any = ...,
         *,
         count: int = ...,
         lock_time: float | None = ...,
@@ -489,6 +496,28 @@ class Consumer:
         ]
         return scatter(messages, answers)
 
+    @overload
+    def lease(
+        self,
+        queue: str,
+        type: type[T],
+        *,
+        lock_time: float | None = ...,
+        wait: float = ...,
+        archive: bool = ...,
+    ) -> AbstractContextManager[Message[T] | None]: ...
+
+    @overload
+    def lease(
+        self,
+        queue: str,
+        type: Any = ...,
+        *,
+        lock_time: float | None = ...,
+        wait: float = ...,
+        archive: bool = ...,
+    ) -> AbstractContextManager[Message[Any] | None]: ...
+
     @contextmanager
     def lease(
         self,
@@ -507,6 +536,30 @@ class Consumer:
         with self.lease_batch(queue, type, count=1, lock_time=lock_time, wait=wait, archive=archive) as messages:
             yield messages[0] if messages else None
 
+    @overload
+    def lease_batch(
+        self,
+        queue: str,
+        type: type[T],
+        *,
+        count: int = ...,
+        lock_time: float | None = ...,
+        wait: float = ...,
+        archive: bool = ...,
+    ) -> AbstractContextManager[list[Message[T]]]: ...
+
+    @overload
+    def lease_batch(
+        self,
+        queue: str,
+        type: Any = ...,
+        *,
+        count: int = ...,
+        lock_time: float | None = ...,
+        wait: float = ...,
+        archive: bool = ...,
+    ) -> AbstractContextManager[list[Message[Any]]]: ...
+
     @contextmanager
     def lease_batch(
         self,
@@ -518,7 +571,10 @@ class Consumer:
         wait: float = 0.0,
         archive: bool = False,
     ) -> Iterator[list[Message[Any]]]:
-        """Handle several messages in a ``with`` block; see `lease`. Settle single ones inside it to treat them apart."""
+        """Handle several messages in a ``with`` block; see `lease`.
+
+        Settle single ones inside it to treat them apart.
+        """
         messages = self.read_batch(queue, type, count=count, lock_time=lock_time, wait=wait)
         self.hold(messages)
         try:

@@ -132,8 +132,8 @@ class Worker:
         """Work until `stop` is called or a signal comes.
 
         With ``signals`` (in the main thread only) SIGTERM and SIGINT stop gracefully: nothing more is claimed, what was
-        not begun goes back at once, and running handlers get ``shutdown_timeout`` seconds; what then still runs goes back
-        too. A second signal raises KeyboardInterrupt at once; leases end by themselves.
+        not begun goes back at once, and running handlers get ``shutdown_timeout`` seconds; what then still runs goes
+        back too. A second signal raises KeyboardInterrupt at once; leases end by themselves.
 
         Raises:
             QueueNotFound: a queue with a handler does not exist.
@@ -365,8 +365,8 @@ class Worker:
     def _signals(self) -> Iterator[None]:
         before: dict[signal.Signals, Any] = {}
 
-        # The thread that a signal interrupts may hold any lock, those of logging and of events included. Only this queue
-        # may be used there; everything else is done by a thread that listens to it.
+        # The thread that a signal interrupts may hold any lock, those of logging and of events included. Only this
+        # queue may be used there; everything else is done by a thread that listens to it.
         caught: queues.SimpleQueue[int | None] = queues.SimpleQueue()
 
         def on_signal(number: int, frame: FrameType | None) -> None:

@@ -44,9 +44,7 @@ def make_directory(directory: Path, account: Account | None) -> None:
         )
 
 
-def initialise(
-    bindir: Path, data: Path, account: Account | None, *, user: str, password: str, durable: bool
-) -> None:
+def initialise(bindir: Path, data: Path, account: Account | None, *, user: str, password: str, durable: bool) -> None:
     """Make a data directory if there is none yet. An interrupted attempt leaves none.
 
     Args:

@@ -138,9 +138,7 @@ class Cluster:
         """
         deadline = time.monotonic() + timeout
         make_directory(self.directory, self.account)
-        initialise(
-            self.bindir, self.data, self.account, user=self.user, password=self.password, durable=self.durable
-        )
+        initialise(self.bindir, self.data, self.account, user=self.user, password=self.password, durable=self.durable)
         started = False
         while (running := self.postmaster()) is None or running.status != "ready":
             if running is None and not started:
@@ -219,9 +217,7 @@ class Cluster:
             drop_impostor(self.data, socket_dir / f".s.PGSQL.{self.port or _DEFAULT_PORT}.lock")
             begin = self._open_log()
             seconds = max(1, int(deadline - time.monotonic()))
-            done = self._pg_ctl(
-                "start", seconds, ["--log", self.log, "--options", arguments], pass_fds=[alive]
-            )
+            done = self._pg_ctl("start", seconds, ["--log", self.log, "--options", arguments], pass_fds=[alive])
         if done:
             with self.log.open("rb") as log:
                 log.seek(max(begin, self.log.stat().st_size - 2000))
@@ -235,9 +231,7 @@ class Cluster:
         """Stop the server, but leave its socket directory for a restart."""
         failure = self._pg_ctl("stop", max(1, int(timeout)), ["--mode", mode])
         if failure and self.postmaster() is not None:
-            raise Unavailable(
-                f"the server in {self.directory} does not stop: {failure}", target=str(self.data)
-            )
+            raise Unavailable(f"the server in {self.directory} does not stop: {failure}", target=str(self.data))
         return not failure
 
     def _pg_ctl(
@@ -285,6 +279,4 @@ class Cluster:
                 if connection.execute(query, [self.database]).fetchone() is None:
                     connection.execute(sql.SQL("create database {}").format(sql.Identifier(self.database)))
         except psycopg.OperationalError as error:
-            raise Unavailable(
-                f"the server in {self.directory} refuses its own password or is gone: {error}"
-            ) from error
+            raise Unavailable(f"the server in {self.directory} refuses its own password or is gone: {error}") from error

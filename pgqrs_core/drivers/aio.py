@@ -53,20 +53,39 @@ async def perform(link: AsyncLink, statements: Statements, effect: Execute, *, t
     query = effect.query
     text = statements.render(effect).named
     try:
-        if link.pooled and connection.pgconn.transaction_status == TransactionStatus.IDLE and effect.params:
-            async with connection.pipeline(), connection.transaction():
-                await connection.execute(session.local_settings(timeout, relaxed=query.relaxed))
-                cursor = await connection.execute(text, effect.params, binary=True)
-        elif query.flags & session.UNUSUAL:
-            async with _special(connection, query.flags, timeout):
+        unusual = query.flags & session.UNUSUAL
+        if link.pooled:
+            return await _perform_pooled(connection, text, effect, timeout)
+        if unusual:
+            async with _special(connection, unusual, timeout):
                 cursor = await connection.execute(text, effect.params or None)
         elif effect.params or effect.queues:
-            cursor = await link.cursor.execute(text, effect.params, prepare=not link.pooled, binary=True)
+            cursor = await link.cursor.execute(text, effect.params or None, prepare=link.prepared is None, binary=True)
         else:
             cursor = await connection.execute(text)
         return await cursor.fetchall() if has_rows(cursor) else NO_ROWS
     except psycopg.Error as error:
         raise translate(error, target=target, broken=connection.broken) from error
+
+
+async def _perform_pooled(
+    connection: psycopg.AsyncConnection[Any], text: bytes, effect: Execute, timeout: float
+) -> Rows:
+    """Run one statement behind a transaction pooler, where a session is lent by the transaction."""
+    query = effect.query
+    settings = session.local_settings(timeout, relaxed=query.relaxed, flags=query.flags)
+    if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+        if query.flags & session.UNUSUAL:
+            await connection.execute(settings)
+        cursor = await connection.execute(text, effect.params or None)
+    elif "alone" in query.flags:
+        cursor = await connection.execute(text)
+    else:
+        # Not in a pipeline: PgBouncer 1.18 at times keeps the server's connection after one.
+        async with connection.transaction():
+            await connection.execute(settings)
+            cursor = await connection.execute(text, effect.params or None, binary=True)
+    return await cursor.fetchall() if has_rows(cursor) else NO_ROWS
 
 
 @asynccontextmanager
@@ -172,9 +191,7 @@ class Connections:
             try:
                 async with _transaction(link, self.target):
                     if link.pooled:
-                        await link.connection.execute(
-                            session.local_settings(self._query_timeout, relaxed=False).encode()
-                        )
+                        await link.connection.execute(session.local_settings(self._query_timeout))
 
                     async def answer(effect: Effect, link: AsyncLink = link) -> Rows:
                         if isinstance(effect, Wait):

@@ -59,16 +59,20 @@ def session_settings(query_timeout: float) -> str:
     return _script(settings)
 
 
-def local_settings(query_timeout: float, *, relaxed: bool) -> str:
+def local_settings(query_timeout: float, *, relaxed: bool = False, flags: frozenset[str] = frozenset()) -> bytes:
     """Return one statement that sets the same for the transaction it stands in."""
     settings = {**_PINNED, "timezone": "UTC", "statement_timeout": f"{round(query_timeout * 1000)}ms"}
+    if "patient" in flags:
+        settings["statement_timeout"] = "0"
+    if "bitmap" in flags:
+        settings["enable_bitmapscan"] = "on"
     if relaxed:
         settings["synchronous_commit"] = "off"
     calls = sql.SQL(", ").join(
         sql.SQL("set_config({}, {}, true)").format(sql.Literal(name), sql.Literal(value))
         for name, value in settings.items()
     )
-    return sql.SQL("select {}").format(calls).as_string(None)
+    return sql.SQL("select {}").format(calls).as_bytes(None)
 
 
 def _script(settings: dict[str, str]) -> str:

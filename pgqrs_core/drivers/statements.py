@@ -19,7 +19,8 @@ from pgqrs_core.sql import Query
 __all__ = ["NO_ROWS", "ByteaArrayDumper", "Statement", "Statements", "has_rows", "prepare_adapters"]
 
 _UNION: Final = sql.SQL("\nunion all\n")
-_PARAMETER: Final = re.compile(r"%\((\w+)\)s")
+#: A parameter, or a percent sign within an identifier, which stands doubled beside parameters.
+_PARAMETER: Final = re.compile(r"%\((\w+)\)s|%%")
 
 
 class ByteaArrayDumper(Dumper):
@@ -43,8 +44,8 @@ class Statement(NamedTuple):
     @classmethod
     def of(cls, text: str) -> Statement:
         """Number the parameters of ``text``."""
-        names = tuple(dict.fromkeys(_PARAMETER.findall(text)))
-        numbered = _PARAMETER.sub(lambda match: f"${names.index(match[1]) + 1}", text)
+        names = tuple(dict.fromkeys(filter(None, _PARAMETER.findall(text))))
+        numbered = _PARAMETER.sub(lambda match: f"${names.index(match[1]) + 1}" if match[1] else "%", text)
         return cls(text.encode(), numbered.encode(), names)
 
 
@@ -68,7 +69,9 @@ class Statements:
             # Deleted queues would pile up here otherwise.
             if len(self._known) > 5_000:
                 self._known.clear()
-            known = self._known[key] = Statement.of(self._compose(effect).as_string(None))
+            text = self._compose(effect).as_string(None)
+            plain = Statement(text.encode(), text.encode(), ())
+            known = self._known[key] = Statement.of(text) if _has_parameters(effect.query) else plain
         return known
 
     def _compose(self, effect: Execute) -> sql.Composable:
@@ -82,7 +85,13 @@ class Statements:
             for key, prefix in (("queue", "q_"), ("archive", "a_"), ("view", "v_")):
                 names[key] = sql.Identifier(self._schema, prefix + queue.suffix)
             names["queue_id"] = sql.Literal(queue.id)
+        if _has_parameters(query):
+            names = {key: sql.SQL(name.as_string(None).replace("%", "%%")) for key, name in names.items()}
         return sql.SQL(query.text).format(**names)
+
+
+def _has_parameters(query: Query) -> bool:
+    return "%(" in query.text
 
 
 def prepare_adapters(context: AdaptContext) -> None:

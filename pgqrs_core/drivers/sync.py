@@ -59,20 +59,37 @@ def perform(link: SyncLink, statements: Statements, effect: Execute, *, timeout:
             if encoded is not None:
                 return link.prepared.execute(statement, *encoded)
         text = statement.named
-        if link.pooled and connection.pgconn.transaction_status == TransactionStatus.IDLE and effect.params:
-            with connection.pipeline(), connection.transaction():
-                connection.execute(session.local_settings(timeout, relaxed=query.relaxed))
-                cursor = connection.execute(text, effect.params, binary=True)
-        elif query.flags & session.UNUSUAL:
-            with _special(connection, query.flags, timeout):
+        unusual = query.flags & session.UNUSUAL
+        if link.pooled:
+            return _perform_pooled(connection, text, effect, timeout)
+        if unusual:
+            with _special(connection, unusual, timeout):
                 cursor = connection.execute(text, effect.params or None)
         elif effect.params or effect.queues:
-            cursor = link.cursor.execute(text, effect.params, prepare=not link.pooled, binary=True)
+            cursor = link.cursor.execute(text, effect.params or None, prepare=link.prepared is None, binary=True)
         else:
             cursor = connection.execute(text)
         return cursor.fetchall() if has_rows(cursor) else NO_ROWS
     except psycopg.Error as error:
         raise translate(error, target=target, broken=connection.broken) from error
+
+
+def _perform_pooled(connection: psycopg.Connection[Any], text: bytes, effect: Execute, timeout: float) -> Rows:
+    """Run one statement behind a transaction pooler, where a session is lent by the transaction."""
+    query = effect.query
+    settings = session.local_settings(timeout, relaxed=query.relaxed, flags=query.flags)
+    if connection.pgconn.transaction_status != TransactionStatus.IDLE:
+        if query.flags & session.UNUSUAL:
+            connection.execute(settings)
+        cursor = connection.execute(text, effect.params or None)
+    elif "alone" in query.flags:
+        cursor = connection.execute(text)
+    else:
+        # Not in a pipeline: PgBouncer 1.18 at times keeps the server's connection after one.
+        with connection.transaction():
+            connection.execute(settings)
+            cursor = connection.execute(text, effect.params or None, binary=True)
+    return cursor.fetchall() if has_rows(cursor) else NO_ROWS
 
 
 @contextmanager
@@ -125,6 +142,9 @@ def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed: bool
         connection.close()
         raise cannot_connect(error, target=target) from error
     prepared = Prepared(connection) if not pooled and is_usable() else None
+    if prepared is not None:
+        # What psycopg prepares it deallocates after a rollback or a DROP, and ours with it.
+        connection.prepare_threshold = None
     return Link(connection, connection.cursor(), pooled=pooled, relaxed=relaxed, prepared=prepared)
 
 
@@ -175,7 +195,7 @@ class Connections:
             try:
                 with _transaction(link, self.target):
                     if link.pooled:
-                        link.connection.execute(session.local_settings(self._query_timeout, relaxed=False).encode())
+                        link.connection.execute(session.local_settings(self._query_timeout))
 
                     def answer(effect: Effect, link: SyncLink = link) -> Rows:
                         if isinstance(effect, Wait):

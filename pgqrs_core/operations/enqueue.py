@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
-from pgqrs_core.arrays import ByteaArray, numbers
+from pgqrs_core.arrays import ByteaArray, numbers, texts
 from pgqrs_core.effects import Execute, Op
 from pgqrs_core.errors import BodyTooLarge, EnqueueUnknown, PgqrsError, Unavailable
 from pgqrs_core.messages import MAX_PRIORITY, MAX_SECONDS, Queue, check_number, delayed_lane, encode_headers
@@ -97,8 +97,7 @@ def _insert(queue: Queue, drafts: Sequence[Draft]) -> Execute:
             }
             return Execute(queries["enqueue_plain"], params, queue)
         return Execute(queries["enqueue_one"], {**_common(first), "body": first.body}, queue)
-    shape = _shape(first)
-    if all(_shape(draft) == shape for draft in drafts):
+    if _are_alike(drafts):
         bodies = ByteaArray([draft.body for draft in drafts])
         return Execute(queries["enqueue_alike"], {**_common(first), "bodies": bodies}, queue)
     return Execute(
@@ -106,17 +105,29 @@ def _insert(queue: Queue, drafts: Sequence[Draft]) -> Execute:
         {
             "lanes": numbers(map(_lane, drafts)),
             "priorities": numbers(draft.priority for draft in drafts),
-            "ats": [draft.at for draft in drafts],
-            "delays": [draft.delay or None for draft in drafts],
-            "ttls": [draft.ttl for draft in drafts],
-            "content_types": [draft.content_type for draft in drafts],
-            "headers": [encode_headers(draft.headers) for draft in drafts],
+            "ats": texts(draft.at for draft in drafts),
+            "delays": texts(draft.delay or None for draft in drafts),
+            "ttls": texts(draft.ttl for draft in drafts),
+            "content_types": texts(draft.content_type for draft in drafts),
+            "headers": texts(encode_headers(draft.headers) for draft in drafts),
             "bodies": ByteaArray([draft.body for draft in drafts]),
         },
         queue,
     )
 
 
+def _are_alike(drafts: Sequence[Draft]) -> bool:
+    """Tell whether drafts differ in their bodies alone."""
+    first = drafts[0]
+    shape = _shape(first)
+    if any(_shape(draft) != shape for draft in drafts):
+        return False
+    if all(draft.headers is first.headers for draft in drafts):
+        return True
+    # Compared as text: to Python {"n": 1} and {"n": True} are equal.
+    headers = encode_headers(first.headers)
+    return all(encode_headers(draft.headers) == headers for draft in drafts)
+
+
 def _shape(draft: Draft) -> tuple[object, ...]:
-    # Headers as text: to Python {"n": 1} and {"n": True} are equal.
-    return (draft.priority, draft.delay, draft.at, draft.ttl, draft.content_type, encode_headers(draft.headers))
+    return (draft.priority, draft.delay, draft.at, draft.ttl, draft.content_type)

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
-from pgqrs_core.arrays import numbers
+from pgqrs_core.arrays import numbers, texts
 from pgqrs_core.effects import Execute, Op, Rows
 from pgqrs_core.errors import ArchiveDisabled
 from pgqrs_core.messages import DEAD_LANE, MAX_SECONDS, Lease, Queue, check_number
@@ -78,7 +78,7 @@ def nack(queue: Queue, failures: Sequence[Failure], doorbell: Doorbell | None = 
             "max_attempts": queue.options.max_attempts,
             "delays": numbers(float(failure.delay) for failure in chosen),
             "burials": numbers("t" if failure.bury else "f" for failure in chosen),
-            "errors": [_error_text(failure.error) for failure in chosen],
+            "errors": texts(_error_text(failure.error) for failure in chosen),
         }
 
     fates: dict[Lease, Fate] = {}

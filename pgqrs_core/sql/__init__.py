@@ -26,7 +26,7 @@ class Query:
 
     Flags stand behind the name. ``relaxed``: its commit may be lost in a crash of the server without harm, so it need
     not wait for the disk. ``patient``: it may take longer than the query timeout. ``bitmap``: it wants the bitmap
-    scans that are switched off for everything else.
+    scans that are switched off for everything else. ``alone``: it refuses to run inside a transaction.
     """
 
     name: str

@@ -225,5 +225,5 @@ delete from {schema}.waiters where until < statement_timestamp() - interval '1 h
 select coalesce(n_dead_tup, 0) from pg_catalog.pg_stat_all_tables
 where schemaname = %(schema)s and relname = %(table)s;
 
--- name: vacuum patient
+-- name: vacuum patient alone
 vacuum (skip_locked, truncate off) {queue};

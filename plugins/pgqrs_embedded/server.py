@@ -256,8 +256,6 @@ def _password(directory: Path, *, create: bool = False) -> str:
     try:
         return path.read_text(encoding="utf-8").strip()
     except FileNotFoundError as error:
-        raise ConfigurationError(
-            f"{path} is missing, so nobody can log in to the server of {directory}"
-        ) from error
+        raise ConfigurationError(f"{path} is missing, so nobody can log in to the server of {directory}") from error
     except PermissionError as error:
         raise ConfigurationError(f"{directory} belongs to another user") from error

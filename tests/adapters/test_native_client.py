@@ -114,7 +114,7 @@ def test_names_that_no_queue_may_have_are_refused(client: Any, name: str) -> Non
     assert client.admin.list_queues() == []
 
 
-NAMES = ["a.b", "a b", "a_b", "A_B", "a-b", 'q"uo\'te', "ü€📬", '"; drop table x; --', "%s", "{queue}", "x" * 255]
+NAMES = ["a.b", "a b", "a_b", "A_B", "a-b", "q\"uo'te", "ü€📬", '"; drop table x; --', "%s", "{queue}", "x" * 255]
 
 
 def test_queue_names_are_data_and_distinct_names_stay_distinct(client: Any) -> None:
@@ -470,12 +470,7 @@ OUT_OF_RANGE = [
     ({"headers": [1]}, "headers", "dict"),
     ({"headers": {1: 2}}, "headers", "text keys"),
     ({"headers": {"a": {1, 2}}}, "headers", "JSON"),
-    pytest.param(
-        {"headers": {"a": float("nan")}},
-        "headers",
-        "JSON",
-        marks=pytest.mark.xfail(reason="core's encode_headers writes NaN, which PostgreSQL's json refuses (22P02)"),
-    ),
+    ({"headers": {"a": float("nan")}}, "headers", "JSON"),
 ]
 
 

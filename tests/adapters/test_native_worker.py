@@ -550,9 +550,7 @@ def test_a_handler_that_outlasts_the_limit_has_its_message_given_back(native: Na
     assert (again.payload, again.attempt) == (1, 2)
 
 
-def test_what_waits_for_a_dead_server_does_not_hold_up_the_end(
-    native: Native, pgqrs_private_cluster: Cluster
-) -> None:
+def test_what_waits_for_a_dead_server_does_not_hold_up_the_end(native: Native, pgqrs_private_cluster: Cluster) -> None:
     client = native.client(pgqrs_private_cluster.dsn)
     client.admin.install()
     client.admin.create_queue("jobs")
@@ -772,7 +770,8 @@ def test_a_worker_outlives_the_end_of_all_its_connections(
 ) -> None:
     with counting(native, client, jobs) as seen, psycopg.connect(pgqrs_dsn, autocommit=True) as connection:
         for number in range(3):
-            client.producer.enqueue(jobs, number)
+            # A new producer: an old one may not have noticed yet, and would rightly say that it does not know.
+            native.client().producer.enqueue(jobs, number)
             seen.wait_for(number + 1)
             eventually(lambda: connection.execute("select from pgqrs.waiters").rowcount)
             assert terminate_others(connection)
@@ -809,9 +808,7 @@ def test_an_ack_that_could_not_be_written_is_written_later(
 
 
 @pytest.mark.parametrize("how", ["fast", "immediate"])
-def test_a_worker_outlives_a_restart_of_the_server(
-    native: Native, pgqrs_private_cluster: Cluster, how: Any
-) -> None:
+def test_a_worker_outlives_a_restart_of_the_server(native: Native, pgqrs_private_cluster: Cluster, how: Any) -> None:
     client = native.client(pgqrs_private_cluster.dsn)
     client.admin.install()
     client.admin.create_queue("jobs")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import shutil
@@ -15,6 +16,7 @@ from typing import Any
 import psycopg
 import pytest
 from pgqrs_native import Client
+from psycopg.rows import dict_row
 
 from pgqrs_core.cluster import server_account
 from pgqrs_core.drivers import session
@@ -37,9 +39,10 @@ auth_type = any
 pool_mode = transaction
 default_pool_size = {shared}
 max_client_conn = 100
+admin_users = anybody
 logfile = {directory}/pgbouncer.log
 server_tls_sslmode = prefer
-query_wait_timeout = 30
+query_wait_timeout = 20
 """
 
 
@@ -102,6 +105,18 @@ class Pooler:
             extra_groups=[] if self.account else None,
         )
         eventually(lambda: answers(self.dsn))
+
+    def lent(self) -> int:
+        """Return how many connections to the server are lent to clients at present."""
+        console = psycopg.connect(
+            f"host=127.0.0.1 port={self.port} dbname=pgbouncer user=anybody",
+            autocommit=True,
+            cursor_factory=psycopg.ClientCursor,
+            row_factory=dict_row,
+        )
+        # It knows no transactions, so the connection is closed by hand.
+        with contextlib.closing(console), console.cursor() as cursor:
+            return sum(pool["sv_active"] for pool in cursor.execute("show pools") if pool["database"] != "pgbouncer")
 
     def stop(self) -> None:
         assert self._process is not None
@@ -206,6 +221,14 @@ def test_leases_are_fenced_and_renewed(native: Native, client: Any, pooler: Pool
         assert other.consumer.read("jobs", wait=1.2) is None
 
 
+def test_an_idle_client_keeps_no_connection_from_others(client: Any, pooler: Pooler) -> None:
+    for number in range(30):
+        client.producer.enqueue("jobs", number)
+        assert client.consumer.read("jobs") is not None
+
+        eventually(lambda: pooler.lent() == 0)
+
+
 def test_the_callers_transaction_may_go_through_the_pooler(client: Any, pooler: Pooler) -> None:
     with Client(pooler.dsn) as blocking:
         blocking.producer.enqueue("jobs", "old")
@@ -237,9 +260,7 @@ def test_an_idle_consumer_gets_what_is_enqueued_meanwhile(native: Native, client
     assert seen.items == [0, 1, 2]
 
 
-def test_a_producer_behind_the_pooler_wakes_a_consumer_that_is_not(
-    native: Native, client: Any, pgqrs_dsn: str
-) -> None:
+def test_a_producer_behind_the_pooler_wakes_a_consumer_that_is_not(native: Native, client: Any, pgqrs_dsn: str) -> None:
     seen = Seen()
     direct = native.client()
     worker = native.worker(direct)

@@ -56,6 +56,12 @@ def play(op: Op[Any], *replies: Any) -> Played:
         return Played(effects, end.value)
 
 
+def elements(literal: str) -> list[str | None]:
+    """Return the elements of an array literal of texts; its quoting is that of JSON."""
+    found: list[str | None] = msgspec.json.decode("[" + literal[1:-1].replace("NULL", "null") + "]")
+    return found
+
+
 def make_queue(name: str = "jobs", number: int = 7, **options: Any) -> Queue:
     """A queue as if it had been read from its table."""
     return Queue(number, name, name, QueueOptions(**options))

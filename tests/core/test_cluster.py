@@ -48,9 +48,7 @@ def ask(dsn: str, query: LiteralString) -> object:
 
 
 @pytest.mark.parametrize("mode", ["fast", "immediate"])
-def test_a_restart_keeps_committed_rows_and_the_connection_url(
-    pgqrs_private_cluster: Cluster, mode: str
-) -> None:
+def test_a_restart_keeps_committed_rows_and_the_connection_url(pgqrs_private_cluster: Cluster, mode: str) -> None:
     """Also ``immediate``, which leaves the data directory as a crash would."""
     cluster = pgqrs_private_cluster
     before = cluster.dsn
@@ -181,9 +179,7 @@ def test_a_port_out_of_range_is_refused(port: int, tmp_path: Path) -> None:
         Cluster(tmp_path, tmp_path, password="p", port=port)
 
 
-def test_a_server_that_cannot_start_shows_the_end_of_its_log(
-    pgqrs_bindir: Path, open_directory: Path
-) -> None:
+def test_a_server_that_cannot_start_shows_the_end_of_its_log(pgqrs_bindir: Path, open_directory: Path) -> None:
     cluster = Cluster(
         pgqrs_bindir,
         open_directory / "server",
@@ -240,9 +236,7 @@ def test_a_foreign_directory_is_not_touched(pgqrs_bindir: Path, open_directory: 
     assert (open_directory / "data" / "letter").read_text() == "dear"
 
 
-def test_a_path_too_long_or_too_odd_for_a_socket_gets_a_short_one(
-    pgqrs_bindir: Path, open_directory: Path
-) -> None:
+def test_a_path_too_long_or_too_odd_for_a_socket_gets_a_short_one(pgqrs_bindir: Path, open_directory: Path) -> None:
     home = open_directory / ("a long, odd name " * 8).strip()
     cluster = Cluster(pgqrs_bindir, home, password="p", durable=False)
 
@@ -257,9 +251,7 @@ def test_a_path_too_long_or_too_odd_for_a_socket_gets_a_short_one(
     assert not socket_dir.exists()
 
 
-@pytest.mark.skipif(
-    os.geteuid() != 0, reason="only root can make a directory that another account cannot enter"
-)
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can make a directory that another account cannot enter")
 def test_a_directory_closed_to_the_account_is_an_error_and_stays_closed(open_directory: Path) -> None:
     closed = open_directory / "closed"
     closed.mkdir(mode=0o700)
@@ -304,9 +296,7 @@ def test_nothing_stays_behind_when_a_test_run_is_killed(pgqrs_bindir: Path) -> N
         "    signal.pause()\n"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([str(HOME), *sys.path])}
-    with subprocess.Popen(
-        [sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment
-    ) as run:
+    with subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE, text=True, env=environment) as run:
         assert run.stdout is not None
         directory, _ = run.stdout.readline().split()
         run.kill()
@@ -316,9 +306,7 @@ def test_nothing_stays_behind_when_a_test_run_is_killed(pgqrs_bindir: Path) -> N
         subprocess.run(["/bin/sh", "-c", poll, "sh", directory], check=True, timeout=60)
 
 
-def test_the_programs_of_an_environment_variable_come_first(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_programs_of_an_environment_variable_come_first(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "initdb").touch()
     monkeypatch.setenv("PGQRS_TEST_BINDIR", str(tmp_path))
     assert find_bindir() == tmp_path

@@ -84,9 +84,7 @@ def parameters(config: Config) -> dict[str, Any]:
     return dict(conninfo_to_dict(config.conninfo()))
 
 
-def failure(
-    text: str | None = None, env: Mapping[str, str] | None = None, /, **overrides: Any
-) -> ConfigurationError:
+def failure(text: str | None = None, env: Mapping[str, str] | None = None, /, **overrides: Any) -> ConfigurationError:
     with pytest.raises(ConfigurationError) as caught:
         load(text, env, **overrides)
     return caught.value
@@ -499,9 +497,7 @@ def test_one_host_over_a_url_with_two_ports_needs_a_port() -> None:
 def test_an_embedded_address_has_no_parts_to_change() -> None:
     error = failure("database: {url: 'embedded:///srv/data'}", {"PGQRS_DATABASE_HOST": "x"})
 
-    assert str(error).startswith(
-        "environment variable PGQRS_DATABASE_HOST: database.host cannot change part of"
-    )
+    assert str(error).startswith("environment variable PGQRS_DATABASE_HOST: database.host cannot change part of")
 
 
 def test_an_embedded_address_is_kept_for_its_plugin_to_resolve() -> None:
@@ -510,13 +506,9 @@ def test_an_embedded_address_is_kept_for_its_plugin_to_resolve() -> None:
     assert config.embedded
     assert not Config().embedded
     assert config.target == "embedded:///srv/data"
-    with pytest.raises(
-        ConfigurationError, match="embedded:///srv/data names a server that must be started first"
-    ):
+    with pytest.raises(ConfigurationError, match="embedded:///srv/data names a server that must be started first"):
         config.conninfo()
-    assert (
-        load("database: {url: 'embedded://x'}", connection_timeout_seconds=3).database.url == "embedded://x"
-    )
+    assert load("database: {url: 'embedded://x'}", connection_timeout_seconds=3).database.url == "embedded://x"
 
 
 @pytest.mark.parametrize("scheme", ["postgresql", "postgres", "pgqrs", "PGQRS", "PostgreSQL"])
@@ -556,9 +548,7 @@ def test_everything_that_the_url_says_is_kept() -> None:
         "fallback_application_name": "x",
         "connect_timeout": "4",
     }
-    encoded = "&".join(
-        f"{key}={value.replace(' ', '%20').replace('=', '%3D')}" for key, value in query.items()
-    )
+    encoded = "&".join(f"{key}={value.replace(' ', '%20').replace('=', '%3D')}" for key, value in query.items())
 
     config = load(url=f"postgresql://h1,h2:2/d?{encoded}")
 
@@ -714,9 +704,7 @@ def test_a_broken_file_does_not_show_its_password(text: str) -> None:
 def test_a_numeric_password_is_refused_without_showing_it() -> None:
     error = failure("database:\n  password: 31337")
 
-    assert (
-        str(error) == "pgqrs.yaml, line 2: database.password must be text, not this number; put it in quotes"
-    )
+    assert str(error) == "pgqrs.yaml, line 2: database.password must be text, not this number; put it in quotes"
 
 
 @pytest.mark.parametrize(
@@ -779,16 +767,8 @@ PIECES = st.sampled_from(
 )
 YAML_TEXT = st.lists(PIECES | st.text(max_size=5), max_size=30).map("".join)
 TREES = st.recursive(
-    st.none()
-    | st.booleans()
-    | st.integers()
-    | st.floats()
-    | st.text(max_size=20)
-    | st.dates()
-    | st.binary(max_size=5),
-    lambda inner: (
-        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3)
-    ),
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20) | st.dates() | st.binary(max_size=5),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=5) | st.integers(), inner, max_size=3),
     max_leaves=5,
 )
 KEYED = st.dictionaries(

@@ -33,15 +33,12 @@ class Installer:
         self.folder = folder
         self.modules: list[str] = []
 
-    def __call__(
-        self, name: str, body: str, *, distribution: str | None = None, version: str = "1.2"
-    ) -> None:
+    def __call__(self, name: str, body: str, *, distribution: str | None = None, version: str = "1.2") -> None:
         """Install a distribution whose plugin ``name`` is a module of this body."""
         distribution = distribution or f"dist-{name}"
         module = re.sub(r"\W", "_", distribution)
         (self.folder / f"{module}.py").write_text(
-            "from pgqrs_core.hookspecs import AdapterInfo, MigrationSource, hookimpl\n"
-            + textwrap.dedent(body)
+            "from pgqrs_core.hookspecs import AdapterInfo, MigrationSource, hookimpl\n" + textwrap.dedent(body)
         )
         info = self.folder / f"{module}-{version}.dist-info"
         info.mkdir()
@@ -235,9 +232,7 @@ def test_the_core_entry_point_is_recognised_as_what_is_loaded_already(install: I
 
 def test_damaged_metadata_does_not_stop_the_loading(install: Installer) -> None:
     install("good", GOOD)
-    (install.folder / "dist_good-1.2.dist-info" / "METADATA").write_text(
-        "Metadata-Version: 2.1\nName: dist-good\n"
-    )
+    (install.folder / "dist_good-1.2.dist-info" / "METADATA").write_text("Metadata-Version: 2.1\nName: dist-good\n")
 
     assert LoadedPlugin("good", "dist-good", "?", ("pgqrs_after_enqueue",)) in Plugins.load().loaded
 
@@ -470,9 +465,7 @@ def test_an_error_of_a_transforming_hook_fails_the_operation_and_names_the_plugi
 def test_a_draft_that_cannot_be_written_is_the_fault_of_the_plugin_that_left_it(
     attribute: str, value: object, reason: str
 ) -> None:
-    plugins = with_plugins(
-        bad=plugin(before_enqueue=lambda batch: setattr(batch.drafts[-1], attribute, value))
-    )
+    plugins = with_plugins(bad=plugin(before_enqueue=lambda batch: setattr(batch.drafts[-1], attribute, value)))
 
     with pytest.raises(PluginError, match=rf"'bad'.*{reason}"):
         plugins.hooks.before_enqueue(drafts(b"1", b"2"))

@@ -161,9 +161,7 @@ def test_the_same_types_survive_beside_a_nan_and_a_surrogate() -> None:
         raw: bytes
         exact: Decimal
 
-    reading = Reading(
-        datetime.now(timezone.utc), uuid.uuid4(), {7: math.nan}, "\ud800\0", b"\xff", Decimal("0.1")
-    )
+    reading = Reading(datetime.now(timezone.utc), uuid.uuid4(), {7: math.nan}, "\ud800\0", b"\xff", Decimal("0.1"))
 
     assert repr(json.decode(json.encode(reading), Reading)) == repr(reading)
 
@@ -358,9 +356,7 @@ class Upper:
 
 
 def registry(*others: Serializer) -> SerializerRegistry:
-    return SerializerRegistry(
-        [("json", json), ("json", BytesSerializer()), *(("other", one) for one in others)]
-    )
+    return SerializerRegistry([("json", json), ("json", BytesSerializer()), *(("other", one) for one in others)])
 
 
 def test_others_are_asked_before_the_core_and_the_core_takes_the_rest() -> None:

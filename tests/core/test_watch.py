@@ -10,7 +10,7 @@ from by_hand import make_queue
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from pgqrs_core.watch import LINGER, MARK_SECONDS, POLL, QUICK, RENEW, Agenda, Watch
+from pgqrs_core.watch import LINGER, MARK_SECONDS, POLL, QUICK, RENEW, Agenda, Party, Watch
 
 if TYPE_CHECKING:
     from pgqrs_core.messages import Queue
@@ -345,6 +345,54 @@ class TestProbing:
         desk.run(20)
 
         assert not desk.watch.is_stale()
+
+
+class TestParties:
+    """One waiter on several queues."""
+
+    def test_it_looks_once_more_when_all_its_queues_are_marked(self, desk: Desk) -> None:
+        desk.settle(A)
+        party = Party(desk.watch, [A, B])
+        assert not party.is_over()
+
+        desk.step()
+
+        assert party.is_over()
+
+    def test_it_is_told_to_look_where_it_had_not_been_marked(self, desk: Desk) -> None:
+        desk.settle(A)
+        party = Party(desk.watch, [A, B])
+        desk.step()
+
+        assert party.where() == [B]
+
+    def test_it_sleeps_until_there_is_news_of_one_and_looks_there(self, desk: Desk) -> None:
+        for queue in (A, B):
+            desk.settle(queue)
+        party = Party(desk.watch, [A, B])
+        assert not party.is_over()
+
+        desk.watch.rang(B.id)
+
+        assert party.is_over()
+        assert party.where() == [B]
+
+    def test_it_leaves_all_its_queues(self, desk: Desk) -> None:
+        party = Party(desk.watch, [A, B])
+        desk.run(0.1)
+        party.leave()
+
+        desk.run(LINGER + 0.1)
+
+        assert desk.watch.marks() == []
+
+    def test_a_lost_connection_ends_the_sleep(self, desk: Desk) -> None:
+        desk.settle(A)
+        party = Party(desk.watch, [A])
+
+        desk.watch.lost()
+
+        assert party.is_over()
 
 
 ACTIONS = st.lists(

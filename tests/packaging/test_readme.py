@@ -9,13 +9,13 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pgqrs_native
 import psycopg
 import pytest
+from pgqrs_native import Client, Worker
 
-import pgqrs_native
 from pgqrs_core import Plugins
 from pgqrs_core.events import Draft, EnqueueBatch
-from pgqrs_native import Client, Worker
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -79,7 +79,11 @@ def test_the_quick_start_of_the_command_works_as_written(pgqrs_dsn: str, tmp_pat
     text = block("sh", "queue create my_queue")
     lines = [line for line in text.splitlines() if line.startswith("pgqrs ")]
     assert len(lines) == 5
-    environment = {**os.environ, "DATABASE_URL": pgqrs_dsn, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    environment = {
+        **os.environ,
+        "DATABASE_URL": pgqrs_dsn,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
 
     done = subprocess.run(
         ["bash", "-ec", "\n".join(lines)], env=environment, cwd=tmp_path, capture_output=True, text=True, check=False
@@ -94,7 +98,9 @@ def test_the_plugin_works_as_written():
     names: dict[str, Any] = {}
     exec(source, names)
     plugins = Plugins.core()
-    plugins.register(type("audit", (), {"pgqrs_before_enqueue": staticmethod(names["pgqrs_before_enqueue"])})(), "audit")
+    plugins.register(
+        type("audit", (), {"pgqrs_before_enqueue": staticmethod(names["pgqrs_before_enqueue"])})(), "audit"
+    )
     batch = EnqueueBatch("q", "native", [Draft("q", b"", "application/octet-stream")])
 
     plugins.hooks.before_enqueue(batch)
@@ -110,7 +116,9 @@ def test_the_continuous_integration_runs_the_readmes_test_command():
     assert "readme_test_command" in (ROOT / ".ci" / "run").read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md")), ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", sorted(ROOT.glob("*.md")) + sorted(ROOT.glob("docs/**/*.md")), ids=lambda page: page.name
+)
 def test_the_links_of_a_page_lead_somewhere(page: Path):
     links = re.findall(r"\]\(([^)#:]+)(?:#[^)]*)?\)", page.read_text(encoding="utf-8"))
 
@@ -130,5 +138,3 @@ def test_the_queries_of_the_sql_page_run(pgqrs_dsn: str):
             connection.execute(statement.encode())
 
     assert len(statements) == 4
-
-

