@@ -394,7 +394,8 @@ class AsyncConsumer:
         """
         engine = self._engine
         check_read(engine.config, type, count=count, lock_time=lock_time, wait=wait, mismatch=mismatch)
-        marks = self._marks.take(queue)
+        number = (await engine.queue(queue)).id
+        marks = self._marks.take(number)
         try:
             return await engine.on(
                 queue,
@@ -408,7 +409,7 @@ class AsyncConsumer:
                 plugins=engine.plugins,
             )
         finally:
-            self._marks.give(queue, marks)
+            self._marks.give(number, marks)
 
     async def dequeue(self, message: Message[Any], *, connection: object = None) -> None:
         """Remove a handled message; with ``connection``, in its transaction.

@@ -182,13 +182,13 @@ class AsyncWorker:
         limit = min(room, _CLAIM)
         queue = await engine.queue(name)
         lease = queue.options.lease_seconds
-        marks = self._marks.take(name)
+        marks = self._marks.take(queue.id)
         try:
             found = await engine.on(
                 name, incoming, marks, limit=limit, lease=lease, patience=0.0, plugins=engine.plugins, adapter=ADAPTER
             )
         finally:
-            self._marks.give(name, marks)
+            self._marks.give(queue.id, marks)
         if not found:
             return False
         tasks, refused = sort_out(

@@ -376,7 +376,8 @@ class Consumer:
         """
         engine = self._engine
         check_read(engine.config, type, count=count, lock_time=lock_time, wait=wait, mismatch=mismatch)
-        marks = self._marks.take(queue)
+        number = engine.queue(queue).id
+        marks = self._marks.take(number)
         try:
             return engine.on(
                 queue,
@@ -390,7 +391,7 @@ class Consumer:
                 plugins=engine.plugins,
             )
         finally:
-            self._marks.give(queue, marks)
+            self._marks.give(number, marks)
 
     def dequeue(self, message: Message[Any], *, connection: object = None) -> None:
         """Remove a handled message; with ``connection``, in its transaction.

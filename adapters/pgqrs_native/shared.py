@@ -38,20 +38,20 @@ class MarksShelf:
     """The low-water marks that this process has learnt, per queue; one set per claim at a time."""
 
     def __init__(self) -> None:
-        self._free: defaultdict[str, list[Marks]] = defaultdict(list)
+        self._free: defaultdict[int, list[Marks]] = defaultdict(list)
 
-    def take(self, queue: str) -> Marks:
-        """Return marks for a claim on ``queue``."""
-        free = self._free[queue]
+    def take(self, queue_id: int) -> Marks:
+        """Return marks for a claim. By number, for a queue that is created anew begins with low ids again."""
+        free = self._free[queue_id]
         # Threads may race for the last one.
         try:
             return free.pop()
         except IndexError:
             return Marks()
 
-    def give(self, queue: str, marks: Marks) -> None:
+    def give(self, queue_id: int, marks: Marks) -> None:
         """Keep what a claim has learnt."""
-        self._free[queue].append(marks)
+        self._free[queue_id].append(marks)
 
 
 def queue_options(config: Config, options: dict[str, Any]) -> QueueOptions:

@@ -263,7 +263,7 @@ def test_the_callers_session_is_left_as_it_was(client: Client, pgqrs_dsn: str) -
     assert after == before
 
 
-@pytest.mark.parametrize("wrong", [5, "postgresql://x", object()], ids=repr)
+@pytest.mark.parametrize("wrong", [5, "postgresql://x", object()], ids=lambda thing: type(thing).__name__)
 def test_what_is_no_connection_is_refused_with_what_would_be(client: Client, wrong: object) -> None:
     with pytest.raises(InvalidArgument, match="a psycopg connection, a SQLAlchemy Connection or Session") as caught:
         client.producer.enqueue("jobs", 1, connection=wrong)
