@@ -32,7 +32,7 @@ _RETRY: Final = 0.5
 
 
 class Renewal(NamedTuple):
-    """Leases of one queue that are due together."""
+    """Leases of one queue that are due together, as many as one statement renews."""
 
     queue: Queue
     seconds: float
@@ -86,7 +86,12 @@ class Ledger:
             if held.due_at <= now + held.seconds / 12:
                 key = held.queue.id, held.seconds
                 groups.setdefault(key, Renewal(held.queue, held.seconds, [])).leases.append(lease)
-        return [group for group in groups.values() if min(self._held[x].due_at for x in group.leases) <= now]
+        ripe = (group for group in groups.values() if min(self._held[x].due_at for x in group.leases) <= now)
+        return [
+            group._replace(leases=group.leases[start : start + _PAGE])
+            for group in ripe
+            for start in range(0, len(group.leases), _PAGE)
+        ]
 
     def next_at(self) -> float | None:
         """Return when the next renewal is due, on the ledger's clock."""
@@ -179,19 +184,17 @@ class LeaseKeeper:
                 self._renew(renewal)
 
     def _renew(self, renewal: Renewal) -> None:
-        for start in range(0, len(renewal.leases), _PAGE):
-            page = renewal._replace(leases=renewal.leases[start : start + _PAGE])
-            try:
-                kept = self._engine.run(extend, page.queue, page.leases, page.seconds)
-            except PgqrsError as error:
-                _log.warning("%d leases could not be renewed yet: %s", len(page.leases), error)
-                with self._changed:
-                    self._ledger.failed(page)
-                continue
+        try:
+            kept = self._engine.run(extend, renewal.queue, renewal.leases, renewal.seconds)
+        except PgqrsError as error:
+            _log.warning("%d leases could not be renewed yet: %s", len(renewal.leases), error)
             with self._changed:
-                told = self._ledger.renewed(page, kept)
-            for tell, lease in told:
-                tell(lease)
+                self._ledger.failed(renewal)
+            return
+        with self._changed:
+            told = self._ledger.renewed(renewal, kept)
+        for tell, lease in told:
+            tell(lease)
 
 
 class AsyncLeaseKeeper:
@@ -243,13 +246,11 @@ class AsyncLeaseKeeper:
                 await asyncio.wait_for(self._changed.wait(), max(next_at - time.monotonic(), 0.001))
 
     async def _renew(self, renewal: Renewal) -> None:
-        for start in range(0, len(renewal.leases), _PAGE):
-            page = renewal._replace(leases=renewal.leases[start : start + _PAGE])
-            try:
-                kept = await self._engine.run(extend, page.queue, page.leases, page.seconds)
-            except PgqrsError as error:
-                _log.warning("%d leases could not be renewed yet: %s", len(page.leases), error)
-                self._ledger.failed(page)
-                continue
-            for tell, lease in self._ledger.renewed(page, kept):
-                tell(lease)
+        try:
+            kept = await self._engine.run(extend, renewal.queue, renewal.leases, renewal.seconds)
+        except PgqrsError as error:
+            _log.warning("%d leases could not be renewed yet: %s", len(renewal.leases), error)
+            self._ledger.failed(renewal)
+            return
+        for tell, lease in self._ledger.renewed(renewal, kept):
+            tell(lease)

@@ -21,9 +21,10 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple
 
+from pgqrs_core.arrays import numbers
 from pgqrs_core.messages import CLAIM_LANES
 
 __all__ = ["Marks", "Seen"]
@@ -43,7 +44,7 @@ _PENDING: Final = 64
 
 _PLACES: Final = {lane: place for place, lane in enumerate(CLAIM_LANES)}
 _READY: Final = tuple(lane for lane in CLAIM_LANES if lane >= 0)
-_START: Final = "{" + ",".join("0" for _ in CLAIM_LANES) + "}"
+_START: Final = numbers(0 for _ in CLAIM_LANES)
 
 
 class Seen(NamedTuple):
@@ -122,7 +123,7 @@ class Marks:
             starts = self._marks.copy()
             for lane, start in self._unread.items():
                 starts[_PLACES[lane]] = min(start, self.mark(lane))
-            self._text = _array(starts)
+            self._text = numbers(starts)
 
     def mark(self, lane: int) -> int:
         """Return the lowest id that may still be waiting in a ready lane."""
@@ -171,7 +172,3 @@ def highest_ids(places: Iterable[tuple[int, int]]) -> dict[int, int]:
         if message_id > highest.get(lane, -1):
             highest[lane] = message_id
     return highest
-
-
-def _array(values: Sequence[int]) -> str:
-    return "{" + ",".join(map(str, values)) + "}"

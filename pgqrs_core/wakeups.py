@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 from psycopg import sql
 
+from pgqrs_core.arrays import numbers
 from pgqrs_core.drivers import aio, sync
 from pgqrs_core.effects import Execute, Rows
 from pgqrs_core.errors import PgqrsError, ServerError
@@ -57,11 +58,11 @@ class _Shared:
         self.watch.listening = listen
 
     def _mark(self, ids: list[int]) -> Execute:
-        params = {"queue_ids": _ints(ids), "consumer": self._consumer, "seconds": MARK_SECONDS}
+        params = {"queue_ids": numbers(ids), "consumer": self._consumer, "seconds": MARK_SECONDS}
         return Execute(queries["watch"], params)
 
     def _unmark(self, ids: list[int]) -> Execute:
-        return Execute(queries["unwatch"], {"queue_ids": _ints(ids), "consumer": self._consumer})
+        return Execute(queries["unwatch"], {"queue_ids": numbers(ids), "consumer": self._consumer})
 
     def _listen_text(self) -> sql.Composed:
         return sql.SQL("listen {}").format(sql.Identifier(self._channel))
@@ -406,7 +407,3 @@ class AsyncWakeups(_Shared):
         marks = self.watch.marks()
         if marks:
             await self._execute(link, self._unmark(marks))
-
-
-def _ints(ids: list[int]) -> str:
-    return "{" + ",".join(map(str, ids)) + "}"

@@ -19,6 +19,7 @@ from psycopg.adapt import Transformer
 from psycopg.pq import ExecStatus, Format
 
 from pgqrs_core.arrays import ByteaArray
+from pgqrs_core.drivers.session import PREPARED_MAX
 
 if TYPE_CHECKING:
     import psycopg
@@ -27,8 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Prepared", "is_usable", "wire"]
 
-#: Statements kept per connection: a few for each of many queues.
-_MOST: Final = 400
 _GOOD: Final = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK})
 
 _TEXT: Final[Mapping[type, Callable[[Any], bytes]]] = {
@@ -97,7 +96,7 @@ class Prepared:
 
     def _prepare(self, statement: Statement) -> bytes:
         pgconn = self._connection.pgconn
-        if len(self._names) >= _MOST:
+        if len(self._names) >= PREPARED_MAX:
             self._names.clear()
             self._connection.execute("deallocate all")
         self._count += 1

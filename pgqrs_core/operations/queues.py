@@ -10,6 +10,7 @@ from typing import Any, Final
 
 import msgspec
 
+from pgqrs_core.arrays import numbers
 from pgqrs_core.effects import Execute, Op, Rows
 from pgqrs_core.errors import InvalidArgument, QueueExists, QueueNotFound
 from pgqrs_core.messages import (
@@ -150,8 +151,7 @@ def resume_queue(name: str) -> Op[None]:
 def peek(queue: Queue, limit: int) -> Op[list[Snapshot]]:
     """Return up to ``limit`` messages that are not dead, in the order of claims, without claiming them."""
     check_number("limit", limit, 1, 100_000, whole=True)
-    lanes = "{" + ",".join(map(str, CLAIM_LANES)) + "}"
-    rows = yield Execute(queries["peek"], {"lanes": lanes, "limit": limit}, queue)
+    rows = yield Execute(queries["peek"], {"lanes": numbers(CLAIM_LANES), "limit": limit}, queue)
     return [Snapshot(*(*row[:8], decode_headers(row[8]), row[9])) for row in rows]
 
 
