@@ -11,33 +11,24 @@ import secrets
 import signal
 import time
 from collections import deque
-from collections.abc import Callable
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pgqrs_core.errors import PgqrsError, QueueNotFound, Unavailable
-from pgqrs_core.messages import check_number
 from pgqrs_core.operations.maintenance import elect, maintain, resign
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_native.async_client import AsyncClient
-from pgqrs_native.routing import Outcome, Reject, Retry, Routes, Task, outcomes_of, sort_out
+from pgqrs_native.roster import CLAIM, LATE, PAUSE, TICK, Roster
+from pgqrs_native.routing import Outcome, Reject, Retry, Task, outcomes_of, sort_out
 from pgqrs_native.settler import portions
-from pgqrs_native.shared import Aside, MarksShelf, check_archives, check_success, marker
+from pgqrs_native.shared import check_archives, marker
 from pgqrs_native.traffic import ADAPTER
 
 __all__ = ["AsyncWorker"]
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 _log = logging.getLogger("pgqrs.worker")
 
-_CLAIM = 200
-_TICK = 5.0
-#: Seconds for which a queue is left alone after an error of its own.
-_PAUSE = 0.5
-_LATE = "the worker was stopped before the handler finished"
 
-
-class AsyncWorker:
+class AsyncWorker(Roster):
     """Runs coroutines for the messages of some queues until it is stopped. Arguments as for `Worker`.
 
     A handler that is not a coroutine function runs on a thread.
@@ -53,19 +44,17 @@ class AsyncWorker:
         on_success: Literal["ack", "archive"] = "ack",
         housekeeping: bool = True,
     ) -> None:
-        check_number("concurrency", concurrency, 1, 100_000, whole=True)
-        self._prefetch = client.config.performance.prefetch_count if prefetch is None else prefetch
-        check_number("prefetch", self._prefetch, 0, 10_000, whole=True)
-        check_number("shutdown_timeout", shutdown_timeout, 0, 86_400)
-        check_success(on_success)
+        super().__init__(
+            client.config,
+            _log,
+            concurrency=concurrency,
+            most=100_000,
+            prefetch=prefetch,
+            shutdown_timeout=shutdown_timeout,
+            on_success=on_success,
+            housekeeping=housekeeping,
+        )
         self._client = client
-        self._concurrency = concurrency
-        self._shutdown_timeout = shutdown_timeout
-        self._success: Literal["ack", "archive"] = on_success
-        self._housekeeping = housekeeping
-        self._routes = Routes()
-        self._marks = MarksShelf()
-        self._aside = Aside(_log)
         self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
         self._waiting: deque[Task] = deque()
@@ -76,35 +65,6 @@ class AsyncWorker:
         #: Whether a signal came, and whether a second one did.
         self._signalled = False
         self._hurried = False
-
-    def handler(
-        self,
-        queue: str,
-        type: Any = Any,
-        *,
-        message_type: str | None = None,
-    ) -> Callable[[F], F]:
-        """Register a coroutine function for each message; see `Worker.handler`."""
-        return self._register(queue, type, message_type, None)
-
-    def batch_handler(
-        self,
-        queue: str,
-        type: Any = Any,
-        *,
-        count: int = 100,
-        message_type: str | None = None,
-    ) -> Callable[[F], F]:
-        """Register a coroutine function for up to ``count`` messages at once; see `Worker.batch_handler`."""
-        check_number("count", count, 1, 10_000, whole=True)
-        return self._register(queue, type, message_type, count)
-
-    def _register(self, queue: str, type_: Any, message_type: str | None, batch: int | None) -> Callable[[F], F]:
-        def decorate(function: F) -> F:
-            self._routes.add(queue, type_, function, message_type=message_type, batch=batch)
-            return function
-
-        return decorate
 
     async def run(self, *, signals: bool = True) -> None:
         """Work until `stop` is called or a signal comes; see `Worker.run`. Cancelling it stops gracefully, too.
@@ -127,7 +87,7 @@ class AsyncWorker:
                 self._abandon(settler)
                 if housekeeper is not None:
                     housekeeper.cancel()
-                    await asyncio.wait({housekeeper}, timeout=_TICK)
+                    await asyncio.wait({housekeeper}, timeout=TICK)
                 for one in before:
                     asyncio.get_running_loop().remove_signal_handler(one)
 
@@ -151,7 +111,7 @@ class AsyncWorker:
             except PgqrsError as error:
                 _log.warning("cannot claim, next try in %.1f s: %s", pause, error)
                 await self._doze(pause * random.uniform(0.5, 1.0))
-                pause = min(pause * 2, _TICK)
+                pause = min(pause * 2, TICK)
                 hungry = list(names)
 
     async def _look_into(self, name: str) -> bool:
@@ -160,7 +120,7 @@ class AsyncWorker:
         except Unavailable:
             raise
         except PgqrsError as error:
-            self._aside.put(name, error, _TICK if isinstance(error, QueueNotFound) else _PAUSE)
+            self._aside.put(name, error, TICK if isinstance(error, QueueNotFound) else PAUSE)
             return False
 
     async def _doze(self, seconds: float) -> None:
@@ -179,7 +139,7 @@ class AsyncWorker:
         if not room:
             return True
         engine = self._client.engine
-        limit = min(room, _CLAIM)
+        limit = min(room, CLAIM)
         queue = await engine.queue(name)
         lease = queue.options.lease_seconds
         marks = self._marks.take(queue.id)
@@ -212,8 +172,8 @@ class AsyncWorker:
             try:
                 queues.append(engine.known(name) or await engine.queue(name))
             except QueueNotFound as error:
-                self._aside.put(name, error, _TICK)
-        _, where = await engine.wakeups.wait_any(queues, self._aside.patience(_TICK), self._stopping.is_set)
+                self._aside.put(name, error, TICK)
+        _, where = await engine.wakeups.wait_any(queues, self._aside.patience(TICK), self._stopping.is_set)
         if not where and engine.wakeups.watch.is_stale():
             # The wake-up connection is silent: nobody will say where there is something.
             where = queues
@@ -243,7 +203,7 @@ class AsyncWorker:
                 if inspect.isawaitable(result):
                     result = await result
         except asyncio.CancelledError as error:
-            failure = TimeoutError(_LATE) if self._stopping.is_set() else error
+            failure = TimeoutError(LATE) if self._stopping.is_set() else error
         except BaseException as error:
             failure = error
             if not isinstance(error, (Retry, Reject)):
@@ -303,9 +263,9 @@ class AsyncWorker:
                 _log.warning("%d handlers did not finish in time and are cancelled", len(late))
                 for running in late:
                     running.cancel()
-                await asyncio.wait(late, timeout=_TICK)
+                await asyncio.wait(late, timeout=TICK)
         self._news.set()
-        await asyncio.wait({settler}, timeout=_TICK)
+        await asyncio.wait({settler}, timeout=TICK)
 
     def _abandon(self, settler: asyncio.Task[None]) -> None:
         """Let go of what is left: nothing runs on, and the leases of what could not be written end by themselves."""

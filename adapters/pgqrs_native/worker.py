@@ -14,36 +14,26 @@ import secrets
 import signal
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import FrameType
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from pgqrs_core.errors import PgqrsError, QueueNotFound, Unavailable
-from pgqrs_core.messages import check_number
 from pgqrs_core.operations.maintenance import elect, maintain, resign
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_native.client import Client
-from pgqrs_native.routing import Outcome, Reject, Retry, Routes, Task, outcomes_of, sort_out
+from pgqrs_native.roster import CLAIM, LATE, PAUSE, TICK, Roster
+from pgqrs_native.routing import Outcome, Reject, Retry, Task, outcomes_of, sort_out
 from pgqrs_native.settler import portions
-from pgqrs_native.shared import Aside, MarksShelf, check_archives, check_success, marker
+from pgqrs_native.shared import check_archives, marker
 from pgqrs_native.traffic import ADAPTER
 
 __all__ = ["Worker"]
 
-F = TypeVar("F", bound=Callable[..., Any])
-
 _log = logging.getLogger("pgqrs.worker")
 
-#: Messages claimed by one statement at most.
-_CLAIM = 200
-#: Seconds of idleness after which a worker looks whether it was stopped.
-_TICK = 5.0
-#: Seconds for which a queue is left alone after an error of its own.
-_PAUSE = 0.5
-_LATE = "the worker was stopped before the handler finished"
 
-
-class Worker:
+class Worker(Roster):
     """Runs handlers for the messages of some queues until it is stopped.
 
     Args:
@@ -66,19 +56,17 @@ class Worker:
         on_success: Literal["ack", "archive"] = "ack",
         housekeeping: bool = True,
     ) -> None:
-        check_number("concurrency", concurrency, 1, 1_000, whole=True)
-        self._prefetch = client.config.performance.prefetch_count if prefetch is None else prefetch
-        check_number("prefetch", self._prefetch, 0, 10_000, whole=True)
-        check_number("shutdown_timeout", shutdown_timeout, 0, 86_400)
-        check_success(on_success)
+        super().__init__(
+            client.config,
+            _log,
+            concurrency=concurrency,
+            most=1_000,
+            prefetch=prefetch,
+            shutdown_timeout=shutdown_timeout,
+            on_success=on_success,
+            housekeeping=housekeeping,
+        )
         self._client = client
-        self._concurrency = concurrency
-        self._shutdown_timeout = shutdown_timeout
-        self._success: Literal["ack", "archive"] = on_success
-        self._housekeeping = housekeeping
-        self._routes = Routes()
-        self._marks = MarksShelf()
-        self._aside = Aside(_log)
         self._stopping = threading.Event()
         self._tasks: queues.SimpleQueue[Task | None] = queues.SimpleQueue()
         self._pending: list[Outcome] = []
@@ -90,43 +78,6 @@ class Worker:
         self._signalled = False
         #: Whether nobody waits for outcomes to be written any more.
         self._abandoned = False
-
-    def handler(
-        self,
-        queue: str,
-        type: Any = Any,
-        *,
-        message_type: str | None = None,
-    ) -> Callable[[F], F]:
-        """Register a function that is called with each `Message` of ``queue``.
-
-        Several handlers may share a queue when they take different types; ``message_type`` in the headers decides.
-        A handler that returns acks; one that raises nacks, with the queue's back-off; `Retry` and `Reject` say more.
-        One that settled its message itself is left alone.
-        """
-        return self._register(queue, type, message_type, None)
-
-    def batch_handler(
-        self,
-        queue: str,
-        type: Any = Any,
-        *,
-        count: int = 100,
-        message_type: str | None = None,
-    ) -> Callable[[F], F]:
-        """Register a function that is called with up to ``count`` messages at once.
-
-        It returns None when all went well, or one outcome per message: None, or the exception that it failed with.
-        """
-        check_number("count", count, 1, 10_000, whole=True)
-        return self._register(queue, type, message_type, count)
-
-    def _register(self, queue: str, type_: Any, message_type: str | None, batch: int | None) -> Callable[[F], F]:
-        def decorate(function: F) -> F:
-            self._routes.add(queue, type_, function, message_type=message_type, batch=batch)
-            return function
-
-        return decorate
 
     def run(self, *, signals: bool = True) -> None:
         """Work until `stop` is called or a signal comes.
@@ -164,7 +115,7 @@ class Worker:
                     if graceful:
                         self._wind_up(threads, settler)
                         if self._housekeeping:
-                            housekeeper.join(_TICK)
+                            housekeeper.join(TICK)
                 finally:
                     self._abandoned = True
 
@@ -192,7 +143,7 @@ class Worker:
             except PgqrsError as error:
                 _log.warning("cannot claim, next try in %.1f s: %s", pause, error)
                 self._stopping.wait(pause * random.uniform(0.5, 1.0))
-                pause = min(pause * 2, _TICK)
+                pause = min(pause * 2, TICK)
                 hungry = list(names)
 
     def _look_into(self, name: str) -> bool:
@@ -202,7 +153,7 @@ class Worker:
         except Unavailable:
             raise
         except PgqrsError as error:
-            self._aside.put(name, error, _TICK if isinstance(error, QueueNotFound) else _PAUSE)
+            self._aside.put(name, error, TICK if isinstance(error, QueueNotFound) else PAUSE)
             return False
 
     def _room(self) -> int:
@@ -210,7 +161,7 @@ class Worker:
         most = self._concurrency + self._prefetch
         with self._changed:
             # A full worker refills when a good part is done, so that claims stay fat.
-            self._changed.wait_for(lambda: self._stopping.is_set() or self._held <= most - max(most // 4, 1), _TICK)
+            self._changed.wait_for(lambda: self._stopping.is_set() or self._held <= most - max(most // 4, 1), TICK)
             return 0 if self._stopping.is_set() else max(most - self._held, 0)
 
     def _claim_from(self, name: str) -> bool:
@@ -219,7 +170,7 @@ class Worker:
         if not room:
             return True
         engine = self._client.engine
-        limit = min(room, _CLAIM)
+        limit = min(room, CLAIM)
         queue = engine.queue(name)
         lease = queue.options.lease_seconds
         marks = self._marks.take(queue.id)
@@ -253,9 +204,9 @@ class Worker:
                 # What was last known will do: a claim looks anew, and an idle worker asks nothing.
                 queues_now.append(self._client.engine.known(name) or self._client.engine.queue(name))
             except QueueNotFound as error:
-                self._aside.put(name, error, _TICK)
+                self._aside.put(name, error, TICK)
         wakeups = self._client.engine.wakeups
-        _, where = wakeups.wait_any(queues_now, self._aside.patience(_TICK), self._stopping.is_set)
+        _, where = wakeups.wait_any(queues_now, self._aside.patience(TICK), self._stopping.is_set)
         if not where and wakeups.watch.is_stale():
             # The wake-up connection is silent: nobody will say where there is something.
             where = queues_now
@@ -358,8 +309,8 @@ class Worker:
             with self._changed:
                 late = [message for task in self._running.values() for message in task.messages if message.open]
             _log.warning("%d messages go back: their handlers did not finish in time", len(late))
-            self._report([Outcome(message, "nack", _LATE, 0.0) for message in late])
-        settler.join(_TICK)
+            self._report([Outcome(message, "nack", LATE, 0.0) for message in late])
+        settler.join(TICK)
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:

@@ -1,0 +1,92 @@
+"""What both workers are told: their settings and their handlers. Nothing here runs."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+
+from pgqrs_core.messages import check_number
+from pgqrs_native.routing import Routes
+from pgqrs_native.shared import Aside, MarksShelf, check_success
+
+if TYPE_CHECKING:
+    from pgqrs_core.config import Config
+
+__all__ = ["CLAIM", "LATE", "PAUSE", "TICK", "Roster"]
+
+F = TypeVar("F", bound=Callable[..., Any])
+
+#: Messages claimed by one statement at most.
+CLAIM: Final = 200
+#: Seconds of idleness after which a worker looks whether it was stopped.
+TICK: Final = 5.0
+#: Seconds for which a queue is left alone after an error of its own.
+PAUSE: Final = 0.5
+LATE: Final = "the worker was stopped before the handler finished"
+
+
+class Roster:
+    """A worker's settings and handlers; the arguments are described at `Worker`."""
+
+    def __init__(
+        self,
+        config: Config,
+        log: logging.Logger,
+        *,
+        concurrency: int,
+        most: int,
+        prefetch: int | None,
+        shutdown_timeout: float,
+        on_success: Literal["ack", "archive"],
+        housekeeping: bool,
+    ) -> None:
+        check_number("concurrency", concurrency, 1, most, whole=True)
+        self._prefetch = config.performance.prefetch_count if prefetch is None else prefetch
+        check_number("prefetch", self._prefetch, 0, 10_000, whole=True)
+        check_number("shutdown_timeout", shutdown_timeout, 0, 86_400)
+        check_success(on_success)
+        self._concurrency = concurrency
+        self._shutdown_timeout = shutdown_timeout
+        self._success: Literal["ack", "archive"] = on_success
+        self._housekeeping = housekeeping
+        self._routes = Routes()
+        self._marks = MarksShelf()
+        self._aside = Aside(log)
+
+    def handler(
+        self,
+        queue: str,
+        type: Any = Any,
+        *,
+        message_type: str | None = None,
+    ) -> Callable[[F], F]:
+        """Register a function that is called with each `Message` of ``queue``.
+
+        Several handlers may share a queue when they take different types; ``message_type`` in the headers decides.
+        A handler that returns acks; one that raises nacks, with the queue's back-off; `Retry` and `Reject` say more.
+        One that settled its message itself is left alone. An `AsyncWorker` takes coroutine functions too.
+        """
+        return self._register(queue, type, message_type, None)
+
+    def batch_handler(
+        self,
+        queue: str,
+        type: Any = Any,
+        *,
+        count: int = 100,
+        message_type: str | None = None,
+    ) -> Callable[[F], F]:
+        """Register a function that is called with up to ``count`` messages at once.
+
+        It returns None when all went well, or one outcome per message: None, or the exception that it failed with.
+        """
+        check_number("count", count, 1, 10_000, whole=True)
+        return self._register(queue, type, message_type, count)
+
+    def _register(self, queue: str, type_: Any, message_type: str | None, batch: int | None) -> Callable[[F], F]:
+        def decorate(function: F) -> F:
+            self._routes.add(queue, type_, function, message_type=message_type, batch=batch)
+            return function
+
+        return decorate
