@@ -7,7 +7,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterable, Sequence
 from datetime import datetime, timezone
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from pgqrs_core.effects import Op
 from pgqrs_core.errors import InvalidArgument, PayloadError
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Mismatch", "compose", "describe_error", "failing", "reading", "settling"]
 
-T = TypeVar("T")
 Mismatch: TypeAlias = Literal["bury", "return"]
 
 ADAPTER: Final = "native"

@@ -1,0 +1,133 @@
+"""The asynchronous client's part that puts messages in. Its twin is :mod:`pgqrs_native.producer`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from datetime import datetime
+from functools import partial
+from typing import Any
+
+from pgqrs_core.engine import AsyncEngine
+from pgqrs_core.operations.enqueue import check_draft
+from pgqrs_core.operations.traffic import outgoing
+from pgqrs_native.coalescing import Coalescer
+from pgqrs_native.shared import check_batch
+from pgqrs_native.traffic import ADAPTER, compose
+
+__all__ = ["AsyncProducer"]
+
+
+class AsyncProducer:
+    """Puts messages into queues.
+
+    Every method takes ``connection``: a psycopg connection, a SQLAlchemy ``Connection`` or ``Session``, or a
+    Django connection. The messages then belong to its transaction, and are delivered if and when it commits.
+
+    Without it, what concurrent tasks enqueue to one queue is written together.
+    """
+
+    def __init__(self, engine: AsyncEngine) -> None:
+        self._engine = engine
+        self._coalescers: dict[str, Coalescer] = {}
+
+    async def enqueue(
+        self,
+        queue: str,
+        payload: object,
+        *,
+        priority: int = 0,
+        delay: float | None = None,
+        at: datetime | None = None,
+        ttl: float | None = None,
+        headers: dict[str, Any] | None = None,
+        content_type: str | None = None,
+        connection: object = None,
+    ) -> int:
+        """Store a message and return its id.
+
+        Args:
+            queue: the queue's name.
+            payload: bytes, JSON values, a dataclass, a ``msgspec.Struct``, or whatever a serializer takes.
+            priority: 0 to 9; 9 is delivered first.
+            delay: seconds until it may be delivered.
+            at: the time from which it may be delivered, with a time zone, instead of a delay.
+            ttl: seconds after which it is no longer delivered.
+            headers: what travels beside the payload; JSON values.
+            content_type: the serializer to use; by default chosen by the payload.
+            connection: store it in this connection's transaction.
+
+        Raises:
+            QueueNotFound, InvalidArgument, BodyTooLarge, EncodeError: nothing was stored.
+            Unavailable: the server could not be reached; nothing was stored.
+            EnqueueUnknown: the connection broke during the commit.
+        """
+        drafts = compose(
+            self._engine.plugins,
+            queue,
+            (payload,),
+            priority=priority,
+            delay=delay,
+            at=at,
+            ttl=ttl,
+            headers=headers,
+            content_type=content_type,
+        )
+        return (await self._send(queue, drafts, connection))[0]
+
+    async def enqueue_delayed(self, queue: str, payload: object, delay: float, **options: Any) -> int:
+        """Store a message that may be delivered after ``delay`` seconds; options as for `enqueue`."""
+        return await self.enqueue(queue, payload, delay=delay, **options)
+
+    async def batch_enqueue(
+        self,
+        queue: str,
+        payloads: Iterable[object],
+        *,
+        priority: int = 0,
+        delay: float | None = None,
+        at: datetime | None = None,
+        ttl: float | None = None,
+        headers: dict[str, Any] | None = None,
+        content_type: str | None = None,
+        connection: object = None,
+    ) -> list[int]:
+        """Store many messages, all or none, and return their ids in order. Options as for `enqueue`."""
+        drafts = compose(
+            self._engine.plugins,
+            queue,
+            payloads,
+            priority=priority,
+            delay=delay,
+            at=at,
+            ttl=ttl,
+            headers=headers,
+            content_type=content_type,
+        )
+        check_batch(self._engine.config, len(drafts))
+        return await self._send(queue, drafts, connection)
+
+    async def _send(self, queue: str, drafts: list[Any], connection: object) -> list[int]:
+        engine = self._engine
+        if connection is None:
+            known = await engine.queue(queue)
+            for draft in drafts:
+                check_draft(known, draft)
+            coalescer = self._coalescers.get(queue)
+            if coalescer is None:
+                coalescer = self._coalescers[queue] = Coalescer(partial(self._write, queue))
+            return await coalescer.send(drafts)
+        return await engine.run_in(
+            connection,
+            outgoing,
+            await engine.queue(queue),
+            drafts,
+            plugins=engine.plugins,
+            adapter=ADAPTER,
+            doorbell=None,
+        )
+
+    async def _write(self, queue: str, drafts: list[Any]) -> list[int]:
+        engine = self._engine
+        return await engine.on(
+            queue, outgoing, drafts, plugins=engine.plugins, adapter=ADAPTER, doorbell=engine.doorbell
+        )

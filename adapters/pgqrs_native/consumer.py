@@ -1,0 +1,361 @@
+"""The blocking client's part that takes messages out. Its twin is :mod:`pgqrs_native.async_consumer`."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, TypeVar, overload
+
+from pgqrs_core.engine import Engine
+from pgqrs_core.errors import LeaseLost
+from pgqrs_core.leases import LeaseKeeper
+from pgqrs_core.operations import settle
+from pgqrs_core.operations.settle import Fate
+from pgqrs_native.message import Message
+from pgqrs_native.shared import (
+    MarksShelf,
+    by_queue,
+    check_errors,
+    check_read,
+    marker,
+    scatter,
+)
+from pgqrs_native.traffic import Mismatch, failing, reading, settling
+
+__all__ = ["Consumer"]
+
+T = TypeVar("T")
+
+
+class Consumer:
+    """Takes messages out of queues and settles them.
+
+    Settling is fenced: it only takes effect while the lease that came with the message still holds. Single methods
+    raise `LeaseLost` otherwise; batch methods answer per message and do the others.
+    """
+
+    def __init__(self, engine: Engine, keeper: LeaseKeeper) -> None:
+        self._engine = engine
+        self._keeper = keeper
+        self._marks = MarksShelf()
+
+    @overload
+    def read(
+        self,
+        queue: str,
+        type: type[T],
+        *,
+        lock_time: float | None = ...,
+        wait: float = ...,
+        mismatch: Mismatch = ...,
+    ) -> Message[T] | None: ...
+    @overload
+    def read(
+        self,
+        queue: str,
+        type: Any = ...,
+        *,
+        lock_time: float | None = ...,
+        wait: float = ...,
+        mismatch: Mismatch = ...,
+    ) -> Message[Any] | None: ...
+
+    def read(
+        self,
+        queue: str,
+        type: Any = Any,
+        *,
+        lock_time: float | None = None,
+        wait: float = 0.0,
+        mismatch: Mismatch = "bury",
+    ) -> Message[Any] | None:
+        """Claim one message, or return None. See `read_batch`."""
+        found = self.read_batch(queue, type, count=1, lock_time=lock_time, wait=wait, mismatch=mismatch)
+        return found[0] if found else None
+
+    @overload
+    def read_batch(
+        self,
+        queue: str,
+        type: type[T],
+        *,
+        count: int = ...,
+        lock_time: float | None = ...,
+        wait: float = ...,
+        mismatch: Mismatch = ...,
+    ) -> list[Message[T]]: ...
+    @overload
+    def read_batch(
+        self,
+        queue: str,
+        type: Any = ...,
+        *,
+        count: int = ...,
+        lock_time: float | None = ...,
+        wait: float = ...,
+        mismatch: Mismatch = ...,
+    ) -> list[Message[Any]]: ...
+
+    def read_batch(
+        self,
+        queue: str,
+        type: Any = Any,
+        *,
+        count: int = 10,
+        lock_time: float | None = None,
+        wait: float = 0.0,
+        mismatch: Mismatch = "bury",
+    ) -> list[Message[Any]]:
+        """Claim up to ``count`` messages.
+
+        Args:
+            queue: the queue's name.
+            type: what payloads are decoded as: a dataclass, ``msgspec.Struct``, TypedDict, or anything.
+            count: 1 to ``max_batch_size``.
+            lock_time: for how many seconds they are hidden from others (0.1 to 43,200); the queue's lease by default.
+            wait: for how many seconds to wait when there are none (0 to 86,400).
+            mismatch: what to do with a payload that cannot be decoded or does not fit: ``"bury"`` dead-letters the
+                message with the reason; ``"return"`` returns it with its ``error`` set.
+
+        Raises:
+            QueueNotFound, InvalidArgument, Unavailable.
+        """
+        engine = self._engine
+        check_read(engine.config, type, count=count, lock_time=lock_time, wait=wait, mismatch=mismatch)
+        number = engine.queue(queue).id
+        marks = self._marks.take(number)
+        try:
+            return engine.on(
+                queue,
+                reading,
+                marks,
+                type,
+                count=count,
+                lock_time=lock_time,
+                wait=float(wait),
+                mismatch=mismatch,
+                plugins=engine.plugins,
+            )
+        finally:
+            self._marks.give(number, marks)
+
+    def dequeue(self, message: Message[Any], *, connection: object = None) -> None:
+        """Remove a handled message; with ``connection``, in its transaction.
+
+        Raises:
+            LeaseLost: it may be somebody else's by now.
+        """
+        if not self.dequeue_batch([message], connection=connection)[0]:
+            raise LeaseLost(message.queue, message.id)
+
+    def dequeue_batch(self, messages: Sequence[Message[Any]], *, connection: object = None) -> list[bool]:
+        """Remove handled messages; False for those whose lease was lost."""
+        return self._settle("ack", messages, connection)
+
+    def archive(self, message: Message[Any], *, connection: object = None) -> None:
+        """Move a handled message to the archive.
+
+        Raises:
+            LeaseLost: it may be somebody else's by now.
+            ArchiveDisabled: the queue keeps none.
+        """
+        if not self.archive_batch([message], connection=connection)[0]:
+            raise LeaseLost(message.queue, message.id)
+
+    def archive_batch(self, messages: Sequence[Message[Any]], *, connection: object = None) -> list[bool]:
+        """Move handled messages to the archive; False for those whose lease was lost."""
+        return self._settle("archive", messages, connection)
+
+    def release(self, message: Message[Any]) -> None:
+        """Give an untried message back at once, in its old place; the attempt does not count.
+
+        Raises:
+            LeaseLost: it may be somebody else's by now.
+        """
+        if not self.release_batch([message])[0]:
+            raise LeaseLost(message.queue, message.id)
+
+    def release_batch(self, messages: Sequence[Message[Any]]) -> list[bool]:
+        """Give untried messages back at once; False for those whose lease was lost."""
+        return self._settle("release", messages, None)
+
+    def nack(
+        self,
+        message: Message[Any],
+        *,
+        delay: float | None = None,
+        error: BaseException | str | None = None,
+        bury: bool = False,
+    ) -> Fate:
+        """Give a failed message back, to be retried after ``delay`` seconds or the queue's back-off.
+
+        Without attempts left, or with ``bury``, it is dead-lettered with ``error``. Returns ``"nacked"`` or ``"dead"``.
+
+        Raises:
+            LeaseLost: it may be somebody else's by now.
+        """
+        fate = self.nack_batch([message], delay=delay, errors=[error], bury=bury)[0]
+        if fate == "lost":
+            raise LeaseLost(message.queue, message.id)
+        return fate
+
+    def nack_batch(
+        self,
+        messages: Sequence[Message[Any]],
+        *,
+        delay: float | None = None,
+        errors: Sequence[BaseException | str | None] | None = None,
+        bury: bool = False,
+    ) -> list[Fate]:
+        """Give failed messages back; ``"nacked"``, ``"dead"`` or ``"lost"`` for each."""
+        engine = self._engine
+        why = check_errors(messages, errors)
+        answers = []
+        for queue, group in by_queue(messages):
+            self._keeper.drop(message.lease for message in group)
+            fates = engine.run(
+                failing,
+                queue,
+                group,
+                delay=delay,
+                errors=[why[id(message)] for message in group],
+                bury=bury,
+                plugins=engine.plugins,
+                doorbell=engine.doorbell,
+            )
+            answers.append((group, fates))
+        return scatter(messages, answers)
+
+    def extend_lock(self, message: Message[Any], lock_time: float) -> None:
+        """Keep a message for ``lock_time`` seconds from now (0.1 to 43,200).
+
+        Raises:
+            LeaseLost: it may be somebody else's by now.
+        """
+        if not self.extend_lock_batch([message], lock_time)[0]:
+            raise LeaseLost(message.queue, message.id)
+
+    def extend_lock_batch(self, messages: Sequence[Message[Any]], lock_time: float) -> list[bool]:
+        """Keep messages for ``lock_time`` seconds from now; False for those whose lease was lost."""
+        answers = [
+            (group, self._engine.run(settle.extend, queue, [message.lease for message in group], lock_time))
+            for queue, group in by_queue(messages)
+        ]
+        return scatter(messages, answers)
+
+    @overload
+    def lease(
+        self,
+        queue: str,
+        type: type[T],
+        *,
+        lock_time: float | None = ...,
+        wait: float = ...,
+        archive: bool = ...,
+    ) -> AbstractContextManager[Message[T] | None]: ...
+
+    @overload
+    def lease(
+        self,
+        queue: str,
+        type: Any = ...,
+        *,
+        lock_time: float | None = ...,
+        wait: float = ...,
+        archive: bool = ...,
+    ) -> AbstractContextManager[Message[Any] | None]: ...
+
+    @contextmanager
+    def lease(
+        self,
+        queue: str,
+        type: Any = Any,
+        *,
+        lock_time: float | None = None,
+        wait: float = 0.0,
+        archive: bool = False,
+    ) -> Iterator[Message[Any] | None]:
+        """Handle one message in a ``with`` block: acked (or archived) at its end, nacked when it raises.
+
+        The lease renews itself meanwhile. Yields None when there is no message. A message that the block settled
+        itself is left alone.
+        """
+        with self.lease_batch(queue, type, count=1, lock_time=lock_time, wait=wait, archive=archive) as messages:
+            yield messages[0] if messages else None
+
+    @overload
+    def lease_batch(
+        self,
+        queue: str,
+        type: type[T],
+        *,
+        count: int = ...,
+        lock_time: float | None = ...,
+        wait: float = ...,
+        archive: bool = ...,
+    ) -> AbstractContextManager[list[Message[T]]]: ...
+
+    @overload
+    def lease_batch(
+        self,
+        queue: str,
+        type: Any = ...,
+        *,
+        count: int = ...,
+        lock_time: float | None = ...,
+        wait: float = ...,
+        archive: bool = ...,
+    ) -> AbstractContextManager[list[Message[Any]]]: ...
+
+    @contextmanager
+    def lease_batch(
+        self,
+        queue: str,
+        type: Any = Any,
+        *,
+        count: int = 10,
+        lock_time: float | None = None,
+        wait: float = 0.0,
+        archive: bool = False,
+    ) -> Iterator[list[Message[Any]]]:
+        """Handle several messages in a ``with`` block; see `lease`.
+
+        Settle single ones inside it to treat them apart.
+        """
+        messages = self.read_batch(queue, type, count=count, lock_time=lock_time, wait=wait)
+        self.hold(messages)
+        try:
+            yield messages
+        except Exception as error:
+            left = [message for message in messages if message.open]
+            self.nack_batch(left, errors=[error] * len(left))
+            raise
+        except BaseException:
+            # Interrupted, not failed: somebody else should have them at once.
+            self.release_batch([message for message in messages if message.open])
+            raise
+        else:
+            left = [message for message in messages if not message.settled]
+            kept = self._settle("archive" if archive else "ack", left, None)
+            for message, alive in zip(left, kept):
+                if not alive:
+                    raise LeaseLost(message.queue, message.id)
+
+    def hold(self, messages: Sequence[Message[Any]]) -> None:
+        """Renew the leases of these messages from now on, until they are settled."""
+        for message in messages:
+            age = max(time.time() - message.claimed_at, 0.0)
+            self._keeper.hold(message._queue, [message.lease], message.lease_seconds, marker([message]), age=age)
+
+    def _settle(self, action: Any, messages: Sequence[Message[Any]], connection: object) -> list[bool]:
+        engine = self._engine
+        answers = []
+        for queue, group in by_queue(messages):
+            self._keeper.drop(message.lease for message in group)
+            if connection is None:
+                kept = engine.run(settling, queue, action, group, plugins=engine.plugins, doorbell=engine.doorbell)
+            else:
+                kept = engine.run_in(connection, settling, queue, action, group, plugins=engine.plugins, doorbell=None)
+            answers.append((group, kept))
+        return scatter(messages, answers)
