@@ -14,6 +14,7 @@ from typing import Any, Concatenate, TypeVar
 
 from typing_extensions import ParamSpec, Self
 
+from pgqrs_core.async_wakeups import AsyncWakeups
 from pgqrs_core.config import Config
 from pgqrs_core.doorbell import Doorbell
 from pgqrs_core.drivers import aio, borrowed, sync
@@ -25,7 +26,7 @@ from pgqrs_core.operations.queues import find_queue
 from pgqrs_core.operations.schema import check_schema
 from pgqrs_core.plugins import Plugins, default_plugins
 from pgqrs_core.servers import start_if_asked
-from pgqrs_core.wakeups import AsyncWakeups, Wakeups
+from pgqrs_core.wakeups import Wakeups
 
 __all__ = ["AsyncEngine", "Engine"]
 

@@ -1,4 +1,4 @@
-"""One connection per process on which sleeping consumers are woken, blocking and asynchronous.
+"""One connection per process on which sleeping consumers are woken. The asyncio twin is `pgqrs_core.async_wakeups`.
 
 What to do when is decided in :mod:`pgqrs_core.watch`; here it is done. The connection listens on the schema's
 channel, marks and probes; whatever breaks it, consumers fall back to looking for themselves until it is back.
@@ -6,7 +6,6 @@ channel, marks and probes; whatever breaks it, consumers fall back to looking fo
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import os
@@ -15,13 +14,13 @@ import select
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import psycopg
 from psycopg import sql
 
 from pgqrs_core.arrays import numbers
-from pgqrs_core.drivers import aio, sync
+from pgqrs_core.drivers import sync
 from pgqrs_core.effects import Execute, Rows
 from pgqrs_core.errors import PgqrsError, ServerError
 from pgqrs_core.sql import queries
@@ -30,20 +29,19 @@ from pgqrs_core.watch import MARK_SECONDS, POLL, Agenda, Party, Watch
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
 
-    from pgqrs_core.drivers.aio import AsyncLink
     from pgqrs_core.drivers.statements import Statements
     from pgqrs_core.drivers.sync import SyncLink
     from pgqrs_core.messages import Queue
 
-__all__ = ["AsyncWakeups", "Wakeups"]
+__all__ = ["Shared", "Wakeups"]
 
 _log = logging.getLogger("pgqrs.wakeups")
 
-_SPARE = "set idle_session_timeout = 0"
-_LONGEST_PAUSE = 5.0
+SPARE = "set idle_session_timeout = 0"
+LONGEST_PAUSE = 5.0
 
 
-class _Shared:
+class Shared:
     """What both have in common: the state, and the statements that the agenda turns into."""
 
     def __init__(self, statements: Statements, channel: str, *, listen: bool, timeout: float, target: str) -> None:
@@ -82,6 +80,11 @@ class _Shared:
         self._arrived.append(notice.payload)
 
     @staticmethod
+    def _turn(left: float) -> float:
+        """Return for how many seconds to wait at a stretch: whatever happens to the connection, nobody sleeps longer."""
+        return min(left, 2 * POLL)
+
+    @staticmethod
     def _blind(error: ServerError) -> Rows:
         """One of the queues was deleted, perhaps: let everybody look for himself, and be told of his own queue."""
         _log.debug("a look at all queues failed: %s", error)
@@ -91,7 +94,7 @@ class _Shared:
         _log.warning("the wake-up connection broke, consumers poll; next try in %.1f s: %s", pause, error)
 
 
-class Wakeups(_Shared):
+class Wakeups(Shared):
     """Wakes the threads of this process. The connection and its thread start with the first wait."""
 
     def __init__(
@@ -134,8 +137,7 @@ class Wakeups(_Shared):
                 deadline = began + patience
                 while not (self._closing or party.is_over() or interrupted()):
                     left = deadline - self.watch.clock()
-                    # Whatever happens to the thread, nobody sleeps through a silence.
-                    if left <= 0 or (not self._news.wait(min(left, 2 * POLL)) and self.watch.is_stale()):
+                    if left <= 0 or (not self._news.wait(self._turn(left)) and self.watch.is_stale()):
                         break
                 return max(deadline - self.watch.clock(), 0.0), party.where()
             finally:
@@ -202,14 +204,14 @@ class Wakeups(_Shared):
             self.watch.lost()
             self._news.notify_all()
             self._news.wait_for(lambda: self._closing, pause)
-        return min(pause * 2, _LONGEST_PAUSE)
+        return min(pause * 2, LONGEST_PAUSE)
 
     def _prepare(self, link: SyncLink) -> None:
         with self._news:
             self.watch.listening = self._listen and not link.pooled
         if self.watch.listening:
             link.connection.add_notify_handler(self._note)
-            link.connection.execute(_SPARE)
+            link.connection.execute(SPARE)
             link.connection.execute(self._listen_text())
 
     def _step(self, link: SyncLink) -> None:
@@ -256,154 +258,3 @@ class Wakeups(_Shared):
         marks = self.watch.marks()
         if marks:
             self._execute(link, self._unmark(marks))
-
-
-class AsyncWakeups(_Shared):
-    """Wakes the tasks of one event loop. The connection and its task start with the first wait."""
-
-    def __init__(
-        self,
-        connect: Callable[[], Any],
-        statements: Statements,
-        channel: str,
-        *,
-        listen: bool,
-        timeout: float,
-        target: str,
-    ) -> None:
-        super().__init__(statements, channel, listen=listen, timeout=timeout, target=target)
-        self._connect = connect
-        self._task: asyncio.Task[None] | None = None
-        self._nudged = asyncio.Event()
-        self._news: set[asyncio.Future[None]] = set()
-        self._closing = False
-
-    async def wait(self, queue: Queue, patience: float) -> float:
-        """Wait for news of ``queue``, at most ``patience`` seconds; return the patience left."""
-        return (await self.wait_any((queue,), patience))[0]
-
-    async def wait_any(
-        self, queues: Sequence[Queue], patience: float, interrupted: Callable[[], bool] = lambda: False
-    ) -> tuple[float, list[Queue]]:
-        """Wait for news of any of ``queues``; return the patience left, and where to look."""
-        if self._closing:
-            return 0.0, []
-        if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name="pgqrs-wakeups")
-        deadline = self.watch.clock() + patience
-        party = Party(self.watch, queues)
-        try:
-            if party.unmarked:
-                self._nudged.set()
-            while not (self._closing or party.is_over() or interrupted()):
-                left = deadline - self.watch.clock()
-                if left <= 0 or (not await self._hear(min(left, 2 * POLL)) and self.watch.is_stale()):
-                    break
-            return max(deadline - self.watch.clock(), 0.0), party.where()
-        finally:
-            party.leave()
-
-    def interrupt(self) -> None:
-        """Let those who wait ask again whether they should."""
-        self._tell()
-
-    async def _hear(self, seconds: float) -> bool:
-        news: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._news.add(news)
-        try:
-            done, _ = await asyncio.wait({news}, timeout=seconds)
-            return bool(done)
-        finally:
-            self._news.discard(news)
-            news.cancel()
-
-    async def close(self) -> None:
-        """End all waits, and the task and its connection."""
-        self._closing = True
-        self._tell()
-        self._nudged.set()
-        if self._task is not None:
-            await asyncio.wait({self._task}, timeout=5)
-            self._task.cancel()
-
-    def _tell(self) -> None:
-        for news in self._news:
-            if not news.done():
-                news.set_result(None)
-
-    async def _run(self) -> None:
-        pause = 0.1
-        while not self._closing:
-            try:
-                link = await self._connect()
-            except PgqrsError as error:
-                pause = await self._rest(error, pause)
-                continue
-            try:
-                await self._prepare(link)
-                pause = 0.1
-                while not self._closing:
-                    await self._step(link)
-                await self._farewell(link)
-            except (PgqrsError, psycopg.Error, OSError) as error:
-                if not self._closing:
-                    pause = await self._rest(error, pause)
-            finally:
-                await link.connection.close()
-
-    async def _rest(self, error: Exception, pause: float) -> float:
-        self._report(error, pause)
-        self.watch.lost()
-        self._tell()
-        if not self._closing:
-            await asyncio.sleep(pause)
-        return min(pause * 2, _LONGEST_PAUSE)
-
-    async def _prepare(self, link: AsyncLink) -> None:
-        self.watch.listening = self._listen and not link.pooled
-        if self.watch.listening:
-            link.connection.add_notify_handler(self._note)
-            await link.connection.execute(_SPARE)
-            await link.connection.execute(self._listen_text())
-
-    async def _step(self, link: AsyncLink) -> None:
-        agenda = self.watch.agenda()
-        if agenda.unmark:
-            await self._execute(link, self._unmark(agenda.unmark))
-        if agenda.mark:
-            await self._execute(link, self._mark(agenda.mark))
-            self.watch.marked(agenda.mark)
-        if agenda.probe:
-            began = self.watch.clock()
-            rows = await self._probe(link, agenda.probe)
-            self.watch.probed(agenda.probe, rows, self.watch.clock() - began)
-        self._tell()
-        if not (agenda.mark or agenda.probe):
-            await self._sleep(link, agenda.sleep)
-        self._take(link.connection.pgconn)
-        self._tell()
-
-    async def _sleep(self, link: AsyncLink, seconds: float) -> None:
-        loop = asyncio.get_running_loop()
-        socket = link.connection.pgconn.socket
-        loop.add_reader(socket, self._nudged.set)
-        try:
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._nudged.wait(), seconds)
-            self._nudged.clear()
-        finally:
-            loop.remove_reader(socket)
-
-    async def _probe(self, link: AsyncLink, queues: list[Queue]) -> Rows:
-        try:
-            return await self._execute(link, Execute(queries["probe"], queues=tuple(queues)))
-        except ServerError as error:
-            return self._blind(error)
-
-    async def _execute(self, link: AsyncLink, effect: Execute) -> Rows:
-        return await aio.perform(link, self._statements, effect, timeout=self._timeout, target=self._target)
-
-    async def _farewell(self, link: AsyncLink) -> None:
-        marks = self.watch.marks()
-        if marks:
-            await self._execute(link, self._unmark(marks))
