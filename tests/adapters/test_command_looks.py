@@ -262,7 +262,6 @@ class Screen:
             os.close(self.slave)
 
 
-@pytest.mark.xfail(strict=False, reason="on some machines the live view does not see the key typed at its terminal")
 def test_top_is_live_and_ends_with_q(shell: Shell) -> None:
     """What is sent meanwhile shows up; the terminal is left as it was found."""
     screen = Screen("top", "--interval", "200ms")
@@ -286,7 +285,6 @@ def test_top_ends_with_ctrl_c(shell: Shell) -> None:
     assert screen.close() == 0
 
 
-@pytest.mark.xfail(strict=False, reason="on some machines the live view does not see the key typed at its terminal")
 def test_top_outlives_a_lost_connection(shell: Shell, pgqrs_dsn: str) -> None:
     """It says that its figures are old, and goes on when the server is back."""
     screen = Screen("top", "--interval", "200ms")

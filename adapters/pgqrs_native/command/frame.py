@@ -70,12 +70,14 @@ class Frame:
         return Group(*parts)
 
     def _head(self, target: str, width: int) -> Table:
-        line = Table.grid(expand=True)
-        line.add_column(overflow="ellipsis", no_wrap=True)
-        line.add_column(justify="right", no_wrap=True)
         ready, flying = (sum(getattr(one, name) for _, one, _ in self.queues) for name in ("ready", "in_flight"))
         left = Text.assemble(("pgqrs ", "bold"), safe(target))
-        line.add_row(left, Text(f"{ready:,} ready, {flying:,} in flight   {self.at.astimezone():%H:%M:%S}"))
+        right = Text(f"{ready:,} ready, {flying:,} in flight   {self.at.astimezone():%H:%M:%S}")
+        line = Table.grid(expand=True)
+        # Where both do not fit, a long address gives way to the figures.
+        line.add_column(overflow="ellipsis", no_wrap=True)
+        line.add_column(justify="right", no_wrap=True, min_width=right.cell_len)
+        line.add_row(left, right)
         line.width = min(width, 100)
         return line
 
