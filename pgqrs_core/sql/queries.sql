@@ -1,7 +1,8 @@
 -- What happens to messages: enqueue, claim, settle. The tables are described in migrations/0001_initial.sql.
 --
--- All of these name rows by (lane, message_id), the primary key, and never by ctid; all times are the database's,
--- and statement_timestamp() rather than clock_timestamp(), which keeps them legal on a sharded schema of Citus.
+-- All of these name rows by (lane, message_id), the primary key; only a claim goes on to the places of the rows that it
+-- has just locked. All times are the database's, and statement_timestamp() rather than clock_timestamp(), which keeps
+-- them legal on a sharded schema of Citus.
 
 -- name: enqueue_plain
 -- Store one message for delivery at once. Also tells whether some consumer sleeps: only then is a NOTIFY worth its
@@ -50,22 +51,25 @@ returning message_id,
 --
 -- Ready lanes are read through the primary key from the consumer's low-water mark on; delayed lanes through
 -- (lane, due_at). Each arm locks what it reads and skips what others have locked; the outer limit stops the arms as
--- soon as n rows are locked, and materialized keeps the planner from asking for more. Nothing here changes an
--- indexed column. oldest and newest bound the transactions that were running: see marks.py.
-with picked as materialized (
-  select h.lane, r.message_id,
-         pg_snapshot_xmin(pg_current_snapshot())::text::bigint as oldest,
-         pg_snapshot_xmax(pg_current_snapshot())::text::bigint as newest
+-- soon as n rows are locked, and materialized keeps the planner from asking for more. What is locked cannot move, so
+-- the update goes straight to its place, without a second walk down the index: docs/adr/0008-claim-by-place.md. Nothing
+-- here changes an indexed column. oldest and newest bound the transactions that were running: see marks.py.
+with running as materialized (
+  select pg_snapshot_xmin(s)::text::bigint as oldest, pg_snapshot_xmax(s)::text::bigint as newest
+  from pg_current_snapshot() s
+),
+picked as materialized (
+  select r.place
   from unnest(%(lanes)s::smallint[], %(marks)s::bigint[]) h(lane, mark)
   cross join lateral (
-    select d.message_id from (
-      select message_id from {queue}
+    select d.place from (
+      select ctid as place from {queue}
       where lane = h.lane and h.lane < 0 and due_at <= statement_timestamp()
         and lease_until <= statement_timestamp() and (expires_at is null or expires_at > statement_timestamp())
       order by due_at, message_id limit %(limit)s for update skip locked) d
     union all
-    select e.message_id from (
-      select message_id from {queue}
+    select e.place from (
+      select ctid as place from {queue}
       where lane = h.lane and h.lane >= 0 and message_id >= h.mark
         and lease_until <= statement_timestamp() and (expires_at is null or expires_at > statement_timestamp())
       order by message_id limit %(limit)s for update skip locked) e
@@ -77,10 +81,9 @@ update {queue} q
 set attempt = q.attempt + 1,
     lease_until = statement_timestamp() + %(lease)s::float8 * interval '1 second',
     lease_token = %(token)s
-from picked
-where q.lane = picked.lane and q.message_id = picked.message_id
+where q.ctid = any (array(select place from picked))
 returning q.lane, q.message_id, q.attempt, q.priority, q.enqueued_at, coalesce(q.content_type, ''), q.headers::text,
-  q.body, q.lease_token, picked.oldest, picked.newest;
+  q.body, q.lease_token, (select oldest from running), (select newest from running);
 
 -- name: ack
 -- Remove messages whose leases are still held; answers with those.

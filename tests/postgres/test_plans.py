@@ -169,7 +169,8 @@ def test_a_claim_reads_the_right_indexes_and_as_many_pages_whatever_the_backlog(
 
     is_sound(plan, {KEY, DUE})
     assert plan.indexes == {KEY, DUE}
-    # 6.5 a message: index and heap in the scan, the same again in the update. An emptied table is walked once.
+    assert "Tid Scan" in plan.kinds
+    # 4 a message: index and heap in the scan, the heap again in the update. An emptied table is walked once.
     assert plan.buffers <= (10 * BATCH + 100 if "emptied" not in history else rows / 20)
 
 
