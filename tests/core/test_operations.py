@@ -670,13 +670,11 @@ class TestQueues:
         assert 1 <= options.backoff(attempt) <= options.backoff(attempt + 1) <= 60
 
 
-LANE = (7, 0, 3, 1, 10, 12, None, None, 4.5, None)
+LANE = (7, 0, 3, 1, None, None, 4.5, None)
 
 
 class TestMetrics:
-    def measure(
-        self, *rows: tuple[Any, ...], archive: tuple[Any, ...] = (7, 0, None, None, None), **options: Any
-    ) -> Any:
+    def measure(self, *rows: tuple[Any, ...], archive: tuple[Any, ...] = (7, 0, None), **options: Any) -> Any:
         replies = [list(rows)] + ([[archive]] if options.get("archive", True) else [])
         (measured,) = play(metrics.measure([make_queue(**options)]), *replies).result
         return measured
@@ -696,37 +694,41 @@ class TestMetrics:
         assert (measured.ready, measured.in_flight, measured.oldest_ready_seconds) == (2, 1, 4.5)
 
     def test_a_delayed_lane_is_split_into_due_held_and_waiting(self) -> None:
-        measured = self.measure((7, -1, 10, 2, 1, 10, None, 3, 1.5, 8.5))
+        measured = self.measure((7, -1, 10, 2, None, 3, 1.5, 8.5))
 
         assert (measured.ready, measured.in_flight, measured.delayed) == (3, 2, 5)
         assert measured.next_due_seconds == 8.5
 
     def test_dead_messages_are_counted_apart(self) -> None:
-        assert self.measure((7, DEAD_LANE, 4, 0, 1, 4, None, None, None, None)).dead == 4
+        assert self.measure((7, DEAD_LANE, 4, 0, None, None, None, None)).dead == 4
 
     def test_lanes_add_up(self) -> None:
-        measured = self.measure(LANE, (7, 5, 4, 0, 1, 9, None, None, 9.0, None))
+        measured = self.measure(LANE, (7, 5, 4, 0, None, None, 9.0, None))
 
         assert (measured.ready, measured.oldest_ready_seconds) == (6, 9.0)
 
-    @given(st.integers(1, 50), st.integers(2, 200))
-    def test_a_long_lane_is_extrapolated_by_the_density_of_its_ids(self, gap: int, times: int) -> None:
-        seen = metrics.CAP + 1
-        first, reached = 1000, 1000 + (seen - 1) * gap
-        last = 1000 + (seen * times - 1) * gap
+    def test_what_is_estimated_beyond_the_cap_is_added_and_said_to_be_an_estimate(self) -> None:
+        samples = [[400, 800, 10_000], [400, 800, 10_000], [10, 10_000, 10_000]]
 
-        measured = self.measure((7, 0, seen, 0, first, reached, last, None, 1.0, None))
+        measured = self.measure((7, 0, metrics.CAP + 1, 20, samples, None, 1.0, None))
 
-        assert measured.ready == pytest.approx(seen * times, rel=0.001)
+        assert (measured.ready, measured.in_flight) == (metrics.CAP + 1 - 20 + 5_000 + 5_000 + 10, 20)
         assert measured.estimated == ("ready",)
 
+    def test_a_sample_that_begins_in_a_burst_does_not_stand_for_its_range(self) -> None:
+        plain, burst = [400, 40_000, 100_000], [400, 400, 100_000]
+
+        measured = self.measure((7, 0, metrics.CAP + 1, 0, [plain, plain, burst, plain, plain], None, 1.0, None))
+
+        assert measured.ready == metrics.CAP + 1 + 4 * 1_000 + 1_396
+
     def test_counts_up_to_the_cap_are_exact(self) -> None:
-        measured = self.measure((7, 0, metrics.CAP, 0, 1, 99_999, None, None, 1.0, None))
+        measured = self.measure((7, 0, metrics.CAP, 0, None, None, 1.0, None))
 
         assert (measured.ready, measured.estimated) == (metrics.CAP, ())
 
-    def test_a_long_archive_is_extrapolated(self) -> None:
-        measured = self.measure(archive=(7, 10_001, 1, 10_001, 20_002))
+    def test_a_long_archive_is_estimated(self) -> None:
+        measured = self.measure(archive=(7, 10_001, [[400, 400, 10_001]]))
 
         assert (measured.archived, measured.estimated) == (20_002, ("archived",))
 

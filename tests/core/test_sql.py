@@ -21,7 +21,6 @@ PLACEHOLDERS = {"schema", "queue", "archive", "view", "queue_id"}
 CLEAR = frozenset(
     [
         "applied_migrations",
-        "archive_metrics",
         "create_schema",
         "delete_queue",
         "drop_archive",

@@ -404,6 +404,17 @@ def show(*names: str) -> Any:
     return rows[0]
 
 
+#: Which of a backlog's messages were settled, by what is left.
+GAPS: dict[str, str] = {
+    "sparse at the front": "message_id < 60000",
+    "sparse at the back": "message_id > 40000",
+    "sparse throughout": "message_id % 3 <> 0",
+    "two bursts far apart": "message_id between 15000 and 85000",
+    "a few of each hundred": "message_id % 100 > 15",
+    "bursts": "message_id % 4000 > 1000",
+}
+
+
 class TestQueues:
     def test_figures_tell_what_is_where(self, harness: Harness) -> None:
         harness.send(*[b"x"] * 6)
@@ -432,14 +443,32 @@ class TestQueues:
 
         assert [item.ready for item in harness.run(metrics.measure, found)] == [0, 0, 0, 1, 0]
 
-    def test_a_long_queue_is_estimated_well(self, harness: Harness) -> None:
-        harness.ask("insert into pgqrs.q_jobs (lane, body) select 0, '' from generate_series(1, 60000)")
-        harness.ask("delete from pgqrs.q_jobs where message_id % 3 = 0")
+    @pytest.mark.parametrize("gone", GAPS)
+    def test_a_long_queue_is_estimated_well_wherever_its_ids_are_dense(self, engine: SyncHarness, gone: str) -> None:
+        """What is left of 100,000 messages when some were settled and others are still in flight."""
+        engine.ask("insert into pgqrs.q_jobs (lane, body) select 0, '' from generate_series(1, 100000)")
+        engine.ask("update pgqrs.q_jobs set lease_until = now() + interval '1 hour' where message_id % 50 = 0")
+        engine.ask(f"delete from pgqrs.q_jobs where lease_until < now() and {GAPS[gone]}")
+        ((left,),) = engine.ask("select count(*) from pgqrs.q_jobs")
 
-        found = measured(harness)
+        found = measured(engine)
 
-        assert found.ready == pytest.approx(40_000, rel=0.01)
+        assert found.ready + found.in_flight == pytest.approx(left, rel=0.15)
         assert found.estimated == ("ready",)
+
+    def test_a_long_archive_is_estimated_well(self, engine: SyncHarness) -> None:
+        engine.ask(
+            "insert into pgqrs.a_jobs (message_id, priority, attempt, enqueued_at, body) "
+            "select case when n <= 20000 then n * 50 else n + 1000000 end, 0, 1, now(), '' from generate_series(1, 80000) n"
+        )
+
+        assert measured(engine).archived == pytest.approx(80_000, rel=0.15)
+
+    def test_a_lane_just_over_the_cap_is_counted_to_the_end(self, engine: SyncHarness) -> None:
+        engine.ask("insert into pgqrs.q_jobs (lane, body) select 0, '' from generate_series(1, 24000)")
+        engine.ask("delete from pgqrs.q_jobs where message_id % 2 = 0")
+
+        assert measured(engine).ready == 12_000
 
     def test_purging_removes_what_nobody_holds(self, harness: Harness) -> None:
         harness.send(b"a", b"b", b"c")
