@@ -16,14 +16,14 @@ create table if not exists {schema}.migrations (
   primary key (component, version)
 );
 
--- name: applied_migrations
+-- name: applied_migrations glance
 select version, checksum, safe from {schema}.migrations where component = %(component)s order by version;
 
 -- name: record_migration
 insert into {schema}.migrations (component, version, name, checksum, safe)
 values (%(component)s, %(version)s, %(name)s, %(checksum)s, %(safe)s);
 
--- name: schema_exists
+-- name: schema_exists glance
 select exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
                where n.nspname = %(schema)s and c.relname = 'migrations');
 
@@ -37,13 +37,13 @@ select not exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespac
 -- name: drop_schema
 drop schema {schema};
 
--- name: find_queue
+-- name: find_queue glance
 select queue_id, name, table_suffix, options::text, paused_at, created_at from {schema}.queues where name = %(name)s;
 
 -- name: list_queues
 select queue_id, name, table_suffix, options::text, paused_at, created_at from {schema}.queues order by name;
 
--- name: queue_names
+-- name: queue_names glance
 select name from {schema}.queues order by name limit 10000;
 
 -- name: insert_queue

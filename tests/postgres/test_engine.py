@@ -1093,6 +1093,37 @@ class TestConnections:
         assert small.run(queues.list_queues) == []
         assert small.engine.connections.total == 1
 
+    def test_a_glance_takes_whatever_connection_is_idle(self, harness: Harness) -> None:
+        fresh = harness.engine.connections
+        before = fresh.total
+        link = harness.do(fresh.get, relaxed=True)
+        harness.do(fresh.put, link)
+
+        glanced = harness.do(fresh.get, relaxed=None)
+        harness.do(fresh.put, glanced)
+
+        assert glanced is link
+        assert fresh.total == before + 1
+
+    def test_a_glance_opens_a_connection_when_none_becomes_free(self, harness: Harness) -> None:
+        pool = harness.engine.connections
+        busy = [harness.do(pool.get, relaxed=relaxed) for relaxed in (True, False)]
+
+        spare = harness.do(pool.get, relaxed=None)
+
+        assert (pool.total, spare.relaxed) == (3, False)
+        for link in (*busy, spare):
+            harness.do(pool.put, link)
+
+    def test_an_enqueue_does_not_wait_for_anothers_connection(self, harness: Harness) -> None:
+        """Commits that wait for the disk at the same time are written at one go."""
+        pool = harness.engine.connections
+        links = [harness.do(pool.get, relaxed=False) for _ in range(4)]
+
+        assert pool.total == 4
+        for link in links:
+            harness.do(pool.put, link)
+
     def test_idle_connections_are_kept_up_to_the_pools_size(self, open_harness: Callable[..., Harness]) -> None:
         small = open_harness(performance={"connection_pool_size": 2})
         pool = small.engine.connections
