@@ -4,8 +4,20 @@
 -- One migrator at a time, until its transaction ends. The number is the CRC-32 of "pgqrs".
 select pg_advisory_xact_lock(1374528841, hashtext(%(schema)s));
 
+-- name: migration_pause patient
+-- No migration runs until this transaction ends; answers with the schema's name. Any number may hold it.
+select n.nspname::text, pg_advisory_xact_lock_shared(1374528841, hashtext(n.nspname::text))::text
+from (select tableoid from {schema}.migrations limit 1) m
+join pg_catalog.pg_class c on c.oid = m.tableoid join pg_catalog.pg_namespace n on n.oid = c.relnamespace;
+
+-- name: namespace_exists glance
+-- Asked before creating it: IF NOT EXISTS wants the right to create schemas although there is nothing to create.
+select exists (select from pg_catalog.pg_namespace where nspname = %(schema)s);
+
 -- name: create_schema
-create schema if not exists {schema};
+create schema {schema};
+
+-- name: create_migrations
 create table if not exists {schema}.migrations (
   component   text        not null,
   version     int         not null,

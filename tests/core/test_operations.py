@@ -554,20 +554,25 @@ class TestQueueNames:
         assert check_name(name) == name
 
 
+#: What a queue's creation is answered first: the schema's name, and its version.
+READY = ([("pgqrs", "")], [(schema.SUPPORTED, "c", True)])
+
+
 class TestQueues:
     def test_creating_builds_the_tables_of_every_migration(self) -> None:
         op = queues.create_queue("jobs", QueueOptions())
 
         played = play(
-            op, [queue_row()], *[[] for step in MIGRATIONS for _ in step.blocks.keys() & {"queue", "archive"}]
+            op, *READY, [queue_row()], *[[] for step in MIGRATIONS for _ in step.blocks.keys() & {"queue", "archive"}]
         )
 
-        assert played.names[:3] == ["insert_queue", "queue", "archive"]
+        assert played.names[2:5] == ["insert_queue", "queue", "archive"]
         assert played.result.name == "jobs"
 
     def test_without_an_archive_no_table_for_it_is_built(self) -> None:
         played = play(
             queues.create_queue("jobs", QueueOptions(archive=False)),
+            *READY,
             [queue_row(archive=False)],
             *[[] for step in MIGRATIONS if "queue" in step.blocks],
         )
@@ -575,13 +580,13 @@ class TestQueues:
         assert "archive" not in played.names
 
     def test_creating_it_again_with_the_same_options_changes_nothing(self) -> None:
-        played = play(queues.create_queue("jobs", QueueOptions()), [], [queue_row()])
+        played = play(queues.create_queue("jobs", QueueOptions()), *READY, [], [queue_row()])
 
-        assert played.names == ["insert_queue", "find_queue"]
+        assert played.names == ["migration_pause", "applied_migrations", "insert_queue", "find_queue"]
 
     def test_creating_it_again_with_other_options_shows_the_difference(self) -> None:
         with pytest.raises(QueueExists) as caught:
-            play(queues.create_queue("jobs", QueueOptions(max_attempts=9)), [], [queue_row()])
+            play(queues.create_queue("jobs", QueueOptions(max_attempts=9)), *READY, [], [queue_row()])
 
         assert caught.value.differences == {"max_attempts": (5, 9)}
 
@@ -832,30 +837,43 @@ STEPS = [
 
 
 class TestSchema:
+    def test_a_queue_is_not_made_by_code_that_does_not_know_its_newest_step(self) -> None:
+        newer = [*READY[1], (schema.SUPPORTED + 1, "d", True)]
+
+        with pytest.raises(SchemaTooNew):
+            play(queues.create_queue("jobs", QueueOptions()), READY[0], newer)
+
+    def test_a_missing_schema_is_created(self) -> None:
+        played = play(schema.install("pgqrs", migrations=STEPS[:1]), [], [(False,)], [], [], [(1, "c", True)])
+
+        assert played.names[1:4] == ["namespace_exists", "create_schema", "create_migrations"]
+
     def test_nothing_is_applied_twice(self) -> None:
-        played = play(schema.install("pgqrs", migrations=STEPS[:1]), [], [], [(1, "c", True)])
+        played = play(schema.install("pgqrs", migrations=STEPS[:1]), [], [(True,)], [], [(1, "c", True)])
 
         assert played.result == []
-        assert played.names == ["migration_lock", "create_schema", "applied_migrations"]
+        assert played.names == ["migration_lock", "namespace_exists", "create_migrations", "applied_migrations"]
 
     def test_a_missing_step_is_applied_to_every_queue_and_recorded(self) -> None:
         rows = [queue_row("a", 1), queue_row("b", 2, archive=False)]
 
-        played = play(schema.install("pgqrs", migrations=STEPS), [], [], [(1, "c", True)], [], rows, [], [], [], [])
+        played = play(
+            schema.install("pgqrs", migrations=STEPS), [], [(True,)], [], [(1, "c", True)], [], rows, [], [], [], []
+        )
 
-        assert played.names[3:] == ["shared", "list_queues", "queue", "archive", "queue", "record_migration"]
+        assert played.names[4:] == ["shared", "list_queues", "queue", "archive", "queue", "record_migration"]
         assert played.result == ["pgqrs 0002 step"]
 
     def test_a_step_that_was_edited_after_it_was_applied_is_refused(self) -> None:
         with pytest.raises(SchemaError, match="migration 1 of pgqrs was changed"):
-            play(schema.install("pgqrs", migrations=STEPS), [], [], [(1, "other", True)])
+            play(schema.install("pgqrs", migrations=STEPS), [], [(True,)], [], [(1, "other", True)])
 
     def test_installing_over_a_newer_version_is_refused(self) -> None:
         with pytest.raises(SchemaTooNew):
-            play(schema.install("pgqrs", migrations=STEPS), [], [], [(3, "c", True)])
+            play(schema.install("pgqrs", migrations=STEPS), [], [(True,)], [], [(3, "c", True)])
 
     def test_a_plugins_steps_do_not_touch_the_tables_of_queues(self) -> None:
-        played = play(schema.install("pgqrs", component="own", migrations=STEPS[:1]), [], [], [], [], [])
+        played = play(schema.install("pgqrs", component="own", migrations=STEPS[:1]), [], [(True,)], [], [], [], [])
 
         assert "list_queues" not in played.names
 

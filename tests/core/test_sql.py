@@ -21,6 +21,7 @@ PLACEHOLDERS = {"schema", "queue", "archive", "view", "queue_id"}
 CLEAR = frozenset(
     [
         "applied_migrations",
+        "create_migrations",
         "create_schema",
         "delete_queue",
         "drop_archive",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import warnings
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,12 @@ class TestDelivery:
 
         assert harness.ask("select due_at from pgqrs.q_jobs") == [(at,)]
         assert harness.take() == []
+
+    def test_a_time_without_a_zone_is_refused_and_nothing_is_stored(self, harness: Harness) -> None:
+        with pytest.raises(InvalidArgument, match="time zone"):
+            harness.send(at=datetime(2020, 1, 1))
+
+        assert harness.ask("select count(*) from pgqrs.q_jobs") == [(0,)]
 
     def test_a_time_in_the_past_is_due_at_once(self, harness: Harness) -> None:
         harness.send(at=datetime(2020, 1, 1, tzinfo=timezone.utc))
@@ -436,6 +443,19 @@ class TestQueues:
         harness.send(at=datetime(2020, 1, 1, tzinfo=timezone.utc))
 
         assert (measured(harness).ready, measured(harness).delayed) == (1, 0)
+
+    def test_the_same_queue_created_by_several_at_once_is_created_once(
+        self, engine: SyncHarness, open_harness: Callable[..., Harness]
+    ) -> None:
+        others = [open_harness() for _ in range(4)]
+        found: list[Any] = []
+        threads = [threading.Thread(target=lambda other=other: found.append(other.create("same"))) for other in others]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        assert [queue.id for queue in found] == [found[0].id] * 4
 
     def test_figures_of_many_queues_come_in_one_go(self, harness: Harness) -> None:
         found = [harness.create(f"q{number}", archive=number % 2 == 0) for number in range(5)]
