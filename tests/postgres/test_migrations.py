@@ -299,7 +299,7 @@ class TestUninstalling:
         assert engine.send()
 
 
-def test_a_queue_waits_for_a_migration_under_way_and_gets_its_step(
+def test_a_queue_created_beside_a_migration_waits_for_it_and_never_misses_its_step(
     pgqrs_dsn: str,
 ) -> None:
     """Made while a migration runs, it would be missed by it, and would lack its column."""
