@@ -149,7 +149,8 @@ class QueueExists(PgqrsError):
     def __init__(self, name: str, differences: Mapping[str, tuple[object, object]]) -> None:
         shown = ", ".join(f"{key} is {old!r}, not {new!r}" for key, (old, new) in differences.items())
         super().__init__(
-            f"queue {name!r} exists with other options: {shown}. Change them with admin.alter_queue().",
+            f"queue {name!r} exists with other options: {shown}. "
+            "Change them with admin.alter_queue() or `pgqrs queue alter`.",
             name=name,
             differences=dict(differences),
         )

@@ -24,8 +24,9 @@ from pgqrs_core.messages import Queue
 
 __all__ = ["Agenda", "Party", "Watch"]
 
-#: Seconds between two probes of an idle queue.
-POLL: Final = 1.0
+#: Seconds between two probes of an idle queue: a little over one, so that an idle process runs less than a statement a
+#: second whatever else it has to say.
+POLL: Final = 1.1
 #: Seconds from a mark or a notification to the first probe; longer than the quiet time of a producer's doorbell.
 QUICK: Final = 0.006
 #: Seconds without a waiting consumer after which a queue is unmarked.

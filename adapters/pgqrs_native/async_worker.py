@@ -18,7 +18,7 @@ from pgqrs_core.operations.maintenance import elect, maintain, resign
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_native.async_client import AsyncClient
 from pgqrs_native.roster import CLAIM, LATE, PAUSE, TICK, Roster
-from pgqrs_native.routing import Outcome, Reject, Retry, Task, outcomes_of, sort_out
+from pgqrs_native.routing import Outcome, Reject, Retry, Task, note_refused, outcomes_of, sort_out
 from pgqrs_native.settler import portions
 from pgqrs_native.shared import check_archives, marker
 from pgqrs_native.traffic import ADAPTER
@@ -71,8 +71,9 @@ class AsyncWorker(Roster):
 
         Raises:
             QueueNotFound: a queue with a handler does not exist.
+            ConfigurationError: there are no handlers.
         """
-        known = [await self._client.engine.queue(name) for name in self._routes.queues]
+        known = [await self._client.engine.queue(name) for name in self._served()]
         check_archives(known, self._success)
         settler = asyncio.create_task(self._settle(), name="pgqrs-settler")
         housekeeper = asyncio.create_task(self._keep_house(), name="pgqrs-housekeeper") if self._housekeeping else None
@@ -160,8 +161,7 @@ class AsyncWorker(Roster):
         self._waiting.extend(tasks)
         self._start_some()
         if refused:
-            for outcome in refused:
-                _log.warning("%r is dead-lettered: %s", outcome.message, outcome.error)
+            note_refused(refused, _log)
             self._report(refused)
         return len(found) == limit
 

@@ -6,6 +6,7 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
+from pgqrs_core.errors import ConfigurationError
 from pgqrs_core.messages import check_number
 from pgqrs_native.routing import Routes
 from pgqrs_native.shared import Aside, MarksShelf, check_success
@@ -80,9 +81,24 @@ class Roster:
         """Register a function that is called with up to ``count`` messages at once.
 
         It returns None when all went well, or one outcome per message: None, or the exception that it failed with.
+        It never gets more than ``concurrency + prefetch`` messages, for the worker holds no more: raise ``prefetch`` for
+        large batches.
         """
         check_number("count", count, 1, 10_000, whole=True)
         return self._register(queue, type, message_type, count)
+
+    def _served(self) -> list[str]:
+        """Return the queues to work on.
+
+        Raises:
+            ConfigurationError: there are none; such a worker would idle for ever.
+        """
+        if not self._routes.queues:
+            raise ConfigurationError(
+                "the worker has no handlers: register some with @worker.handler(queue) or @worker.batch_handler(queue) "
+                "before run()"
+            )
+        return self._routes.queues
 
     def _register(self, queue: str, type_: Any, message_type: str | None, batch: int | None) -> Callable[[F], F]:
         def decorate(function: F) -> F:

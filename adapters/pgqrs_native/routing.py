@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
@@ -13,7 +14,7 @@ from pgqrs_core.plugins import Plugins
 from pgqrs_core.serializers import check_type, type_name
 from pgqrs_native.message import Message
 
-__all__ = ["Outcome", "Reject", "Retry", "Route", "Routes", "Task", "outcomes_of", "sort_out"]
+__all__ = ["Outcome", "Reject", "Retry", "Route", "Routes", "Task", "note_refused", "outcomes_of", "sort_out"]
 
 
 class Retry(PgqrsError):
@@ -124,13 +125,17 @@ def sort_out(
     claimed_at: float,
     lease_seconds: float,
 ) -> tuple[list[Task], list[Outcome]]:
-    """Turn deliveries into calls of handlers; what no handler takes, or cannot be decoded, is to be buried."""
+    """Turn deliveries into calls of handlers.
+
+    What no handler takes, or cannot be decoded, is to be buried; what a broken serializer failed on is to be retried.
+    """
     tasks: list[Task] = []
     refused: list[Outcome] = []
     batches: dict[int, Task] = {}
     for delivery in deliveries:
         route: Route | None = None
         error: PayloadError | None = None
+        broken: PgqrsError | None = None
         payload: Any = None
         try:
             route = _route(routes, queue, delivery)
@@ -138,8 +143,12 @@ def sort_out(
                 payload = plugins.serializers.decode(delivery.content_type, delivery.body, route.type)
         except PayloadError as failure:
             error = failure
+        except PgqrsError as failure:
+            broken = failure
         message = Message(queue, delivery, payload, claimed_at=claimed_at, lease_seconds=lease_seconds, error=error)
-        if route is None and error is None:
+        if broken is not None:
+            refused.append(Outcome(message, "nack", broken))
+        elif route is None and error is None:
             kind = delivery.headers.get("message_type")
             refused.append(Outcome(message, "bury", f"no handler takes messages of type {kind!r}"))
         elif route is None or error is not None:
@@ -161,6 +170,13 @@ def _route(routes: Routes, queue: Queue, delivery: Delivery) -> Route | None:
         return routes.find(queue.name, delivery)
     except Exception as error:
         raise DecodeError("headers", f"they are no JSON object: {error}") from error
+
+
+def note_refused(outcomes: Iterable[Outcome], log: logging.Logger) -> None:
+    """Say which messages no handler will see, and why."""
+    for outcome in outcomes:
+        what = "is dead-lettered" if outcome.action == "bury" else "cannot be decoded now and is tried again"
+        log.warning("%r %s: %s", outcome.message, what, outcome.error)
 
 
 def outcome_of(message: Message[Any], error: BaseException | None, *, success: Action) -> Outcome:

@@ -10,12 +10,12 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from pgqrs_core.effects import Op
-from pgqrs_core.errors import InvalidArgument, PayloadError
+from pgqrs_core.errors import InvalidArgument, PayloadError, PgqrsError
 from pgqrs_core.events import Consumed, Draft, Outcome, OutcomeKind
 from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_core.operations.settle import Failure, Fate, ack, archive, nack, release
-from pgqrs_core.operations.traffic import incoming
+from pgqrs_core.operations.traffic import incoming, put_back
 from pgqrs_core.serializers import type_name
 from pgqrs_native.message import Message
 
@@ -89,9 +89,17 @@ def reading(
         found = yield from incoming(
             queue, marks, limit=count, lease=lease, patience=wait, plugins=plugins, adapter=ADAPTER
         )
-        messages, broken = _decode(queue, found, type_, lease, mismatch, plugins)
+        try:
+            messages, broken = _decode(queue, found, type_, lease, mismatch, plugins)
+        except PgqrsError as error:
+            # Not the messages' fault: a serializer is broken. They must not stay leased, for nobody has them.
+            yield from put_back(queue, found, error)
+            raise
         if broken:
-            yield from nack(queue, broken)
+            errors = [message.error for message in broken]
+            yield from failing(
+                queue, broken, delay=0.0, errors=errors, bury=True, plugins=plugins, doorbell=None, trace=False
+            )
         # A batch of which nothing is left tells nothing about what else is there.
         if messages or not broken:
             return messages
@@ -99,22 +107,21 @@ def reading(
 
 def _decode(
     queue: Queue, found: Sequence[Delivery], type_: Any, lease: float, mismatch: Mismatch, plugins: Plugins
-) -> tuple[list[Message[Any]], list[Failure]]:
+) -> tuple[list[Message[Any]], list[Message[Any]]]:
+    """Return the messages for the reader, and those to be buried."""
     decode = plugins.serializers.decode
     now = time.time()
     messages: list[Message[Any]] = []
-    broken: list[Failure] = []
+    broken: list[Message[Any]] = []
     for delivery in found:
         error: PayloadError | None = None
         payload: Any = None
         try:
             payload = decode(delivery.content_type, delivery.body, type_)
         except PayloadError as failure:
-            if mismatch == "bury":
-                broken.append(Failure(delivery.lease, error=describe_error(failure, trace=False), bury=True))
-                continue
             error = failure
-        messages.append(Message(queue, delivery, payload, claimed_at=now, lease_seconds=lease, error=error))
+        message = Message(queue, delivery, payload, claimed_at=now, lease_seconds=lease, error=error)
+        (broken if error is not None and mismatch == "bury" else messages).append(message)
     return messages, broken
 
 
@@ -155,14 +162,18 @@ def failing(
     bury: bool,
     plugins: Plugins,
     doorbell: Doorbell | None,
+    trace: bool = True,
     draw: Callable[[], float] = random.random,
 ) -> Op[list[Fate]]:
-    """Nack messages of one queue: retry after ``delay`` or the queue's back-off, or bury."""
+    """Nack messages of one queue: retry after ``delay`` or the queue's back-off, or bury.
+
+    With ``trace`` their last errors keep the end of the traceback.
+    """
     failures = [
         Failure(
             message.lease,
             _backoff(queue, message.attempt, draw) if delay is None else delay,
-            describe_error(error) if error is not None else None,
+            describe_error(error, trace=trace) if error is not None else None,
             bury,
         )
         for message, error in zip(messages, errors)

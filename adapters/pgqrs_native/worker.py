@@ -23,7 +23,7 @@ from pgqrs_core.operations.maintenance import elect, maintain, resign
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_native.client import Client
 from pgqrs_native.roster import CLAIM, LATE, PAUSE, TICK, Roster
-from pgqrs_native.routing import Outcome, Reject, Retry, Task, outcomes_of, sort_out
+from pgqrs_native.routing import Outcome, Reject, Retry, Task, note_refused, outcomes_of, sort_out
 from pgqrs_native.settler import portions
 from pgqrs_native.shared import check_archives, marker
 from pgqrs_native.traffic import ADAPTER
@@ -88,8 +88,9 @@ class Worker(Roster):
 
         Raises:
             QueueNotFound: a queue with a handler does not exist.
+            ConfigurationError: there are no handlers.
         """
-        known = [self._client.engine.queue(name) for name in self._routes.queues]
+        known = [self._client.engine.queue(name) for name in self._served()]
         check_archives(known, self._success)
         threads = [
             threading.Thread(target=self._handle, name=f"pgqrs-handler-{n}", daemon=True)
@@ -192,8 +193,7 @@ class Worker(Roster):
         for task in tasks:
             self._tasks.put(task)
         if refused:
-            for outcome in refused:
-                _log.warning("%r is dead-lettered: %s", outcome.message, outcome.error)
+            note_refused(refused, _log)
             self._report(refused)
         return len(found) == limit
 

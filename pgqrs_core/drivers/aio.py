@@ -170,7 +170,7 @@ class Connections:
     async def run(self, effect: Execute, statements: Statements) -> Rows:
         """Run one statement, committed by itself."""
         for retries in (2, 1, 0):
-            link = await self.get(relaxed=effect.query.relaxed)
+            link = await self.get(relaxed=effect.query.wants)
             try:
                 return await perform(link, statements, effect, timeout=self._query_timeout, target=self.target)
             except ServerError as error:
@@ -210,31 +210,38 @@ class Connections:
         """Open a connection outside the pool's count, for somebody who keeps it."""
         return await open_link(self._conninfo, target=self.target, query_timeout=self._query_timeout, relaxed=relaxed)
 
-    async def get(self, *, relaxed: bool) -> AsyncLink:
-        """Take a connection whose commits wait for the disk, or with ``relaxed`` need not.
+    async def get(self, *, relaxed: bool | None) -> AsyncLink:
+        """Take a connection whose commits wait for the disk, with ``relaxed`` need not, or with None of either kind.
+
+        When to wait for one and when to open one more is said at `Shelf`.
 
         Raises:
             Unavailable: the server cannot be reached.
             TimedOut: none became free in time.
         """
-        deadline = time.monotonic() + self._patience
+        began = time.monotonic()
         while True:
             if self._closed:
                 raise Unavailable("the client is closed", target=self.target)
+            waited = time.monotonic() - began
             link = self._shelf.take(relaxed=relaxed)
             if link is not None:
                 if link.is_alive():
                     return link
-                self._shelf.closed(relaxed=relaxed)
+                self._shelf.closed(relaxed=link.relaxed)
                 await link.connection.close()
-            elif self._shelf.may_open(relaxed=relaxed):
+            elif self._shelf.may_open(relaxed=relaxed, waited=waited):
+                relaxed = bool(relaxed)
                 self._shelf.opened(relaxed=relaxed)
                 break
-            elif not await self._wait_for_one(deadline - time.monotonic()):
+            elif waited >= self._patience:
                 raise TimedOut(
                     f"no connection to {self.target} became free in {self._patience:g} s; raise max_connections",
                     target=self.target,
                 )
+            else:
+                pause = self._shelf.turn(relaxed=relaxed, waited=waited, patience=self._patience)
+                await self._wait_for_one(pause)
         try:
             return await self.open(relaxed=relaxed)
         except BaseException:
@@ -263,12 +270,11 @@ class Connections:
         """How many connections are open."""
         return self._shelf.total
 
-    async def _wait_for_one(self, seconds: float) -> bool:
+    async def _wait_for_one(self, seconds: float) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.add(turn)
         try:
-            await asyncio.wait({turn}, timeout=max(seconds, 0))
-            return turn.done()
+            await asyncio.wait({turn}, timeout=seconds)
         finally:
             self._waiting.discard(turn)
             turn.cancel()

@@ -19,7 +19,7 @@ from psycopg.pq import ConnStatus, TransactionStatus
 if TYPE_CHECKING:
     from pgqrs_core.drivers.prepared import Prepared
 
-__all__ = ["BACKEND", "UNUSUAL", "Link", "Shelf", "local_settings", "session_settings"]
+__all__ = ["BACKEND", "GRACE", "UNUSUAL", "Link", "Shelf", "local_settings", "session_settings"]
 
 #: Flags of statements that need the session set differently.
 UNUSUAL: Final = frozenset({"patient", "bitmap"})
@@ -37,6 +37,9 @@ _PINNED: Final = {
     "jit": "off",
     "plan_cache_mode": "force_generic_plan",
 }
+
+#: Seconds after which a glance opens a connection although others are open. More than opening one takes on a busy machine.
+GRACE: Final = 0.25
 
 #: Prepared statements kept per connection: a few for each of many queues.
 PREPARED_MAX: Final = 400
@@ -133,8 +136,18 @@ class Shelf(Generic[C, K]):
     """The bookkeeping of a pool: which connections are idle and how many there are. Blocks nowhere, locks nothing.
 
     Connections keep to one kind of commit, so that claims (relaxed) and enqueues (durable) do not switch a setting back
-    and forth. One relaxed connection is enough for a process: what runs on it is short, and few fat claimers are
-    quicker than many lean ones.
+    and forth. What to do when all of the wanted kind are busy depends on what a statement waits for:
+
+    ==========  ===============================  ==============================================================
+    wanted      statements                       when none is idle
+    ==========  ===============================  ==============================================================
+    relaxed     claim, extend, watch             wait: they are short, wait for no disk, and few fat claimers
+                                                 are quicker than many lean ones
+    durable     enqueue, ack, transactions       open one more up to the limit: each waits for the disk, and
+                                                 PostgreSQL writes the commits of several at one go
+    either      a glance at queues and schema    wait up to `GRACE` seconds, then as durable: so ten threads
+                                                 that begin together do not open ten connections for it
+    ==========  ===============================  ==============================================================
     """
 
     def __init__(self, *, limit: int, keep: int) -> None:
@@ -148,16 +161,26 @@ class Shelf(Generic[C, K]):
         """How many connections are open."""
         return self._open[True] + self._open[False]
 
-    def take(self, *, relaxed: bool) -> Link[C, K] | None:
+    def take(self, *, relaxed: bool | None) -> Link[C, K] | None:
         """Return an idle connection of this kind, the most recently used first; None: open one, or wait."""
         for place in range(len(self._idle) - 1, -1, -1):
-            if self._idle[place].relaxed == relaxed:
+            if relaxed is None or self._idle[place].relaxed == relaxed:
                 return self._idle.pop(place)
         return None
 
-    def may_open(self, *, relaxed: bool) -> bool:
-        """Tell whether one more of this kind is allowed. There is always room for one of each."""
+    def may_open(self, *, relaxed: bool | None, waited: float) -> bool:
+        """Tell whether one more of this kind is allowed, ``waited`` seconds after none was idle.
+
+        There is always room for one of each kind. Whoever takes either opens a durable one.
+        """
+        if relaxed is None:
+            return self.total == 0 or (waited >= GRACE and self.total < self._limit)
         return self._open[relaxed] == 0 or (not relaxed and self.total < self._limit)
+
+    def turn(self, *, relaxed: bool | None, waited: float, patience: float) -> float:
+        """Return for how many seconds to wait now, ``patience`` being the longest wait altogether."""
+        longest = min(GRACE, patience) if relaxed is None and waited < GRACE else patience
+        return max(longest - waited, 0.0)
 
     def opened(self, *, relaxed: bool) -> None:
         """Count a connection that is being opened."""

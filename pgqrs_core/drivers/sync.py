@@ -174,7 +174,7 @@ class Connections:
     def run(self, effect: Execute, statements: Statements) -> Rows:
         """Run one statement, committed by itself."""
         for retries in (2, 1, 0):
-            link = self.get(relaxed=effect.query.relaxed)
+            link = self.get(relaxed=effect.query.wants)
             try:
                 return perform(link, statements, effect, timeout=self._query_timeout, target=self.target)
             except ServerError as error:
@@ -214,32 +214,39 @@ class Connections:
         """Open a connection outside the pool's count, for somebody who keeps it."""
         return open_link(self._conninfo, target=self.target, query_timeout=self._query_timeout, relaxed=relaxed)
 
-    def get(self, *, relaxed: bool) -> SyncLink:
-        """Take a connection whose commits wait for the disk, or with ``relaxed`` need not.
+    def get(self, *, relaxed: bool | None) -> SyncLink:
+        """Take a connection whose commits wait for the disk, with ``relaxed`` need not, or with None of either kind.
+
+        When to wait for one and when to open one more is said at `Shelf`.
 
         Raises:
             Unavailable: the server cannot be reached.
             TimedOut: none became free in time.
         """
-        deadline = time.monotonic() + self._patience
+        began = time.monotonic()
         with self._free:
             while True:
                 if self._closed:
                     raise Unavailable("the client is closed", target=self.target)
+                waited = time.monotonic() - began
                 link = self._shelf.take(relaxed=relaxed)
                 if link is not None:
                     if link.is_alive():
                         return link
-                    self._shelf.closed(relaxed=relaxed)
+                    self._shelf.closed(relaxed=link.relaxed)
                     link.connection.close()
-                elif self._shelf.may_open(relaxed=relaxed):
+                elif self._shelf.may_open(relaxed=relaxed, waited=waited):
+                    relaxed = bool(relaxed)
                     self._shelf.opened(relaxed=relaxed)
                     break
-                elif not self._free.wait(deadline - time.monotonic()):
+                elif waited >= self._patience:
                     raise TimedOut(
                         f"no connection to {self.target} became free in {self._patience:g} s; raise max_connections",
                         target=self.target,
                     )
+                else:
+                    pause = self._shelf.turn(relaxed=relaxed, waited=waited, patience=self._patience)
+                    self._free.wait(pause)
         try:
             return self.open(relaxed=relaxed)
         except BaseException:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from pgqrs_core.arrays import ByteaArray, numbers, texts
 from pgqrs_core.effects import Execute, Op
-from pgqrs_core.errors import BodyTooLarge, EnqueueUnknown, PgqrsError, Unavailable
+from pgqrs_core.errors import BodyTooLarge, EnqueueUnknown, InvalidArgument, PgqrsError, Unavailable
 from pgqrs_core.messages import MAX_PRIORITY, MAX_SECONDS, Queue, check_number, delayed_lane, encode_headers
 from pgqrs_core.sql import queries
 
@@ -28,7 +29,7 @@ def enqueue(queue: Queue, drafts: Sequence[Draft], doorbell: Doorbell | None = N
     caller's transaction, where a NOTIFY would hold a database-wide lock until the commit) their polling finds them.
 
     Raises:
-        InvalidArgument: a priority, delay or time to live is out of range; nothing was stored.
+        InvalidArgument: a priority, delay or time to live is out of range, or a time has no zone; nothing was stored.
         BodyTooLarge: a body is over the queue's limit; nothing was stored.
         EnqueueUnknown: the connection broke while the commit was on its way.
     """
@@ -64,6 +65,8 @@ def check_draft(queue: Queue, draft: Draft) -> None:
         check_number("priority", draft.priority, 0, MAX_PRIORITY, whole=True)
     if draft.delay is not None:
         check_number("delay", draft.delay, 0, MAX_SECONDS)
+    if draft.at is not None and (not isinstance(draft.at, datetime) or draft.at.utcoffset() is None):
+        raise InvalidArgument("at", draft.at, "a datetime with a time zone")
     if draft.ttl is not None:
         check_number("ttl", draft.ttl, 0, MAX_SECONDS, above=True)
 

@@ -1,13 +1,17 @@
 """Figures of queues, at a cost that does not grow with their backlog.
 
-A lane is counted up to `CAP` rows. Ids are handed out in order and settled roughly in order, so a longer lane is
-extrapolated: as many rows as fit between its first and last id at the density of the rows that were counted.
+A lane is counted up to `CAP` rows. Beyond them it is estimated: its ids are cut into `PARTS` ranges, and a `SAMPLE` of each
+is counted. One density for all would not do: where old messages are still in flight, ids are sparse at the front and
+dense behind. A range's own density would not do either: where messages come in bursts, as those of one priority among
+others do, a sample may begin in one and see nothing else. So the rest of a range is taken to be as dense as the median of
+it and its two neighbours.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Sequence
+from statistics import median
 from typing import Any, Final
 
 from pgqrs_core.effects import Execute, Op
@@ -18,6 +22,11 @@ __all__ = ["CAP", "measure"]
 
 #: Rows of a lane that are counted one by one.
 CAP: Final = 10_000
+#: Into how many ranges of ids the rest is cut, and how many rows of each are counted.
+PARTS: Final = 32
+SAMPLE: Final = 400
+
+_LIMITS: Final = {"cap": CAP, "parts": PARTS, "sample": SAMPLE}
 
 
 def measure(queues: Sequence[Queue]) -> Op[list[Metrics]]:
@@ -25,12 +34,12 @@ def measure(queues: Sequence[Queue]) -> Op[list[Metrics]]:
     if not queues:
         return []
     lanes: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
-    for row in (yield Execute(queries["metrics"], {"cap": CAP}, queues=tuple(queues))):
+    for row in (yield Execute(queries["metrics"], _LIMITS, queues=tuple(queues))):
         lanes[row[0]].append(row[1:])
     archives: dict[int, tuple[Any, ...]] = {}
     archiving = tuple(queue for queue in queues if queue.options.archive)
     if archiving:
-        for row in (yield Execute(queries["archive_metrics"], {"cap": CAP}, queues=archiving)):
+        for row in (yield Execute(queries["archive_metrics"], _LIMITS, queues=archiving)):
             archives[row[0]] = row[1:]
     return [_metrics(queue, lanes[queue.id], archives.get(queue.id)) for queue in queues]
 
@@ -40,8 +49,8 @@ def _metrics(queue: Queue, lanes: Sequence[tuple[Any, ...]], archive: tuple[Any,
     estimated: set[str] = set()
     oldest: list[float] = []
     dues: list[float] = []
-    for lane, seen, held, first, reached, last, due, age, next_due in lanes:
-        total = _extrapolate(seen, first, reached, last)
+    for lane, seen, held, beyond, due, age, next_due in lanes:
+        total = seen + _estimate(beyond or ())
         if lane == DEAD_LANE:
             dead = total
         elif lane >= 0:
@@ -60,8 +69,9 @@ def _metrics(queue: Queue, lanes: Sequence[tuple[Any, ...]], archive: tuple[Any,
         if next_due is not None:
             dues.append(next_due)
     if archive is not None:
-        archived = _extrapolate(*archive)
-        if archive[0] > CAP:
+        seen, beyond = archive
+        archived = seen + _estimate(beyond or ())
+        if seen > CAP:
             estimated.add("archived")
     return Metrics(
         queue=queue.name,
@@ -77,7 +87,13 @@ def _metrics(queue: Queue, lanes: Sequence[tuple[Any, ...]], archive: tuple[Any,
     )
 
 
-def _extrapolate(seen: int, first: int | None, reached: int | None, last: int | None) -> int:
-    if seen <= CAP or first is None or reached is None or last is None:
-        return seen
-    return seen + round((last - reached) * seen / (reached - first + 1))
+def _estimate(samples: Sequence[Sequence[int]]) -> int:
+    """Return how many rows there are in ranges of ids, of each of which a sample was counted.
+
+    A sample is the rows counted, the ids over which they extend, and the ids of the range.
+    """
+    densities = [seen / covered for seen, covered, _ in samples]
+    # The first range begins at a message, perhaps at a burst, and has its one neighbour count for two; the last one counts
+    # for two itself, for the newest messages may be dense after all others.
+    around = zip((densities[1:2] or densities) + densities[:-1], densities, densities[1:] + densities[-1:])
+    return round(sum(seen + (width - covered) * median(near) for (seen, covered, width), near in zip(samples, around)))

@@ -22,7 +22,7 @@ from pgqrs_core.messages import (
     check_number,
     decode_headers,
 )
-from pgqrs_core.operations.schema import build_queue
+from pgqrs_core.operations.schema import build_queue, pause_migrations
 from pgqrs_core.sql import queries
 
 __all__ = [
@@ -60,10 +60,12 @@ def create_queue(name: str, options: QueueOptions) -> Op[Queue]:
     Raises:
         InvalidQueueName: if no queue may be called so.
         QueueExists: if it exists with other options; the error shows the difference.
+        SchemaTooNew: newer code has changed the schema since; what this code creates would not fit.
     """
     check_name(name)
     stored = msgspec.json.encode(options).decode()
     suffix = table_suffix(name)
+    yield from pause_migrations()
     rows = yield Execute(queries["insert_queue"], {"name": name, "suffix": suffix, "options": stored})
     if rows:
         queue = queue_of(rows[0])

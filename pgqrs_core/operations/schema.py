@@ -17,7 +17,16 @@ from pgqrs_core.sql import MIGRATIONS, Migration, Query, queries, read_migration
 if TYPE_CHECKING:
     from pgqrs_core.plugins import Plugins
 
-__all__ = ["SUPPORTED", "build_queue", "check_schema", "install", "install_all", "uninstall", "version"]
+__all__ = [
+    "SUPPORTED",
+    "build_queue",
+    "check_schema",
+    "install",
+    "install_all",
+    "pause_migrations",
+    "uninstall",
+    "version",
+]
 
 #: The version of the schema that this code brings.
 SUPPORTED: Final = MIGRATIONS[-1].version
@@ -33,7 +42,10 @@ def install(schema: str, *, component: str = COMPONENT, migrations: Sequence[Mig
         SchemaError: a step was applied with other contents than it has now.
     """
     yield Execute(queries["migration_lock"], {"schema": schema})
-    yield Execute(queries["create_schema"])
+    exists = yield Execute(queries["namespace_exists"], {"schema": schema})
+    if not exists[0][0]:
+        yield Execute(queries["create_schema"])
+    yield Execute(queries["create_migrations"])
     rows = yield Execute(queries["applied_migrations"], {"component": component})
     applied = {version: (checksum, safe) for version, checksum, safe in rows}
     newest = migrations[-1].version
@@ -85,6 +97,19 @@ def _apply(component: str, step: Migration) -> Op[None]:
             "safe": step.safe,
         },
     )
+
+
+def pause_migrations() -> Op[None]:
+    """Let no migration run until this transaction ends, so that a queue made in it gets every step.
+
+    Raises:
+        SchemaTooNew: steps were applied that this code does not know, and would not apply to a new queue.
+    """
+    rows = yield Execute(queries["migration_pause"])
+    applied = yield Execute(queries["applied_migrations"], {"component": COMPONENT})
+    installed = max((row[0] for row in applied), default=0)
+    if installed > SUPPORTED:
+        raise SchemaTooNew(rows[0][0], installed, SUPPORTED)
 
 
 def build_queue(queue: Queue) -> Op[None]:

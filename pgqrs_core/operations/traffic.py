@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pgqrs_core.effects import Op
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pgqrs_core.marks import Marks
     from pgqrs_core.plugins import Plugins
 
-__all__ = ["incoming", "outgoing"]
+__all__ = ["incoming", "outgoing", "put_back"]
 
 
 def outgoing(
@@ -67,16 +67,20 @@ def incoming(
     try:
         hooks.before_consume(batch)
     except Exception as error:
-        # No handler may see what a plugin could not prepare; back-off and the limit of attempts apply as to any failure.
-        reason = {"type": type(error).__name__, "message": str(error)}
-        delays = [queue.options.backoff(item.attempt) for item in found]
-        yield from nack(queue, [Failure(item.lease, delay, reason) for item, delay in zip(found, delays)])
+        # No handler may see what a plugin could not prepare.
+        yield from put_back(queue, found, error)
         raise
     if batch.dropped:
         yield from ack(queue, [item.lease for item, _ in batch.dropped])
     if batch.buried:
         yield from nack(queue, [_burial(item, reason) for item, reason in batch.buried])
     return batch.deliveries
+
+
+def put_back(queue: Queue, found: Sequence[Delivery], error: Exception) -> Op[None]:
+    """Give back what a broken plugin kept from its reader; back-off and the limit of attempts apply as to any failure."""
+    reason = {"type": type(error).__name__, "message": str(error)}
+    yield from nack(queue, [Failure(item.lease, queue.options.backoff(item.attempt), reason) for item in found])
 
 
 def _burial(item: Delivery, reason: str) -> Failure:

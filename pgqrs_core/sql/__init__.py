@@ -26,7 +26,8 @@ class Query:
 
     Flags stand behind the name. ``relaxed``: its commit may be lost in a crash of the server without harm, so it need
     not wait for the disk. ``patient``: it may take longer than the query timeout. ``bitmap``: it wants the bitmap
-    scans that are switched off for everything else. ``alone``: it refuses to run inside a transaction.
+    scans that are switched off for everything else. ``alone``: it refuses to run inside a transaction. ``glance``: it
+    changes nothing and is over at once, so any connection will do.
     """
 
     name: str
@@ -37,6 +38,11 @@ class Query:
     def relaxed(self) -> bool:
         """Whether its commit need not wait for the disk."""
         return "relaxed" in self.flags
+
+    @property
+    def wants(self) -> bool | None:
+        """Which connection it wants: a relaxed one, one whose commits are durable, or None for either."""
+        return None if "glance" in self.flags else self.relaxed
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,20 @@
 -- One migrator at a time, until its transaction ends. The number is the CRC-32 of "pgqrs".
 select pg_advisory_xact_lock(1374528841, hashtext(%(schema)s));
 
+-- name: migration_pause patient
+-- No migration runs until this transaction ends; answers with the schema's name. Any number may hold it.
+select n.nspname::text, pg_advisory_xact_lock_shared(1374528841, hashtext(n.nspname::text))::text
+from (select tableoid from {schema}.migrations limit 1) m
+join pg_catalog.pg_class c on c.oid = m.tableoid join pg_catalog.pg_namespace n on n.oid = c.relnamespace;
+
+-- name: namespace_exists glance
+-- Asked before creating it: IF NOT EXISTS wants the right to create schemas although there is nothing to create.
+select exists (select from pg_catalog.pg_namespace where nspname = %(schema)s);
+
 -- name: create_schema
-create schema if not exists {schema};
+create schema {schema};
+
+-- name: create_migrations
 create table if not exists {schema}.migrations (
   component   text        not null,
   version     int         not null,
@@ -16,14 +28,14 @@ create table if not exists {schema}.migrations (
   primary key (component, version)
 );
 
--- name: applied_migrations
+-- name: applied_migrations glance
 select version, checksum, safe from {schema}.migrations where component = %(component)s order by version;
 
 -- name: record_migration
 insert into {schema}.migrations (component, version, name, checksum, safe)
 values (%(component)s, %(version)s, %(name)s, %(checksum)s, %(safe)s);
 
--- name: schema_exists
+-- name: schema_exists glance
 select exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
                where n.nspname = %(schema)s and c.relname = 'migrations');
 
@@ -37,13 +49,13 @@ select not exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespac
 -- name: drop_schema
 drop schema {schema};
 
--- name: find_queue
+-- name: find_queue glance
 select queue_id, name, table_suffix, options::text, paused_at, created_at from {schema}.queues where name = %(name)s;
 
 -- name: list_queues
 select queue_id, name, table_suffix, options::text, paused_at, created_at from {schema}.queues order by name;
 
--- name: queue_names
+-- name: queue_names glance
 select name from {schema}.queues order by name limit 10000;
 
 -- name: insert_queue
@@ -101,11 +113,24 @@ order by h.place, r.message_id
 limit %(limit)s;
 
 -- name: metrics
--- Figures per lane. At most `cap` + 1 rows of a lane are visited at each end, so a backlog of millions costs as much
--- as one of thousands; operations/metrics.py extrapolates from the density of ids.
-select {queue_id}::int, h.lane, s.seen, s.held, s.first, s.reached,
-  case when s.seen > %(cap)s then
-    (select message_id from {queue} where lane = h.lane order by message_id desc limit 1) end as last,
+-- Figures per lane. Of a lane, `cap` + 1 rows are counted from the front. What lies beyond, up to the last id, is cut into
+-- `parts` ranges of ids; of each, up to `sample` rows are counted, and `beyond` tells how many there were, over how many
+-- ids they extend, and how many ids the range has. So a backlog of millions costs as much as one of thousands;
+-- operations/metrics.py estimates the rest.
+select {queue_id}::int, h.lane, s.seen, s.held,
+  case when s.seen > %(cap)s then (
+    select array_agg(array[w.seen, coalesce(w.reached, b.upto - 1) - b.since + 1, b.upto - b.since] order by part)
+    from (select message_id as last from {queue} where lane = h.lane order by message_id desc limit 1) e
+    cross join generate_series(0, %(parts)s::int - 1) part
+    cross join lateral (
+      select s.reached + 1 + (e.last - s.reached) * part / %(parts)s::int as since,
+             s.reached + 1 + (e.last - s.reached) * (part + 1) / %(parts)s::int as upto) b
+    cross join lateral (
+      select count(*) as seen, case when count(*) = %(sample)s then max(message_id) end as reached
+      from (select message_id from {queue} where lane = h.lane and message_id >= b.since and message_id < b.upto
+            order by message_id limit %(sample)s) r) w
+    where b.upto > b.since
+  ) end as beyond,
   case when h.lane between -10 and -1 then
     (select count(*) from (select from {queue} where lane = h.lane and due_at <= statement_timestamp()
        and lease_until <= statement_timestamp() order by due_at, message_id limit %(cap)s + 1) d) end as due,
@@ -122,16 +147,30 @@ select {queue_id}::int, h.lane, s.seen, s.held, s.first, s.reached,
 from unnest('{{9,8,7,6,5,4,3,2,1,0,-1,-2,-3,-4,-5,-6,-7,-8,-9,-10,-100}}'::smallint[]) h(lane)
 cross join lateral (
   select count(*) as seen, count(*) filter (where r.lease_until > statement_timestamp()) as held,
-         min(r.message_id) as first, max(r.message_id) as reached
+         max(r.message_id) as reached
   from (select message_id, lease_until from {queue} where lane = h.lane
         order by message_id limit %(cap)s + 1) r
 ) s
 where s.seen > 0;
 
 -- name: archive_metrics
-select {queue_id}::int, count(*) as seen, min(r.message_id) as first, max(r.message_id) as reached,
-  (select message_id from {archive} order by message_id desc limit 1) as last
-from (select message_id from {archive} order by message_id limit %(cap)s + 1) r;
+-- How many there are, counted and sampled as a lane is.
+select {queue_id}::int, s.seen,
+  case when s.seen > %(cap)s then (
+    select array_agg(array[w.seen, coalesce(w.reached, b.upto - 1) - b.since + 1, b.upto - b.since] order by part)
+    from (select message_id as last from {archive} order by message_id desc limit 1) e
+    cross join generate_series(0, %(parts)s::int - 1) part
+    cross join lateral (
+      select s.reached + 1 + (e.last - s.reached) * part / %(parts)s::int as since,
+             s.reached + 1 + (e.last - s.reached) * (part + 1) / %(parts)s::int as upto) b
+    cross join lateral (
+      select count(*) as seen, case when count(*) = %(sample)s then max(message_id) end as reached
+      from (select message_id from {archive} where message_id >= b.since and message_id < b.upto
+            order by message_id limit %(sample)s) r) w
+    where b.upto > b.since
+  ) end as beyond
+from (select count(*) as seen, max(r.message_id) as reached
+      from (select message_id from {archive} order by message_id limit %(cap)s + 1) r) s;
 
 -- name: list_dead
 -- The most recently dead first.

@@ -169,5 +169,6 @@ select {queue_id}::int as queue_id,
   ) as next_due;
 
 -- name: notify
--- Wake consumers. The payload is a queue's number and nothing else; whoever gets it looks for himself.
-select pg_notify(%(channel)s, %(payload)s);
+-- Wake consumers. The payload is a queue's number and nothing else; whoever gets it looks for himself. The commit does not
+-- wait for the disk, on whatever connection: it would do so holding the lock that NOTIFY takes, for all databases.
+select pg_notify(%(channel)s, %(payload)s) from set_config('synchronous_commit', 'off', true);

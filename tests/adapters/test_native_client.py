@@ -619,6 +619,30 @@ def test_a_closed_client_says_so(native: Native, client: Any, jobs: str) -> None
         closed.producer.enqueue(jobs, 1)
 
 
+def test_ten_threads_that_wait_for_messages_share_two_connections(native: Native, client: Any) -> None:
+    names = [f"queue {number}" for number in range(10)]
+    for name in names:
+        client.admin.create_queue(name)
+    fresh = native.client()
+    together = threading.Barrier(len(names))
+    found: list[Any] = []
+
+    def wait(name: str) -> None:
+        together.wait()
+        found.append(fresh.consumer.read_batch(name, wait=20)[0].payload)
+
+    threads = [threading.Thread(target=wait, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for name in names:
+        client.producer.enqueue(name, name)
+    for thread in threads:
+        thread.join()
+
+    assert sorted(found) == sorted(names)
+    assert fresh.engine.connections.total <= 2
+
+
 def test_a_client_survives_the_end_of_its_connections(client: Any, jobs: str, pgqrs_dsn: str) -> None:
     client.producer.enqueue(jobs, 1)
     with psycopg.connect(pgqrs_dsn, autocommit=True) as connection:

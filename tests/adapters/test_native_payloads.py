@@ -21,7 +21,7 @@ from pgqrs_core.events import ConsumeBatch, Consumed, EnqueueBatch, Enqueued
 from pgqrs_core.hookspecs import hookimpl
 from pgqrs_core.plugins import Plugins
 
-from .native_support import Native
+from .native_support import Native, Seen, eventually
 
 
 class Urgency(enum.Enum):
@@ -449,6 +449,67 @@ def test_observers_see_what_was_stored_and_what_became_of_it(native: Native) -> 
         ("nacked", 1, "two"),
         ("dead", 1, "no"),
     ]
+
+
+def test_observers_see_what_a_read_dead_lettered(native: Native) -> None:
+    watching = Watching()
+    client = with_plugin(native, watching)
+    client.producer.enqueue("jobs", "no number")
+    client.producer.enqueue("jobs", 2)
+
+    (left,) = client.consumer.read_batch("jobs", int)
+
+    assert left.payload == 2
+    (outcome,) = watching.seen[2:]
+    assert outcome[:2] == ("dead", 1)
+    assert "int" in outcome[2]
+
+
+class Faulty:
+    """A serializer that finds itself broken at some messages."""
+
+    content_type = "application/x-faulty"
+
+    @hookimpl
+    def pgqrs_serializers(self) -> list[Any]:
+        return [self]
+
+    def handles(self, payload: Any) -> bool:
+        return isinstance(payload, str)
+
+    def encode(self, payload: str) -> bytes:
+        return payload.encode()
+
+    def decode(self, body: bytes, type_: Any = Any) -> str:
+        if body == b"broken":
+            raise PluginError("mine", "no key")
+        return body.decode()
+
+
+def test_what_a_broken_serializer_cannot_decode_goes_back_and_the_reader_is_told(native: Native) -> None:
+    client = with_plugin(native, Faulty())
+    client.producer.batch_enqueue("jobs", ["fine", "broken"])
+
+    with pytest.raises(PluginError, match="no key"):
+        client.consumer.read_batch("jobs")
+
+    assert client.admin.queue_metrics("jobs").in_flight == 0
+
+
+def test_a_worker_goes_on_when_a_serializer_is_broken(native: Native) -> None:
+    client = with_plugin(native, Faulty())
+    worker, seen = native.worker(client), Seen()
+    worker.handler("jobs")(lambda message: seen.add(message.payload))
+    client.producer.batch_enqueue("jobs", ["broken", "fine"], delay=0)
+
+    with native.working(worker):
+        seen.wait_for(1)
+        eventually(lambda: client.admin.queue_metrics("jobs").delayed == 1)
+        client.producer.enqueue("jobs", "next")
+        seen.wait_for(2)
+
+    assert seen.items == ["fine", "next"]
+    assert client.admin.queue_metrics("jobs").in_flight == 0
 
 
 class Unprepared:

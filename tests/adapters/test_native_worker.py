@@ -18,7 +18,7 @@ import psycopg
 import pytest
 from pgqrs_native import AsyncClient, AsyncWorker, Client, Reject, Retry, Worker
 
-from pgqrs_core.errors import ArchiveDisabled, InvalidArgument, QueueNotFound
+from pgqrs_core.errors import ArchiveDisabled, ConfigurationError, InvalidArgument, QueueNotFound
 
 from .native_support import PATIENCE, Native, Seen, child_environment, eventually, terminate_others
 
@@ -124,6 +124,11 @@ def test_headers_that_are_no_object_kill_the_message_and_not_the_worker(
     with native.working(worker):
         seen.wait_for(1)
         eventually(lambda: left(client, jobs) == {"dead": 1})
+
+
+def test_a_worker_without_handlers_says_so_instead_of_idling(native: Native, client: Any) -> None:
+    with pytest.raises(ConfigurationError, match="no handlers"), native.working(native.worker(client)):
+        pass
 
 
 def test_two_handlers_for_the_same_messages_are_refused(native: Native, client: Any) -> None:

@@ -21,7 +21,7 @@ PLACEHOLDERS = {"schema", "queue", "archive", "view", "queue_id"}
 CLEAR = frozenset(
     [
         "applied_migrations",
-        "archive_metrics",
+        "create_migrations",
         "create_schema",
         "delete_queue",
         "drop_archive",
@@ -76,7 +76,9 @@ def test_nothing_stands_before_the_first_name_but_comments(path: Path) -> None:
 def test_every_name_is_well_formed_and_unique(path: Path) -> None:
     lines = re.findall(r"^-- name:.*$", path.read_text(), re.MULTILINE)
 
-    names = [re.fullmatch(r"-- name: ([a-z][a-z_]*)((?: (?:relaxed|patient|bitmap|alone))*)", line) for line in lines]
+    names = [
+        re.fullmatch(r"-- name: ([a-z][a-z_]*)((?: (?:relaxed|patient|bitmap|alone|glance))*)", line) for line in lines
+    ]
 
     assert all(names), [line for line, match in zip(lines, names, strict=True) if not match]
     assert {match[1] for match in names if match} <= queries.keys()

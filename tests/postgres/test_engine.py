@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import warnings
 from datetime import datetime, timedelta, timezone
 from typing import TYPE_CHECKING, Any
@@ -115,6 +116,12 @@ class TestDelivery:
 
         assert harness.ask("select due_at from pgqrs.q_jobs") == [(at,)]
         assert harness.take() == []
+
+    def test_a_time_without_a_zone_is_refused_and_nothing_is_stored(self, harness: Harness) -> None:
+        with pytest.raises(InvalidArgument, match="time zone"):
+            harness.send(at=datetime(2020, 1, 1))
+
+        assert harness.ask("select count(*) from pgqrs.q_jobs") == [(0,)]
 
     def test_a_time_in_the_past_is_due_at_once(self, harness: Harness) -> None:
         harness.send(at=datetime(2020, 1, 1, tzinfo=timezone.utc))
@@ -404,6 +411,17 @@ def show(*names: str) -> Any:
     return rows[0]
 
 
+#: Which of a backlog's messages were settled, by what is left.
+GAPS: dict[str, str] = {
+    "sparse at the front": "message_id < 60000",
+    "sparse at the back": "message_id > 40000",
+    "sparse throughout": "message_id % 3 <> 0",
+    "two bursts far apart": "message_id between 15000 and 85000",
+    "a few of each hundred": "message_id % 100 > 15",
+    "bursts": "message_id % 4000 > 1000",
+}
+
+
 class TestQueues:
     def test_figures_tell_what_is_where(self, harness: Harness) -> None:
         harness.send(*[b"x"] * 6)
@@ -426,20 +444,51 @@ class TestQueues:
 
         assert (measured(harness).ready, measured(harness).delayed) == (1, 0)
 
+    def test_the_same_queue_created_by_several_at_once_is_created_once(
+        self, engine: SyncHarness, open_harness: Callable[..., Harness]
+    ) -> None:
+        others = [open_harness() for _ in range(4)]
+        found: list[Any] = []
+        threads = [threading.Thread(target=lambda other=other: found.append(other.create("same"))) for other in others]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+
+        assert [queue.id for queue in found] == [found[0].id] * 4
+
     def test_figures_of_many_queues_come_in_one_go(self, harness: Harness) -> None:
         found = [harness.create(f"q{number}", archive=number % 2 == 0) for number in range(5)]
         harness.send(queue="q3")
 
         assert [item.ready for item in harness.run(metrics.measure, found)] == [0, 0, 0, 1, 0]
 
-    def test_a_long_queue_is_estimated_well(self, harness: Harness) -> None:
-        harness.ask("insert into pgqrs.q_jobs (lane, body) select 0, '' from generate_series(1, 60000)")
-        harness.ask("delete from pgqrs.q_jobs where message_id % 3 = 0")
+    @pytest.mark.parametrize("gone", GAPS)
+    def test_a_long_queue_is_estimated_well_wherever_its_ids_are_dense(self, engine: SyncHarness, gone: str) -> None:
+        """What is left of 100,000 messages when some were settled and others are still in flight."""
+        engine.ask("insert into pgqrs.q_jobs (lane, body) select 0, '' from generate_series(1, 100000)")
+        engine.ask("update pgqrs.q_jobs set lease_until = now() + interval '1 hour' where message_id % 50 = 0")
+        engine.ask(f"delete from pgqrs.q_jobs where lease_until < now() and {GAPS[gone]}")
+        ((left,),) = engine.ask("select count(*) from pgqrs.q_jobs")
 
-        found = measured(harness)
+        found = measured(engine)
 
-        assert found.ready == pytest.approx(40_000, rel=0.01)
+        assert found.ready + found.in_flight == pytest.approx(left, rel=0.15)
         assert found.estimated == ("ready",)
+
+    def test_a_long_archive_is_estimated_well(self, engine: SyncHarness) -> None:
+        engine.ask(
+            "insert into pgqrs.a_jobs (message_id, priority, attempt, enqueued_at, body) "
+            "select case when n <= 20000 then n * 50 else n + 1000000 end, 0, 1, now(), '' from generate_series(1, 80000) n"
+        )
+
+        assert measured(engine).archived == pytest.approx(80_000, rel=0.15)
+
+    def test_a_lane_just_over_the_cap_is_counted_to_the_end(self, engine: SyncHarness) -> None:
+        engine.ask("insert into pgqrs.q_jobs (lane, body) select 0, '' from generate_series(1, 24000)")
+        engine.ask("delete from pgqrs.q_jobs where message_id % 2 = 0")
+
+        assert measured(engine).ready == 12_000
 
     def test_purging_removes_what_nobody_holds(self, harness: Harness) -> None:
         harness.send(b"a", b"b", b"c")
@@ -1063,6 +1112,37 @@ class TestConnections:
 
         assert small.run(queues.list_queues) == []
         assert small.engine.connections.total == 1
+
+    def test_a_glance_takes_whatever_connection_is_idle(self, harness: Harness) -> None:
+        fresh = harness.engine.connections
+        before = fresh.total
+        link = harness.do(fresh.get, relaxed=True)
+        harness.do(fresh.put, link)
+
+        glanced = harness.do(fresh.get, relaxed=None)
+        harness.do(fresh.put, glanced)
+
+        assert glanced is link
+        assert fresh.total == before + 1
+
+    def test_a_glance_opens_a_connection_when_none_becomes_free(self, harness: Harness) -> None:
+        pool = harness.engine.connections
+        busy = [harness.do(pool.get, relaxed=relaxed) for relaxed in (True, False)]
+
+        spare = harness.do(pool.get, relaxed=None)
+
+        assert (pool.total, spare.relaxed) == (3, False)
+        for link in (*busy, spare):
+            harness.do(pool.put, link)
+
+    def test_an_enqueue_does_not_wait_for_anothers_connection(self, harness: Harness) -> None:
+        """Commits that wait for the disk at the same time are written at one go."""
+        pool = harness.engine.connections
+        links = [harness.do(pool.get, relaxed=False) for _ in range(4)]
+
+        assert pool.total == 4
+        for link in links:
+            harness.do(pool.put, link)
 
     def test_idle_connections_are_kept_up_to_the_pools_size(self, open_harness: Callable[..., Harness]) -> None:
         small = open_harness(performance={"connection_pool_size": 2})
