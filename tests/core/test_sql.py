@@ -187,9 +187,7 @@ def test_whatever_settles_a_message_is_fenced(name: str) -> None:
         "enqueue_alike",
         "enqueue_mixed",
         "archive",
-        "archive_alike",
         "ack",
-        "ack_alike",
         "nack",
     ],
 )
