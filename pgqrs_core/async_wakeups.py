@@ -162,7 +162,7 @@ class AsyncWakeups(Shared):
 
     async def _probe(self, link: AsyncLink, queues: list[Queue]) -> Rows:
         try:
-            return await self._execute(link, Execute(queries["probe"], queues=tuple(queues)))
+            return await self._execute(link, self._look(queues))
         except ServerError as error:
             return self._blind(error)
 
