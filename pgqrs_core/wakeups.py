@@ -120,6 +120,7 @@ class Wakeups(Shared):
         self._thread: threading.Thread | None = None
         self._closing = False
         self._reader, self._writer = -1, -1
+        self.subscriptions: set[Subscription] = set()
 
     def wait(self, queue: Queue, patience: float) -> float:
         """Wait for news of ``queue``, at most ``patience`` seconds; return the patience left."""

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from pgqrs_core.arrays import ByteaArray, numbers, texts
 from pgqrs_core.effects import Execute, Op
-from pgqrs_core.events import Draft
+from pgqrs_core.events import ConsumeBatch, Draft
 from pgqrs_core.messages import Delivery, encode_headers
 from pgqrs_kombu.sql import queries
 
-__all__ = ["Mail", "post", "post_to", "purge", "put_back", "size", "take"]
+if TYPE_CHECKING:
+    from pgqrs_core.plugins import Plugins
+
+__all__ = ["Mail", "post", "post_to", "purge", "put_back", "size", "take", "unwrapped"]
 
 #: A message and the number of the queue it was taken from.
 Mail = tuple[int, Delivery]
@@ -79,3 +83,10 @@ def _columns(draft: Draft) -> dict[str, object]:
 
 def _age(row: tuple[object, ...]) -> tuple[object, object]:
     return row[3], row[1]
+
+
+def unwrapped(number: int, delivery: Delivery, queue: str, plugins: Plugins) -> list[Mail]:
+    """Return what plugins leave of a message: itself, decrypted for instance, or nothing."""
+    batch = ConsumeBatch(queue, "kombu", [delivery])
+    plugins.hooks.before_consume(batch)
+    return [(number, kept) for kept in batch.deliveries]

@@ -27,14 +27,22 @@ __all__ = [
     "bind",
     "declare_exchange",
     "declare_queue",
+    "consumer_count",
     "delete_declared",
     "delete_exchange",
+    "delete_if_left",
+    "exchange_names",
     "exchange_table",
     "find_declared",
     "forget",
+    "leave",
     "list_bindings",
+    "mailbox_queue",
+    "migrated",
     "pattern_of",
     "prepare_schema",
+    "renew",
+    "sweep_orphans",
     "unbind",
 ]
 
@@ -264,6 +272,24 @@ def unbind(queue: str, exchange: str, routing_key: str, channel: str) -> Op[None
     )
 
 
+def delete_if_left(mailbox: int, channel: str) -> Op[None]:
+    """Delete an auto-delete queue that nobody consumes any more."""
+    rows = yield Execute(queries["auto_delete"], {"queue_id": mailbox})
+    if rows:
+        yield from forget([rows[0][0]], channel, if_unused=True)
+
+
+def consumer_count(mailbox: int) -> Op[int]:
+    """Return how many processes consume from an ephemeral queue."""
+    count: int = (yield Execute(queries["consumer_count"], {"queue_id": mailbox}))[0][0]
+    return count
+
+
+def exchange_names() -> Op[list[str]]:
+    """Return the names of all exchanges."""
+    return [row[0] for row in (yield Execute(queries["exchange_names"]))]
+
+
 def list_bindings() -> Op[list[tuple[str, str, str]]]:
     """Return queue, exchange and routing key of every binding."""
     return [tuple(row) for row in (yield Execute(queries["list_bindings"]))]
@@ -299,6 +325,16 @@ def renew(consumer: int, mailboxes: Sequence[int], seconds: float, schema: str) 
         {"consumer": consumer, "queue_ids": numbers(mailboxes), "seconds": seconds, "schema": schema},
     )
     return {row[0] for row in rows if row[0] is not None}
+
+
+def sweep_orphans() -> Op[None]:
+    """Remove mail that was written while its queue was being deleted."""
+    yield Execute(queries["sweep_orphans"])
+
+
+def migrated() -> Op[list[int]]:
+    """Return the versions of the transport's tables that are installed."""
+    return [row[0] for row in (yield Execute(queries["migrated"]))]
 
 
 def leave(consumer: int, mailboxes: Sequence[int]) -> Op[None]:

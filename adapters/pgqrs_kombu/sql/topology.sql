@@ -103,6 +103,13 @@ with gone as (
 select g.queue_id, g.ephemeral, (select count(*) from emptied), (select count(*) from freed), pg_notify(%(channel)s, '0')
 from gone g;
 
+-- name: auto_delete
+-- The name of a queue that goes with its last consumer, if there is none now.
+select name from {schema}.kombu_queues q
+where q.queue_id = %(queue_id)s and q.auto_delete
+  and not exists (select from {schema}.kombu_consumers c
+                  where c.queue_id = q.queue_id and c.until > statement_timestamp());
+
 -- name: list_bindings
 select q.name, b.exchange, b.routing_key
 from {schema}.kombu_bindings b join {schema}.kombu_queues q on q.queue_id = b.queue_id
