@@ -221,9 +221,11 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def kick(self) -> None:
         """There may be something to do: room for more, or another consumer. From any thread."""
         self._event.set()
-        if self._loop is not None and not self._scheduled and self._intake:
+        pipe = self._pipe
+        # Not by the loop's call_soon: what is called from a callback waits there for the next event.
+        if pipe is not None and not self._scheduled and self._intake:
             self._scheduled = True
-            self._loop.call_soon(self._work)
+            pipe.write()
 
     def _alert(self) -> None:
         """There is news. From any thread, and under a lock."""
