@@ -12,7 +12,6 @@ import psycopg
 from pgqrs_core.drivers import aio
 from pgqrs_core.effects import Execute, Rows
 from pgqrs_core.errors import PgqrsError, ServerError
-from pgqrs_core.sql import queries
 from pgqrs_core.wakeups import LONGEST_PAUSE, SPARE, Shared
 from pgqrs_core.watch import Party
 

@@ -36,7 +36,7 @@ class PublishBatch:
         message: Any,
         exchange: str = "",
         routing_key: str = "",
-        mandatory: bool = False,  # noqa: FBT001, FBT002
+        mandatory: bool = False,
         **_: Any,
     ) -> None:
         """Route a message, and keep it for later."""
@@ -66,7 +66,9 @@ class PublishBatch:
         except Unavailable as error:
             self._failed = error
             if error.in_flight:
-                raise BatchPublishError(f"it is unknown whether {len(parcels)} messages were stored: {error}") from error
+                raise BatchPublishError(
+                    f"it is unknown whether {len(parcels)} messages were stored: {error}"
+                ) from error
             raise
         except (PgqrsError, Exception) as error:
             self._failed = error

@@ -18,9 +18,8 @@ from pgqrs_core.marks import Marks
 from pgqrs_core.operations.metrics import measure
 from pgqrs_core.operations.queues import purge_queue
 from pgqrs_core.operations.traffic import incoming
-from pgqrs_kombu import mail, topology
+from pgqrs_kombu import envelope, mail, topology
 from pgqrs_kombu.batch import PublishBatch
-from pgqrs_kombu.envelope import Message
 from pgqrs_kombu.errors import no_route, not_found, translated
 from pgqrs_kombu.intake import Source
 from pgqrs_kombu.publishing import ADAPTER
@@ -41,7 +40,7 @@ _DEFAULT_EXCHANGE: Final = "amq.direct"
 class Channel(virtual.Channel):  # type: ignore[misc]
     """One channel of a connection. State is in the database; what is here is its consumers and unsettled deliveries."""
 
-    Message = Message
+    Message = envelope.Message
     supports_fanout = True
     supports_batch_publish = True
     #: Bodies are bytes in the database, and need no disguise.
@@ -79,11 +78,11 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         self,
         exchange: str | None = None,
         type: str = "direct",
-        durable: bool = False,  # noqa: FBT001, FBT002
-        auto_delete: bool = False,  # noqa: FBT001, FBT002
+        durable: bool = False,
+        auto_delete: bool = False,
         arguments: Mapping[str, Any] | None = None,
-        nowait: bool = False,  # noqa: ARG002, FBT001, FBT002
-        passive: bool = False,  # noqa: FBT001, FBT002
+        nowait: bool = False,
+        passive: bool = False,
     ) -> None:
         """Declare an exchange; with ``passive`` only see whether it exists (404)."""
         kind = type or "direct"
@@ -102,7 +101,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
                 arguments=arguments,
             )
 
-    def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
+    def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
         """Delete an exchange with its bindings."""
         self.broker.engine.transact(topology.delete_exchange, exchange, if_unused=bool(if_unused))
         self.broker.directory.changed()
@@ -112,15 +111,15 @@ class Channel(virtual.Channel):  # type: ignore[misc]
     def queue_declare(
         self,
         queue: str | None = None,
-        passive: bool = False,  # noqa: FBT001, FBT002
-        durable: bool = False,  # noqa: ARG002, FBT001, FBT002
-        exclusive: bool = False,  # noqa: FBT001, FBT002
-        auto_delete: bool = False,  # noqa: FBT001, FBT002
+        passive: bool = False,
+        durable: bool = False,
+        exclusive: bool = False,
+        auto_delete: bool = False,
         arguments: Mapping[str, Any] | None = None,
-        nowait: bool = False,  # noqa: FBT001, FBT002
+        nowait: bool = False,
         **_: Any,
     ) -> queue_declare_ok_t:
-        """Declare a queue, and say how many messages and consumers it has; with ``passive`` only see whether it exists (404)."""
+        """Declare a queue, and count its messages and consumers; with ``passive`` only if it exists (else 404)."""
         name = queue or f"amq.gen-{uuid()}"
         broker = self.broker
         with translated():
@@ -169,7 +168,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         queue: str,
         exchange: str | None = None,
         routing_key: str = "",
-        arguments: Mapping[str, Any] | None = None,  # noqa: ARG002
+        arguments: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> None:
         """Remove a binding."""
@@ -177,7 +176,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         broker.engine.run(topology.unbind, queue, exchange or _DEFAULT_EXCHANGE, routing_key or "", broker.channel)
         broker.directory.changed()
 
-    def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, **_: Any) -> int:  # noqa: FBT001, FBT002
+    def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, **_: Any) -> int:
         """Delete a queue with its bindings and messages; return how many messages those were."""
         broker = self.broker
         known = broker.engine.run(topology.find_declared, queue)
@@ -233,7 +232,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         message: Any,
         exchange: str = "",
         routing_key: str = "",
-        mandatory: bool = False,  # noqa: FBT001, FBT002
+        mandatory: bool = False,
         **_: Any,
     ) -> None:
         """Store a message in every queue that it is routed to.
@@ -275,8 +274,8 @@ class Channel(virtual.Channel):  # type: ignore[misc]
     def basic_consume(
         self,
         queue: str,
-        no_ack: bool = False,  # noqa: FBT001, FBT002
-        callback: Callable[[Message], Any] | None = None,
+        no_ack: bool = False,
+        callback: Callable[[envelope.Message], Any] | None = None,
         consumer_tag: str | None = None,
         **_: Any,
     ) -> str:
@@ -312,7 +311,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             self.broker.engine.transact(topology.delete_if_left, source.mailbox, self.broker.channel)
             self.broker.directory.changed()
 
-    def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> Message | None:  # noqa: FBT001, FBT002
+    def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> envelope.Message | None:
         """Take one message, if there is one."""
         broker = self.broker
         known = self._known(queue)
@@ -338,26 +337,26 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         if not found:
             return None
         tag = self._qos.next_tag()
-        message = Message(found[0], self, tag, queue)
+        message = envelope.Message(found[0], self, tag, queue)
         if no_ack:
             broker.give(Verdict("ack", place, found[0], now))
         else:
             self._qos.hold(tag, place, found[0], now, message)
         return message
 
-    def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:  # noqa: FBT001, FBT002
+    def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
         """Settle a message as handled. From any thread, and after the connection was lost too."""
         self._qos.ack(delivery_tag, multiple)
 
-    def basic_reject(self, delivery_tag: int, requeue: bool = False) -> None:  # noqa: FBT001, FBT002
+    def basic_reject(self, delivery_tag: int, requeue: bool = False) -> None:
         """Have a message delivered again, or dead-lettered."""
         self._qos.reject(delivery_tag, requeue)
 
-    def basic_recover(self, requeue: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
+    def basic_recover(self, requeue: bool = False) -> None:
         """Give all unsettled messages back."""
         self._qos.restore_unacked_once()
 
-    def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:  # noqa: ARG002, FBT001, FBT002
+    def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
         """Set how many deliveries may be unsettled; 0 for any number."""
         self._qos.prefetch_count = prefetch_count or 0
         if self.connection is not None:

@@ -1,6 +1,6 @@
 """What this process remembers of the broker's state, so that publishing need not ask each time.
 
-Bindings are remembered for a second; or for longer by a process that listens, for whoever changes them rings (the number 0).
+Bindings are remembered for a second; or for longer by a process that listens, for whoever changes them rings (number 0).
 A message that would reach nobody by what is remembered is routed anew before it is given up.
 """
 

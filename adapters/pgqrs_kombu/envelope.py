@@ -1,8 +1,8 @@
 """A Kombu message as a row, and a row as a Kombu message.
 
-The body is stored as the bytes it is, its content type in its column, Kombu's headers as the headers. Kombu's properties and
-the content encoding stand beside the headers under one key of their own. So any tool of pgqrs shows a Celery task readably,
-and a message that was enqueued by any other means of pgqrs can be consumed by Kombu.
+The body is stored as the bytes it is, its content type in its column, Kombu's headers as the headers. Kombu's properties
+and the content encoding stand beside the headers under one key of their own. So any tool of pgqrs shows a Celery task
+readably, and a message that was enqueued by any other means of pgqrs can be consumed by Kombu.
 """
 
 from __future__ import annotations

@@ -52,7 +52,7 @@ _EXCHANGE_DECLARE: Final = (40, 10)
 _BASIC_PUBLISH: Final = (60, 40)
 
 
-class QueueGone(RecoverableConnectionError):
+class QueueGone(RecoverableConnectionError):  # type: ignore[misc]
     """An ephemeral queue that is being consumed does not exist any more: connect and declare again."""
 
 
@@ -94,4 +94,4 @@ def unknown_type(exchange: str, kind: str) -> ChannelError:
 def no_route(exchange: str, routing_key: str) -> ChannelError:
     """Return what a mandatory message that reached no queue comes back with."""
     reason = f"NO_ROUTE - no queue for exchange {exchange!r} and routing key {routing_key!r}"
-    return error_for_code(312, reason, _BASIC_PUBLISH, ChannelError)  # type: ignore[no-any-return]
+    return error_for_code(312, reason, _BASIC_PUBLISH, ChannelError)

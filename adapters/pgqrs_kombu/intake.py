@@ -1,12 +1,12 @@
 """How messages come in: when to look, where, and how much to take.
 
-There is a query only for a reason: a queue rang or has come due, the last claim was full, or there is room again for what was
-left. Queues that were found empty are watched by the wake-up connection of the process, all by one statement a second. Mail
-(control messages, replies, events) goes before tasks.
+There is a query only for a reason: a queue rang or has come due, the last claim was full, or there is room again for what
+was left. Queues that were found empty are watched by the wake-up connection of the process, all by one statement a second.
+Mail (control messages, replies, events) goes before tasks.
 
-A claim takes as much as the channel has room for. Where messages are handled quickly it takes a little more, as many as will
-be handled within `AHEAD` seconds at the present pace, so that thousands of short tasks a second need tens of claims, and a
-worker with long ones hoards nothing.
+A claim takes as much as the channel has room for. Where messages are handled quickly it takes a little more, as many as
+will be handled within `AHEAD` seconds at the present pace, so that thousands of short tasks a second need tens of claims,
+and a worker with long ones hoards nothing.
 """
 
 from __future__ import annotations

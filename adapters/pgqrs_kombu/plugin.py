@@ -18,7 +18,9 @@ def _check() -> str | None:
 @hookimpl
 def pgqrs_adapters() -> AdapterInfo:
     """Describe the transport."""
-    return AdapterInfo(name="kombu", version="0.1.0", summary="the transport pgqrs:// for Kombu and Celery", check=_check)
+    return AdapterInfo(
+        name="kombu", version="0.1.0", summary="the transport pgqrs:// for Kombu and Celery", check=_check
+    )
 
 
 @hookimpl

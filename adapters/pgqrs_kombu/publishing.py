@@ -123,9 +123,7 @@ class Publisher:
     def _send_one(self, draft: Draft) -> bool:
         engine = self._engine
         try:
-            engine.on(
-                draft.queue, outgoing, [draft], plugins=engine.plugins, adapter=ADAPTER, doorbell=engine.doorbell
-            )
+            engine.on(draft.queue, outgoing, [draft], plugins=engine.plugins, adapter=ADAPTER, doorbell=engine.doorbell)
         except QueueNotFound:
             self._directory.forget(draft.queue)
             return False

@@ -1,7 +1,7 @@
 """What a channel has delivered and not yet settled.
 
-A delivery is known here by its tag, in the database by its lease. Settling goes by the lease, over whatever connection there
-is: so an ack still holds after the connection that delivered the message was lost, which no broker of AMQP can offer.
+A delivery is known here by its tag, in the database by its lease. Settling goes by the lease, over whatever connection
+there is: so an ack still holds after the connection that delivered the message was lost, which no broker of AMQP can offer.
 """
 
 from __future__ import annotations
@@ -68,11 +68,11 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         message = self._held[delivery_tag].message
         return message() if isinstance(message, weakref.ref) else message
 
-    def ack(self, delivery_tag: int, multiple: bool = False) -> None:  # noqa: FBT001, FBT002
+    def ack(self, delivery_tag: int, multiple: bool = False) -> None:
         """Settle a message, or with ``multiple`` all up to it, as handled. Never fails: a lost lease is logged."""
         self._settle("ack", self._up_to(delivery_tag) if multiple else (delivery_tag,))
 
-    def reject(self, delivery_tag: int, requeue: bool = False) -> None:  # noqa: FBT001, FBT002
+    def reject(self, delivery_tag: int, requeue: bool = False) -> None:
         """Have a message delivered again, at once and ahead of others; or dead-lettered.
 
         The delivery counts, so a message that is requeued for ever ends as a dead letter too.
@@ -120,4 +120,3 @@ class QoS(virtual.QoS):  # type: ignore[misc]
             give(Verdict(kind, held.queue, held.delivery, held.claimed_at))
         if self.on_credit is not None and not self._lost:
             self.on_credit()
-

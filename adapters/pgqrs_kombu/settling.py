@@ -175,11 +175,8 @@ def _settle(group: list[Verdict], doorbell: Any) -> Op[list[Any]]:
 
 
 def _outcome(verdict: Verdict, fate: object) -> Outcome:
-    kind: OutcomeKind
-    if isinstance(fate, str):
-        kind = fate  # type: ignore[assignment]
-    else:
-        kind = _KINDS[verdict.kind] if fate else "lost"
+    # An ack answers with whether the lease held, a rejection with the fate by its name.
+    kind: Any = fate if isinstance(fate, str) else _KINDS[verdict.kind] if fate else "lost"
     delivery = verdict.delivery
     error = _REASONS[verdict.kind]["message"] if verdict.kind in _REASONS else None
     waited = max(verdict.claimed_at - delivery.enqueued_at.timestamp(), 0.0)

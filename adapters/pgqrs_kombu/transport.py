@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import socket
 import sys
 import threading
 import time
@@ -15,9 +14,9 @@ import psycopg
 from kombu.transport import virtual
 
 from pgqrs_core.errors import PgqrsError
+from pgqrs_kombu import channel as channels
 from pgqrs_kombu import topology
 from pgqrs_kombu.broker import Broker, broker_for
-from pgqrs_kombu.channel import Channel
 from pgqrs_kombu.errors import CHANNEL_ERRORS, CONNECTION_ERRORS, RECOVERABLE_CONNECTION_ERRORS
 from pgqrs_kombu.intake import STALE, Intake
 from pgqrs_kombu.options import Options
@@ -43,7 +42,7 @@ _GATES: Final = (
 class Transport(virtual.Transport):  # type: ignore[misc]
     """Kombu's connection to a pgqrs database. Cheap: what costs is shared by the process, see `Broker`."""
 
-    Channel = Channel
+    Channel = channels.Channel
 
     can_parse_url = True
     default_port = 5432
@@ -64,7 +63,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     def __init__(self, client: Connection, **_: Any) -> None:
         self.client = client
-        self.channels: list[Channel] = []
+        self.channels: list[channels.Channel] = []
         self.owner = secrets.randbits(62)
         #: Exclusive queues that go with this connection.
         self.exclusive: set[str] = set()
@@ -116,19 +115,19 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         """Whether this connection is open."""
         return self.verify_connection(self)
 
-    def create_channel(self, connection: Transport) -> Channel:
+    def create_channel(self, connection: Transport) -> channels.Channel:
         """Open a channel. Costs nothing."""
-        channel = Channel(connection)
+        channel = channels.Channel(connection)
         self.channels.append(channel)
         return channel
 
-    def close_channel(self, channel: Channel) -> None:
+    def close_channel(self, channel: channels.Channel) -> None:
         """Forget a channel that has closed."""
         if channel in self.channels:
             self.channels.remove(channel)
         channel.connection = None
 
-    def close_connection(self, connection: Transport) -> None:  # noqa: ARG002
+    def close_connection(self, connection: Transport) -> None:
         """Give back what is unsettled, delete the exclusive queues, and close what nobody else needs."""
         if self._pid != os.getpid():
             self._drop()
@@ -149,7 +148,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             if self._broker is not None:
                 self._broker.leave(self)
 
-    def _collect(self, connection: Transport) -> None:  # noqa: ARG002
+    def _collect(self, connection: Transport) -> None:
         """Take a connection down that is lost, or that belongs to another process: without a word to the server."""
         if self._pid != os.getpid():
             self._drop()
@@ -173,7 +172,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     # Without an event loop
 
-    def drain_events(self, connection: Transport, timeout: float | None = None, **_: Any) -> None:  # noqa: ARG002
+    def drain_events(self, connection: Transport, timeout: float | None = None, **_: Any) -> None:
         """Deliver one message, waiting for it if need be.
 
         Raises:
@@ -190,7 +189,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
                 return
             left = _CHECK if deadline is None else deadline - time.monotonic()
             if left <= 0:
-                raise socket.timeout
+                raise TimeoutError
             if more:
                 continue
             self._event.wait(min(left, STALE if intake.has_ready else _CHECK))
@@ -199,7 +198,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     # With an event loop
 
-    def register_with_event_loop(self, connection: Transport, loop: Any) -> None:  # noqa: ARG002
+    def register_with_event_loop(self, connection: Transport, loop: Any) -> None:
         """Be served by Kombu's event loop from now on."""
         if self._loop is loop:
             return
@@ -210,11 +209,11 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self._timers = [loop.call_repeatedly(_CHECK, self._on_check)]
         self.kick()
 
-    def unregister_from_event_loop(self, connection: Transport, loop: Any) -> None:  # noqa: ARG002
+    def unregister_from_event_loop(self, connection: Transport, loop: Any) -> None:
         """Be served no more."""
         self._leave_loop()
 
-    def on_readable(self, connection: Transport, loop: Any) -> None:  # noqa: ARG002
+    def on_readable(self, connection: Transport, loop: Any) -> None:
         """Deliver what there is."""
         self._work()
 
@@ -284,7 +283,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     # What Kombu asks
 
-    def qos_semantics_matches_spec(self, connection: Transport) -> bool:  # noqa: ARG002
+    def qos_semantics_matches_spec(self, connection: Transport) -> bool:
         """The prefetch count is per channel and can be changed at any time, so Celery may lower it after a reconnect."""
         return False
 
@@ -292,7 +291,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         """Return psycopg's version."""
         return psycopg.__version__
 
-    def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:  # noqa: ARG002, FBT001, FBT002
+    def as_uri(self, uri: str, include_password: bool = False, mask: str = "**") -> str:
         """Return the address, without the password unless that is asked for."""
         try:
             return masked(self.client, include_password=include_password, mask=mask)

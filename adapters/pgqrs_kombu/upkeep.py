@@ -1,4 +1,4 @@
-"""What a process does now and then for its queues: one thread, off any event loop, so that a task that blocks it harms nothing.
+"""What a process does now and then for its queues, by a thread: a task that blocks the event loop harms nothing.
 
 * Each `ROUND` it says that it lives, which keeps its ephemeral queues, and sweeps those of processes that do not.
 * It keeps house for the core's tables, when no other process does.

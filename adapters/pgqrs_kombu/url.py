@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 from urllib.parse import parse_qsl, quote, urlencode
 
 from psycopg.conninfo import make_conninfo
@@ -181,5 +181,3 @@ def _spread(ports: list[str], count: int) -> list[str]:
 def _place(host: str, port: str) -> str:
     host = f"[{host}]" if ":" in host else quote(host, safe="")
     return f"{host}:{port}" if port else host
-
-
