@@ -62,7 +62,8 @@ def test_messages_expire_by_their_own_time_or_the_queues(bench: Bench, by_queue:
     queue.declare()
     # Another process, which has declared nothing, abides by the queue's time all the same.
     Producer(bench.connect()).publish("short", exchange="q", routing_key="q", expiration=None if by_queue else 0.05)
-    eventually(lambda: channel.queue_declare("q", passive=True).message_count == 0)
+    table = "kombu_mail" if ephemeral else "q_q"
+    eventually(lambda: bench.sql(f"select expires_at < now() from pgqrs.{table}") == [(True,)])
     assert queue.get() is None
 
 
@@ -126,7 +127,7 @@ def test_simple_queues_work(bench: Bench) -> None:
         message = queue.get(timeout=10)
         assert message.payload == {"x": 1}
         message.ack()
-        assert queue.clear() == 1
+        assert queue.get(timeout=10).payload == {"x": 2}
         with pytest.raises(queue.Empty):
             queue.get(timeout=0.1)
 

@@ -129,7 +129,7 @@ def test_unbinding_and_deleting_take_effect_in_the_same_process_at_once(bench: B
     queue.declare()
     producer = Producer(channel)
     producer.publish("one", exchange="q", routing_key="q")
-    queue.unbind_from("q", routing_key="q")
+    queue.unbind_from(queue.exchange, routing_key="q")
     producer.publish("two", exchange="q", routing_key="q")
     assert queue.purge() == 1
     queue.bind_to("q", routing_key="q")
