@@ -61,6 +61,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         self._exclusive: set[str] = set()
         self._qos = QoS(self, self._broker)
         self._qos.on_credit = connection.kick
+        self._qos.on_requeue = connection.recall
 
     @property
     def broker(self) -> Broker:
@@ -392,7 +393,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             for tag in list(self._consumers):
                 self.basic_cancel(tag)
         finally:
-            self._qos.on_credit = None
+            self._qos.on_credit = self._qos.on_requeue = None
             self._qos.restore_unacked_once()
             if self.connection is not None:
                 self.connection.close_channel(self)

@@ -99,6 +99,8 @@ class Intake:
         self._handed = 0
         self._since = time.monotonic()
         self._listening = False
+        #: Whether what was claimed ahead is to be given back: something older went back.
+        self.recalled = False
 
     def add(self, source: Source) -> None:
         """Begin to consume."""
@@ -144,6 +146,10 @@ class Intake:
 
     def hand_on(self) -> bool:
         """Deliver the first message that there is room for; tell whether there was one."""
+        if self.recalled:
+            self.recalled = False
+            self._give_back(lambda item: not item[0].no_ack and item[0].mailbox is None)
+            self._broker.flush()
         ready = self._ready
         for _ in range(len(ready)):
             source, delivery, claimed_at = item = ready.popleft()

@@ -46,6 +46,8 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         self._lost = False
         #: Called when there is room for more.
         self.on_credit: Any = None
+        #: Called when a message goes back that is to come again before others.
+        self.on_requeue: Any = None
 
     def next_tag(self) -> int:
         """Return the tag of the next delivery."""
@@ -118,5 +120,7 @@ class QoS(virtual.QoS):  # type: ignore[misc]
                 _log.warning("delivery tag %r cannot be settled (%s): it is unknown, or was settled before", tag, kind)
                 continue
             give(Verdict(kind, held.queue, held.delivery, held.claimed_at))
+        if kind == "requeue" and self.on_requeue is not None and not self._lost:
+            self.on_requeue()
         if self.on_credit is not None and not self._lost:
             self.on_credit()

@@ -37,11 +37,8 @@ _ENOUGH: Final = 200
 #: Seconds until the next try when the server is away.
 _RETRY: Final = 0.5
 
-_KINDS: Final[dict[str, OutcomeKind]] = {"ack": "acked", "release": "released"}
-_REASONS: Final = {
-    "requeue": {"type": "Requeued", "message": "the consumer rejected it, to be delivered again"},
-    "reject": {"type": "Rejected", "message": "the consumer rejected it"},
-}
+_KINDS: Final[dict[str, OutcomeKind]] = {"ack": "acked", "release": "released", "requeue": "nacked"}
+_REJECTED: Final = {"type": "Rejected", "message": "the consumer rejected it"}
 
 
 class Verdict(NamedTuple):
@@ -168,16 +165,16 @@ def _settle(group: list[Verdict], doorbell: Any) -> Op[list[Any]]:
     leases = [verdict.delivery.lease for verdict in group]
     if kind == "ack":
         return (yield from ack(queue, leases))
-    if kind == "release":
-        return (yield from release(queue, leases, doorbell))
-    failures = [Failure(lease, error=_REASONS[kind], bury=kind == "reject") for lease in leases]
-    return list((yield from nack(queue, failures, doorbell)))
+    if kind == "reject":
+        return list((yield from nack(queue, [Failure(lease, error=_REJECTED, bury=True) for lease in leases])))
+    # What is requeued keeps its place too, but has been tried.
+    return (yield from release(queue, leases, doorbell, counts=kind == "requeue"))
 
 
 def _outcome(verdict: Verdict, fate: object) -> Outcome:
     # An ack answers with whether the lease held, a rejection with the fate by its name.
     kind: Any = fate if isinstance(fate, str) else _KINDS[verdict.kind] if fate else "lost"
     delivery = verdict.delivery
-    error = _REASONS[verdict.kind]["message"] if verdict.kind in _REASONS else None
+    error = _REJECTED["message"] if verdict.kind in ("requeue", "reject") else None
     waited = max(verdict.claimed_at - delivery.enqueued_at.timestamp(), 0.0)
     return Outcome(delivery.id, kind, delivery.attempt, waited, time.time() - verdict.claimed_at, error)

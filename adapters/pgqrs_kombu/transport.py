@@ -226,6 +226,11 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             self._scheduled = True
             pipe.write()
 
+    def recall(self) -> None:
+        """What was claimed ahead must wait for a message that went back. From any thread."""
+        if self._intake is not None:
+            self._intake.recalled = True
+
     def _alert(self) -> None:
         """There is news. From any thread, and under a lock."""
         self._news = True

@@ -106,7 +106,7 @@ def test_requeueing_keeps_place_and_priority_and_ends_as_a_dead_letter(bench: Be
     assert last.delivery_info["redelivered"] is True
     last.requeue()
     assert inbox.wait(5)[-1].payload == "second"
-    assert [error["type"] for error in bench.dead("q")] == ["Requeued"]
+    assert [error["type"] for error in bench.dead("q")] == ["AttemptsExhausted"]
 
 
 def test_rejecting_without_requeue_is_a_dead_letter_with_its_reason(bench: Bench) -> None:
