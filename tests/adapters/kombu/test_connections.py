@@ -7,6 +7,7 @@ import pickle
 import subprocess
 import sys
 import time
+from typing import Any
 
 import pytest
 from kombu import Connection, Producer, Queue
@@ -14,6 +15,7 @@ from kombu.exceptions import OperationalError
 from kombu_support import Bench, Inbox, eventually, plain, url_of
 from pgqrs_native import Client
 
+from pgqrs_core.drivers import sync
 from pgqrs_core.errors import ConfigurationError, SchemaError
 
 FORKING = """
@@ -148,6 +150,28 @@ def test_all_connections_of_a_process_share_a_few_to_the_server(bench: Bench) ->
         "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'pgqrs'"
     )
     assert found[0][0] <= 3
+
+
+def test_an_idle_consumer_asks_once_a_second_whatever_it_consumes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    perform = sync.perform
+
+    def counting(link: Any, statements: Any, effect: Any, **options: Any) -> Any:
+        asked.append(effect.query.name)
+        return perform(link, statements, effect, **options)
+
+    connection = bench.connect()
+    inbox = Inbox(connection, *(plain(f"q{number}") for number in range(10)), plain("mail", auto_delete=True))
+    producer = Producer(bench.connect())
+    producer.publish("warm", exchange="q0", routing_key="q0")
+    inbox.wait(1)[0].ack()
+    assert inbox.nothing(2)
+    monkeypatch.setattr(sync, "perform", counting)
+    for _ in range(5):
+        # What nobody listens to costs nothing either, as long as changes of bindings ring.
+        producer.publish("unheard", exchange="amq.topic", routing_key="worker.heartbeat")
+        assert inbox.nothing(1)
+    assert len(asked) <= 7, asked
 
 
 def test_the_last_connection_to_close_leaves_none_to_the_server(bench: Bench) -> None:
