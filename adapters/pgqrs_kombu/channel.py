@@ -254,10 +254,9 @@ class Channel(virtual.Channel):  # type: ignore[misc]
 
     def _unroutable(self, message: Any, exchange: str, routing_key: str, *, mandatory: bool) -> None:
         if not mandatory:
-            # Events that nobody listens to, and replies that nobody waits for, are everyday.
-            level = logging.DEBUG if exchange or message["properties"].get("reply_to") is None else logging.INFO
+            # Events that nobody listens to are everyday.
             _log.log(
-                logging.WARNING if not exchange else level,
+                logging.DEBUG if exchange else logging.WARNING,
                 "a message was dropped: no queue for exchange %r and routing key %r",
                 exchange,
                 routing_key,

@@ -27,8 +27,11 @@ class Worker:
         self.log_file = crew.directory / f"{name}.log"
         with self.log_file.open("wb") as log:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "celery", "-A", "celery_app", "worker", "-P", pool, "-n", self.name]
-                + ["-l", "INFO", *arguments],
+                [
+                    sys.executable,
+                    *f"-m celery -A celery_app worker -l INFO -P {pool} -n {self.name}".split(),
+                    *arguments,
+                ],
                 stdout=log,
                 stderr=log,
                 env={**crew.environment, **env},

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import socket
 import subprocess
 import sys
 import threading
@@ -11,11 +10,9 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-import psycopg
 import pgqrs_kombu  # noqa: F401 - makes the scheme known
+import psycopg
 from kombu import Connection, Consumer, Exchange, Queue
-from psycopg.conninfo import conninfo_to_dict
-
 from pgqrs_kombu.url import masked
 
 T = TypeVar("T")
@@ -120,7 +117,7 @@ def drain(connection: Connection, timeout: float) -> bool:
     """Deliver one message; False when there was none."""
     try:
         connection.drain_events(timeout=timeout)
-    except socket.timeout:
+    except TimeoutError:
         return False
     return True
 

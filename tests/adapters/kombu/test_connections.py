@@ -91,7 +91,10 @@ def test_failover_reaches_the_next_address_whatever_its_query(bench: Bench) -> N
 
 def test_a_publisher_is_told_soon_that_the_server_is_away() -> None:
     began = time.monotonic()
-    with Connection("pgqrs://nobody@127.0.0.1:1/none", connect_timeout=1) as connection, pytest.raises(OperationalError):
+    with (
+        Connection("pgqrs://nobody@127.0.0.1:1/none", connect_timeout=1) as connection,
+        pytest.raises(OperationalError),
+    ):
         Producer(connection).publish(
             "x", routing_key="q", retry=True, retry_policy={"max_retries": 1, "interval_start": 0, "interval_max": 0}
         )
@@ -143,7 +146,9 @@ def test_a_fork_leaves_the_parents_connections_alone(bench: Bench) -> None:
 
 
 def test_all_connections_of_a_process_share_a_few_to_the_server(bench: Bench) -> None:
-    inboxes = [Inbox(bench.connect(), plain(f"q{number}"), plain(f"m{number}", auto_delete=True)) for number in range(8)]
+    inboxes = [
+        Inbox(bench.connect(), plain(f"q{number}"), plain(f"m{number}", auto_delete=True)) for number in range(8)
+    ]
     for inbox in inboxes:
         assert inbox.nothing(0.05)
     found = bench.sql(
@@ -152,7 +157,9 @@ def test_all_connections_of_a_process_share_a_few_to_the_server(bench: Bench) ->
     assert found[0][0] <= 3
 
 
-def test_an_idle_consumer_asks_once_a_second_whatever_it_consumes(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_idle_consumer_asks_once_a_second_whatever_it_consumes(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
     asked: list[str] = []
     perform = sync.perform
 

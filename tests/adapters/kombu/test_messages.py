@@ -1,4 +1,4 @@
-"""What is published arrives as it was: bodies, headers, properties, priorities, times to live; and other tools can read it."""
+"""What is published arrives as it was: bodies, headers, properties, priorities, times to live; other tools can read it."""
 
 from __future__ import annotations
 

@@ -7,11 +7,11 @@ from typing import Any
 import psycopg
 import pytest
 from kombu import Exchange, Producer, Queue
-from kombu_support import Bench, Inbox, plain
+from kombu_support import Bench, Inbox
+from pgqrs_kombu import in_transaction
 from psycopg.conninfo import conninfo_to_dict
 
 from pgqrs_core.errors import InvalidArgument
-from pgqrs_kombu import in_transaction
 
 
 def declared(bench: Bench) -> Producer:
@@ -28,8 +28,7 @@ def test_a_batch_is_stored_whole_or_not_at_all(bench: Bench) -> None:
         assert bench.rows("q") == 0
     assert bench.rows("q") == 10
     with pytest.raises(ZeroDivisionError), producer.batch():
-        producer.publish("x", routing_key="q")
-        raise ZeroDivisionError
+        _publish_and_fail(producer)
     assert bench.rows("q") == 10
     assert Inbox(bench.connect(), Queue("q")).bodies(10) == [1, 3, 5, 7, 9, 0, 2, 4, 6, 8]
 
@@ -73,6 +72,11 @@ def test_after_the_block_publishing_is_as_before(bench: Bench) -> None:
     with pytest.raises(producer.connection.channel_errors), in_transaction("nonsense"):
         producer.publish("x", routing_key="q")
     assert InvalidArgument
+
+
+def _publish_and_fail(producer: Producer) -> None:
+    producer.publish("x", routing_key="q")
+    raise ZeroDivisionError
 
 
 def _open(kind: str, dsn: str) -> tuple[Any, Any, Any]:
