@@ -140,4 +140,5 @@ class Crew:
     def close(self) -> None:
         for worker in self._workers:
             worker.kill()
+        self.app.pool.force_close_all()
         self.app.close()
