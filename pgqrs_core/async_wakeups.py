@@ -12,7 +12,6 @@ import psycopg
 from pgqrs_core.drivers import aio
 from pgqrs_core.effects import Execute, Rows
 from pgqrs_core.errors import PgqrsError, ServerError
-from pgqrs_core.sql import queries
 from pgqrs_core.wakeups import LONGEST_PAUSE, SPARE, Shared
 from pgqrs_core.watch import Party
 
@@ -162,7 +161,7 @@ class AsyncWakeups(Shared):
 
     async def _probe(self, link: AsyncLink, queues: list[Queue]) -> Rows:
         try:
-            return await self._execute(link, Execute(queries["probe"], queues=tuple(queues)))
+            return await self._execute(link, self._look(queues))
         except ServerError as error:
             return self._blind(error)
 

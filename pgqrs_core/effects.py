@@ -35,13 +35,15 @@ class Execute:
     """Run one statement and reply with its rows.
 
     ``queue`` names the tables that the statement's ``{queue}``, ``{archive}`` and ``{view}`` stand for.
-    ``queues`` repeats a one-queue statement for several queues, joined by UNION ALL.
+    ``queues`` repeats a one-queue statement for several queues, joined by UNION ALL; ``special`` puts another statement
+    of the same columns in its place for some of them, by number.
     """
 
     query: Query
     params: Mapping[str, object] = field(default_factory=dict)
     queue: Queue | None = None
     queues: Sequence[Queue] = ()
+    special: Mapping[int, Query] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

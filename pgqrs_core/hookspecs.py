@@ -99,7 +99,7 @@ def pgqrs_migrations() -> MigrationSource:  # type: ignore[empty-body]
     """Name the scripts of the plugin's own tables.
 
     When: once, while the plugin is loaded. The scripts run in ``pgqrs install``, after the core's, under the
-        same advisory lock.
+        same advisory lock. A block ``drop`` in a script is not run there but in ``pgqrs uninstall``.
     Order: that of loading; a script must not need the tables of another plugin.
     Returns: a :class:`MigrationSource` whose component no other plugin uses.
     Errors: an exception, or another return value, makes the plugin broken: named, reported and skipped.

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from pgqrs_core.drivers.statements import Statements
     from pgqrs_core.drivers.sync import SyncLink
     from pgqrs_core.messages import Queue
+    from pgqrs_core.sql import Query
+    from pgqrs_core.subscriptions import Subscription
 
 __all__ = ["Shared", "Wakeups"]
 
@@ -54,6 +56,8 @@ class Shared:
         self._arrived: deque[bytes | str] = deque()
         self.watch = Watch()
         self.watch.listening = listen
+        #: How to look at the numbers that are no queue of the core's, see `pgqrs_core.watch`; adapters add theirs.
+        self.probes: dict[int, Query] = {}
 
     def _mark(self, ids: list[int]) -> Execute:
         params = {"queue_ids": numbers(ids), "consumer": self._consumer, "seconds": MARK_SECONDS}
@@ -78,6 +82,9 @@ class Shared:
     def _note(self, notice: psycopg.Notify) -> None:
         """Keep a notification that psycopg took while it waited for an answer."""
         self._arrived.append(notice.payload)
+
+    def _look(self, queues: list[Queue]) -> Execute:
+        return Execute(queries["probe"], queues=tuple(queues), special=self.probes)
 
     @staticmethod
     def _turn(left: float) -> float:
@@ -113,6 +120,7 @@ class Wakeups(Shared):
         self._thread: threading.Thread | None = None
         self._closing = False
         self._reader, self._writer = -1, -1
+        self.subscriptions: set[Subscription] = set()
 
     def wait(self, queue: Queue, patience: float) -> float:
         """Wait for news of ``queue``, at most ``patience`` seconds; return the patience left."""
@@ -146,13 +154,31 @@ class Wakeups(Shared):
     def interrupt(self) -> None:
         """Let those who wait ask again whether they should."""
         with self._news:
-            self._news.notify_all()
+            self._tell()
+
+    def serve(self, subscription: Subscription, *, unmarked: bool) -> None:
+        """Tell a subscription of news from now on; the caller holds ``lock``."""
+        self.subscriptions.add(subscription)
+        if not self._closing:
+            self._start()
+            if unmarked:
+                self._nudge()
+
+    @property
+    def lock(self) -> threading.Condition:
+        """What serialises access to the watch."""
+        return self._news
+
+    def _tell(self) -> None:
+        self._news.notify_all()
+        for subscription in self.subscriptions:
+            subscription.tell()
 
     def close(self) -> None:
         """End all waits, and the thread and its connection."""
         with self._news:
             self._closing = True
-            self._news.notify_all()
+            self._tell()
             if self._thread is not None:
                 self._nudge()
         if self._thread is not None and self._thread is not threading.current_thread():
@@ -202,7 +228,7 @@ class Wakeups(Shared):
         self._report(error, pause)
         with self._news:
             self.watch.lost()
-            self._news.notify_all()
+            self._tell()
             self._news.wait_for(lambda: self._closing, pause)
         return min(pause * 2, LONGEST_PAUSE)
 
@@ -217,25 +243,25 @@ class Wakeups(Shared):
     def _step(self, link: SyncLink) -> None:
         with self._news:
             agenda: Agenda = self.watch.agenda()
-            self._news.notify_all()
+            self._tell()
         if agenda.unmark:
             self._execute(link, self._unmark(agenda.unmark))
         if agenda.mark:
             self._execute(link, self._mark(agenda.mark))
             with self._news:
                 self.watch.marked(agenda.mark)
-                self._news.notify_all()
+                self._tell()
         if agenda.probe:
             began = self.watch.clock()
             rows = self._probe(link, agenda.probe)
             with self._news:
                 self.watch.probed(agenda.probe, rows, self.watch.clock() - began)
-                self._news.notify_all()
+                self._tell()
         if not (agenda.mark or agenda.probe):
             self._sleep(link, agenda.sleep)
         with self._news:
             self._take(link.connection.pgconn)
-            self._news.notify_all()
+            self._tell()
 
     def _sleep(self, link: SyncLink, seconds: float) -> None:
         poll = select.poll()
@@ -247,7 +273,7 @@ class Wakeups(Shared):
 
     def _probe(self, link: SyncLink, queues: list[Queue]) -> Rows:
         try:
-            return self._execute(link, Execute(queries["probe"], queues=tuple(queues)))
+            return self._execute(link, self._look(queues))
         except ServerError as error:
             return self._blind(error)
 

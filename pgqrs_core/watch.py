@@ -9,6 +9,9 @@ claimable and when the next delayed message is due: soon after a mark or a notif
 up to `POLL`. They cover notifications that were never sent (a producer in a foreign transaction, a pooler in
 between, a full notify queue), leases that expire, and they show that the connection is alive.
 
+Numbers of zero and below are an adapter's own: whoever makes news of them notifies in the transaction that makes it,
+always, so they are not marked and need no second looks.
+
 A mark stays while the consumer comes back within `LINGER` seconds, so a queue that is nearly idle is not marked and
 unmarked at each message.
 """
@@ -80,11 +83,12 @@ class Watch:
         """Begin to wait. Return the generation to outwait, or None to look once more as soon as the queue is marked."""
         now = self.clock()
         interest = self._interests.get(queue.id)
+        unknown = interest is None
         if interest is None:
             interest = self._interests[queue.id] = _Interest(queue, now)
         interest.waiting += 1
         fresh, interest.fresh = interest.fresh, False
-        if fresh or (self.listening and interest.marked_at is None):
+        if fresh or not self.is_marked(queue) or (unknown and queue.id <= 0):
             return None
         return interest.generation
 
@@ -96,7 +100,7 @@ class Watch:
 
     def is_marked(self, queue: Queue) -> bool:
         """Tell whether producers know that somebody waits."""
-        return not self.listening or self._interests[queue.id].marked_at is not None
+        return queue.id <= 0 or not self.listening or self._interests[queue.id].marked_at is not None
 
     def has_news(self, queue: Queue, generation: int) -> bool:
         """Tell whether something happened to a queue since ``generation``."""
@@ -124,7 +128,7 @@ class Watch:
                     unmark.append(number)
                 del self._interests[number]
                 continue
-            if self.listening and (item.marked_at is None or now - item.marked_at >= RENEW):
+            if self.listening and number > 0 and (item.marked_at is None or now - item.marked_at >= RENEW):
                 mark.append(number)
             if item.due_at <= now:
                 self._wake(item)
@@ -168,7 +172,8 @@ class Watch:
         item = self._interests.get(queue_id)
         if item is not None:
             self._wake(item)
-            self._look_soon(item, self.clock())
+            if queue_id > 0:
+                self._look_soon(item, self.clock())
 
     def lost(self) -> None:
         """Note that the connection broke: marks and notifications may be gone, so everybody looks for himself."""

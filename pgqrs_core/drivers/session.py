@@ -197,6 +197,15 @@ class Shelf(Generic[C, K]):
         self._idle.append(link)
         return True
 
+    def spare(self, keep: int) -> list[Link[C, K]]:
+        """Forget idle durable connections beyond ``keep``, the longest idle first, and return them."""
+        idle = [link for link in self._idle if not link.relaxed]
+        spare = idle[: max(len(idle) - keep, 0)]
+        for link in spare:
+            self._idle.remove(link)
+            self.closed(relaxed=False)
+        return spare
+
     def empty(self) -> list[Link[C, K]]:
         """Forget all idle connections and return them."""
         idle, self._idle = self._idle, []

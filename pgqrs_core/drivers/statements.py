@@ -76,7 +76,8 @@ class Statements:
 
     def _compose(self, effect: Execute) -> sql.Composable:
         if effect.queues:
-            return _UNION.join(self._fill(effect.query, queue) for queue in effect.queues)
+            parts = ((effect.special.get(queue.id, effect.query), queue) for queue in effect.queues)
+            return _UNION.join(self._fill(query, queue) for query, queue in parts)
         return self._fill(effect.query, effect.queue)
 
     def _fill(self, query: Query, queue: Queue | None) -> sql.Composable:

@@ -263,6 +263,13 @@ class Connections:
         link.connection.close()
         self._lost(relaxed=link.relaxed)
 
+    def trim(self, keep: int) -> None:
+        """Close idle durable connections beyond ``keep``: a burst opens as many as it needs, and leaves them behind."""
+        with self._free:
+            spare = self._shelf.spare(keep)
+        for link in spare:
+            link.connection.close()
+
     def close(self) -> None:
         """Close all idle connections, and the others when they come back."""
         with self._free:

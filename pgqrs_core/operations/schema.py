@@ -127,8 +127,10 @@ def _apply_to_queue(step: Migration, queue: Queue) -> Op[None]:
             yield Execute(block, {}, queue)
 
 
-def uninstall(schema: str) -> Op[list[str]]:
-    """Drop every queue and all that `install` made; return the names of the queues that were dropped.
+def uninstall(schema: str, plugins: Plugins | None = None) -> Op[list[str]]:
+    """Drop every queue and all that `install_all` made; return the names of the queues that were dropped.
+
+    Of a plugin's tables only the plugin knows: it brings a block ``drop`` in its scripts.
 
     The schema itself goes too unless somebody else keeps tables in it.
     """
@@ -141,6 +143,10 @@ def uninstall(schema: str) -> Op[list[str]]:
     names = [queue.name for queue in (yield from list_queues())]
     for name in names:
         yield from delete_queue(name)
+    for source in plugins.migrations if plugins is not None else ():
+        for step in reversed(tuple(read_migrations(source.package))):
+            if "drop" in step.blocks:
+                yield Execute(step.blocks["drop"])
     yield Execute(queries["drop_shared"])
     empty = yield Execute(queries["schema_is_empty"], {"schema": schema})
     if empty[0][0]:

@@ -52,9 +52,11 @@ def archive(queue: Queue, leases: Sequence[Lease]) -> Op[list[bool]]:
     return (yield from _settle("archive", queue, leases))
 
 
-def release(queue: Queue, leases: Sequence[Lease], doorbell: Doorbell | None = None) -> Op[list[bool]]:
-    """Give untried messages back at once; the attempt does not count."""
-    kept = yield from _settle("release", queue, leases)
+def release(
+    queue: Queue, leases: Sequence[Lease], doorbell: Doorbell | None = None, *, counts: bool = False
+) -> Op[list[bool]]:
+    """Give messages back at once, in their old places; the attempt does not count unless it ``counts``."""
+    kept = yield from _settle("release", queue, leases, lambda _: {"refund": 0 if counts else 1})
     if any(kept):
         yield from ring(queue, doorbell)
     return kept

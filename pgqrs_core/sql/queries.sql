@@ -119,10 +119,10 @@ where q.lane = r.lane and q.message_id = r.message_id and q.lease_token = r.toke
 returning q.message_id, q.lane;
 
 -- name: release
--- Give untried messages back at once, in their old order and ahead of what waits. Through the delayed lanes, which no
--- low-water mark hides: due since they were enqueued.
+-- Give messages back at once, in their old order and ahead of what waits. Through the delayed lanes, which no low-water
+-- mark hides: due since they were enqueued. `refund` is 1 where the attempt is not to count, else 0.
 update {queue} q
-set lane = -1 - q.priority, due_at = q.enqueued_at, attempt = greatest(q.attempt - 1, 0),
+set lane = -1 - q.priority, due_at = q.enqueued_at, attempt = greatest(q.attempt - %(refund)s, 0),
     lease_until = 'epoch', lease_token = 0
 from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) r(lane, message_id, token)
 where q.lane = r.lane and q.message_id = r.message_id and q.lease_token = r.token

@@ -213,7 +213,13 @@ class TestSettle:
     def test_it_names_lane_id_and_token_of_each(self, name: str) -> None:
         played = play(ORDERED_KINDS[name](JOBS, [Lease(4, 9, 77)]), [(9,)])
 
-        assert played.params(0) == {"lanes": "{4}", "ids": "{9}", "tokens": "{77}"}
+        assert played.params(0).items() >= {"lanes": "{4}", "ids": "{9}", "tokens": "{77}"}.items()
+
+    @pytest.mark.parametrize(("counts", "refund"), [(False, 1), (True, 0)])
+    def test_a_release_gives_the_attempt_back_unless_it_counts(self, counts: bool, refund: int) -> None:
+        played = play(settle.release(JOBS, [Lease(4, 9, 77)], counts=counts), [(9,)])
+
+        assert played.params(0)["refund"] == refund
 
     def test_rows_are_named_in_the_order_of_their_keys_so_that_batches_cannot_block_each_other(self) -> None:
         leases = [Lease(1, 2, 1), Lease(0, 9, 1), Lease(-3, 4, 1), Lease(0, 1, 1)]

@@ -190,7 +190,7 @@ def test_a_probe_stops_at_the_first_message_of_a_lane(ours: Bench, history: str,
 SETTLERS: dict[str, Any] = {
     "ack": lambda held: held,
     "archive": lambda held: held,
-    "release": lambda held: held,
+    "release": lambda held: {**held, "refund": 1},
     "extend": lambda held: {**held, "lease": 30.0},
     "nack": lambda held: {
         **held,

@@ -1,0 +1,199 @@
+"""What all connections of a process to one address share: the engine, leases, verdicts, what is known of the topology.
+
+Kombu opens connections freely: for consuming, for events, several for publishing. Here they are names for one engine with a
+few connections to PostgreSQL. It outlives each of them as long as another is open or some delivery is unsettled.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import secrets
+import threading
+import warnings
+import weakref
+from typing import TYPE_CHECKING, Any, Final
+
+from pgqrs_core.engine import Engine
+from pgqrs_core.errors import PgqrsError, Unavailable
+from pgqrs_core.leases import LeaseKeeper
+from pgqrs_core.messages import QueueOptions
+from pgqrs_kombu import mail, topology
+from pgqrs_kombu.directory import Directory
+from pgqrs_kombu.publishing import ADAPTER, Publisher
+from pgqrs_kombu.settling import Settler, Verdict
+from pgqrs_kombu.upkeep import HOLD, Upkeep
+
+if TYPE_CHECKING:
+    from pgqrs_core.config import Config
+    from pgqrs_kombu.options import Options
+    from pgqrs_kombu.qos import QoS
+
+__all__ = ["Broker", "broker_for"]
+
+_log = logging.getLogger("pgqrs.kombu")
+
+#: Seconds for which what was shared outlives the last connection that was lost.
+_LINGER: Final = 5.0
+
+
+class Broker:
+    """One address as seen by one process."""
+
+    def __init__(self, config: Config, options: Options) -> None:
+        self.key = (os.getpid(), config, options)
+        self.pid = os.getpid()
+        self.options = options
+        self.engine = Engine(config)
+        self.keeper = LeaseKeeper(self.engine)
+        self.settler = Settler(self.engine, self.keeper, ADAPTER)
+        self.directory = Directory(self.engine, self._is_watching)
+        self.publisher = Publisher(self.engine, self.directory, hold_eta=options.hold_eta)
+        self.upkeep = Upkeep(self)
+        #: This process, where the database asks who uses a queue.
+        self.consumer = secrets.randbits(62)
+        #: Transports that listen; while there is one, changes of bindings ring.
+        self.listeners = 0
+        self._users: weakref.WeakSet[Any] = weakref.WeakSet()
+        self._ready = False
+        self.closed = False
+
+    @property
+    def channel(self) -> str:
+        """The channel of notifications."""
+        return self.engine.doorbell.channel
+
+    @property
+    def queue_options(self) -> QueueOptions:
+        """How durable queues are made that are declared here."""
+        options = self.options
+        return QueueOptions(
+            lease_seconds=options.lease,
+            max_attempts=options.max_attempts,
+            max_body_bytes=options.max_body_bytes,
+            archive=False,
+            backoff_base=0.0,
+        )
+
+    def connect(self, user: Any) -> None:
+        """Let ``user`` be one who needs this broker.
+
+        Raises:
+            Unavailable: the server cannot be reached.
+            SchemaError: the tables are missing, and are not to be created.
+        """
+        if self._ready:
+            # One round trip shows that the server is there.
+            self.engine.run(topology.migrated)
+        else:
+            engine = self.engine
+            engine.transact(topology.prepare_schema, engine.schema, engine.plugins, self.options.create_schema)
+            self._ready = True
+        self._users.add(user)
+
+    def leave(self, user: Any) -> None:
+        """``user`` is done; the last one to leave closes what nothing depends on any more."""
+        self._users.discard(user)
+        self.close_if_idle()
+
+    def leave_later(self, user: Any) -> None:
+        """``user`` lost its connection, and may be back in a moment; nothing here may wait for the server now."""
+        self._users.discard(user)
+        timer = threading.Timer(_LINGER, self.close_if_idle)
+        timer.daemon = True
+        timer.start()
+
+    def close_if_idle(self) -> None:
+        """Close everything unless somebody uses it, or some delivery waits to be settled."""
+        if not self._users and not self.upkeep.is_needed and self.pid == os.getpid():
+            with _lock:
+                if self._users:
+                    return
+                self.closed = True
+                _brokers.pop(self.key, None)
+            self.close()
+
+    def close(self) -> None:
+        """Write what is left to write, and close all connections."""
+        self.upkeep.close()
+        self.settler.close()
+        self.keeper.close()
+        self.engine.close()
+
+    def give(self, verdict: Verdict) -> None:
+        """Settle a delivery, soon. Verdicts on mail take effect at once: it is gone unless it is put back."""
+        if self.pid != os.getpid():
+            # A forked child holds messages of its parent; what becomes of them is the parent's to say.
+            return
+        if verdict.queue.id > 0:
+            self.settler.give(verdict)
+        elif verdict.kind in ("release", "requeue"):
+            try:
+                self.engine.run(mail.put_back, [(-verdict.queue.id, verdict.delivery)], self.channel)
+            except PgqrsError as error:
+                _log.warning("a message of queue %r could not be put back: %s", verdict.queue.name, error)
+
+    def flush(self) -> None:
+        """Write verdicts now; those that cannot be written are kept."""
+        if self.pid == os.getpid():
+            try:
+                self.settler.flush()
+            except Unavailable as error:
+                _log.warning("%d messages could not be settled yet: %s", self.settler.pending, error)
+
+    def watch_over(self, qos: QoS) -> None:
+        """Give back, as soon as they are dropped, the deliveries of a channel that was lost."""
+        self.upkeep.watch_over(qos)
+
+    def use_mailbox(self, number: int) -> bool:
+        """Keep an ephemeral queue from expiring; False if it has gone already."""
+        found = self.engine.run(topology.renew, self.consumer, [number], HOLD, self.engine.schema)
+        if number not in found:
+            return False
+        self.upkeep.hold(number)
+        return True
+
+    def drop_mailbox(self, number: int) -> None:
+        """An ephemeral queue is no longer used by one of those here that did."""
+        if self.upkeep.drop(number):
+            self.engine.run(topology.leave, self.consumer, [number])
+
+    def _is_watching(self) -> bool:
+        if not self.listeners or self.pid != os.getpid():
+            return False
+        watch = self.engine.wakeups.watch
+        return watch.listening and not watch.is_stale()
+
+
+_lock = threading.Lock()
+#: Those of a parent process stay here, untouched, after a fork: what they hold is the parent's.
+_brokers: Final[dict[Any, Broker]] = {}
+
+
+def broker_for(config: Config, options: Options) -> Broker:
+    """Return this process's broker for an address and options."""
+    key = (os.getpid(), config, options)
+    with _lock:
+        found = _brokers.get(key)
+        if found is None:
+            found = _brokers[key] = Broker(config, options)
+        return found
+
+
+def _after_fork() -> None:
+    global _lock
+    _lock = threading.Lock()
+
+
+def _at_exit() -> None:
+    for broker in list(_brokers.values()):
+        if broker.pid == os.getpid():
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                broker.upkeep.release_all()
+                broker.close()
+
+
+os.register_at_fork(after_in_child=_after_fork)
+atexit.register(_at_exit)

@@ -1,0 +1,422 @@
+"""The channel: what Kombu asks of a broker, answered from the database."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Mapping
+from itertools import count
+from typing import TYPE_CHECKING, Any, Final
+
+from amqp.protocol import queue_declare_ok_t
+from kombu.transport import virtual
+from kombu.transport.base import to_rabbitmq_queue_arguments
+from kombu.utils.uuid import uuid
+
+from pgqrs_core.marks import Marks
+from pgqrs_core.operations.metrics import measure
+from pgqrs_core.operations.queues import purge_queue
+from pgqrs_core.operations.traffic import incoming
+from pgqrs_kombu import envelope, mail, topology
+from pgqrs_kombu.batch import PublishBatch
+from pgqrs_kombu.errors import no_route, not_found, translated
+from pgqrs_kombu.intake import Source
+from pgqrs_kombu.publishing import ADAPTER
+from pgqrs_kombu.qos import QoS
+from pgqrs_kombu.settling import Verdict
+
+if TYPE_CHECKING:
+    from pgqrs_kombu.broker import Broker
+    from pgqrs_kombu.topology import Declared
+    from pgqrs_kombu.transport import Transport
+
+__all__ = ["Channel"]
+
+_log = logging.getLogger("pgqrs.kombu")
+_DEFAULT_EXCHANGE: Final = "amq.direct"
+
+
+class Channel(virtual.Channel):  # type: ignore[misc]
+    """One channel of a connection. State is in the database; what is here is its consumers and unsettled deliveries."""
+
+    Message = envelope.Message
+    supports_fanout = True
+    supports_batch_publish = True
+    #: Bodies are bytes in the database, and need no disguise.
+    body_encoding = None
+    from_transport_options = ()
+
+    _ids = count(1)
+
+    def __init__(self, connection: Transport) -> None:
+        self.connection: Transport | None = connection
+        self.channel_id = next(self._ids)
+        self.closed = False
+        self.no_ack_consumers: set[str] = set()
+        #: Handlers of messages that came back: ``basic_return``.
+        self.events: dict[str, set[Callable[..., Any]]] = defaultdict(set)
+        self._broker = connection.broker
+        self._consumers: dict[str, Source] = {}
+        self._exclusive: set[str] = set()
+        self._qos = QoS(self, self._broker)
+        self._qos.on_credit = connection.kick
+        self._qos.on_requeue = connection.recall
+
+    @property
+    def broker(self) -> Broker:
+        """What this process shares; a forked child has its own."""
+        return self.connection.broker if self.connection is not None else self._broker
+
+    @property
+    def qos(self) -> QoS:
+        """The unsettled deliveries."""
+        return self._qos
+
+    # Exchanges
+
+    def exchange_declare(
+        self,
+        exchange: str | None = None,
+        type: str = "direct",
+        durable: bool = False,
+        auto_delete: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+        nowait: bool = False,
+        passive: bool = False,
+    ) -> None:
+        """Declare an exchange; with ``passive`` only see whether it exists (404)."""
+        kind = type or "direct"
+        name = exchange or f"amq.{kind}"
+        with translated():
+            if passive:
+                if self.broker.directory.read(name) is None:
+                    raise not_found("exchange", name)
+                return
+            self.broker.engine.run(
+                topology.declare_exchange,
+                name,
+                kind,
+                durable=bool(durable),
+                auto_delete=bool(auto_delete),
+                arguments=arguments,
+            )
+
+    def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
+        """Delete an exchange with its bindings."""
+        self.broker.engine.transact(topology.delete_exchange, exchange, if_unused=bool(if_unused))
+        self.broker.directory.changed()
+
+    # Queues
+
+    def queue_declare(
+        self,
+        queue: str | None = None,
+        passive: bool = False,
+        durable: bool = False,
+        exclusive: bool = False,
+        auto_delete: bool = False,
+        arguments: Mapping[str, Any] | None = None,
+        nowait: bool = False,
+        **_: Any,
+    ) -> queue_declare_ok_t:
+        """Declare a queue, and count its messages and consumers; with ``passive`` only if it exists (else 404)."""
+        name = queue or f"amq.gen-{uuid()}"
+        broker = self.broker
+        with translated():
+            if passive:
+                known = self._known(name)
+            else:
+                known = broker.engine.transact(
+                    topology.declare_queue,
+                    name,
+                    exclusive=bool(exclusive),
+                    auto_delete=bool(auto_delete),
+                    arguments=arguments,
+                    owner=self._owner,
+                    options=broker.queue_options,
+                )
+                if known.mailbox is None:
+                    broker.engine.forget(name)
+                broker.directory.learn(known)
+                if exclusive and self.connection is not None:
+                    self.connection.exclusive.add(name)
+            if nowait and not passive:
+                return queue_declare_ok_t(name, 0, 0)
+            consumers = 0
+            if known.mailbox is not None:
+                consumers = broker.engine.run(topology.consumer_count, known.mailbox)
+            return queue_declare_ok_t(name, self._count(known), consumers)
+
+    def queue_bind(
+        self,
+        queue: str,
+        exchange: str | None = None,
+        routing_key: str = "",
+        arguments: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Bind a queue to an exchange. Written each time: what another process has removed comes back."""
+        broker = self.broker
+        with translated():
+            broker.engine.transact(
+                topology.bind, queue, exchange or _DEFAULT_EXCHANGE, routing_key or "", arguments, broker.channel
+            )
+        broker.directory.changed()
+
+    def queue_unbind(
+        self,
+        queue: str,
+        exchange: str | None = None,
+        routing_key: str = "",
+        arguments: Mapping[str, Any] | None = None,
+        **_: Any,
+    ) -> None:
+        """Remove a binding."""
+        broker = self.broker
+        broker.engine.run(topology.unbind, queue, exchange or _DEFAULT_EXCHANGE, routing_key or "", broker.channel)
+        broker.directory.changed()
+
+    def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, **_: Any) -> int:
+        """Delete a queue with its bindings and messages; return how many messages those were."""
+        broker = self.broker
+        known = broker.engine.run(topology.find_declared, queue)
+        if known is None:
+            return 0
+        size = self._count(known)
+        if if_empty and size:
+            return 0
+        broker.engine.transact(topology.delete_declared, queue, broker.channel, if_unused=bool(if_unused))
+        broker.engine.forget(queue)
+        broker.directory.forget(queue)
+        return size
+
+    def queue_purge(self, queue: str, **_: Any) -> int:
+        """Remove the messages that wait, those held for a later time included; return how many."""
+        known = self._known(queue)
+        if known.mailbox is not None:
+            return self.broker.engine.run(mail.purge, known.mailbox)
+        return self.broker.engine.on(queue, purge_queue)
+
+    def after_reply_message_received(self, queue: str) -> None:
+        """Kombu is done with a reply queue."""
+        self.queue_delete(queue)
+
+    def prepare_queue_arguments(self, arguments: Mapping[str, Any], **options: Any) -> Mapping[str, Any]:
+        """Return Kombu's options of a queue as RabbitMQ's arguments."""
+        return to_rabbitmq_queue_arguments(arguments or {}, **options)  # type: ignore[no-any-return]
+
+    # Publishing
+
+    def prepare_message(
+        self,
+        body: Any,
+        priority: int | None = None,
+        content_type: str | None = None,
+        content_encoding: str | None = None,
+        headers: dict[str, Any] | None = None,
+        properties: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
+        """Put the parts of a message together."""
+        properties = properties if properties is not None else {}
+        properties.setdefault("priority", priority or 0)
+        return {
+            "body": body,
+            "content-encoding": content_encoding,
+            "content-type": content_type,
+            "headers": headers or {},
+            "properties": properties,
+        }
+
+    def basic_publish(
+        self,
+        message: Any,
+        exchange: str = "",
+        routing_key: str = "",
+        mandatory: bool = False,
+        **_: Any,
+    ) -> None:
+        """Store a message in every queue that it is routed to.
+
+        One that reaches none is dropped with a warning, as on RabbitMQ; if it is ``mandatory`` it comes back to the
+        channel's ``basic_return`` handlers, and without one it is an error.
+        """
+        if not isinstance(message, dict):
+            # What `celery amqp` publishes: a text alone.
+            message = self.prepare_message(message, content_type="text/plain", content_encoding="utf-8")
+        with translated():
+            if not self.broker.publisher.publish(message, exchange or "", routing_key or ""):
+                self._unroutable(message, exchange or "", routing_key or "", mandatory=mandatory)
+
+    def create_publish_batch(self, max_size: int) -> PublishBatch:
+        """Return what gathers messages and writes them in one transaction."""
+        return PublishBatch(self, max_size)
+
+    def _unroutable(self, message: Any, exchange: str, routing_key: str, *, mandatory: bool) -> None:
+        if not mandatory:
+            # Events that nobody listens to are everyday.
+            _log.log(
+                logging.DEBUG if exchange else logging.WARNING,
+                "a message was dropped: no queue for exchange %r and routing key %r",
+                exchange,
+                routing_key,
+            )
+            return
+        error = no_route(exchange, routing_key)
+        handlers = self.events.get("basic_return")
+        if not handlers:
+            raise error
+        for handle in list(handlers):
+            handle(error, exchange, routing_key, message)
+
+    # Consuming
+
+    def basic_consume(
+        self,
+        queue: str,
+        no_ack: bool = False,
+        callback: Callable[[envelope.Message], Any] | None = None,
+        consumer_tag: str | None = None,
+        **_: Any,
+    ) -> str:
+        """Begin to consume from a queue (404 if there is none)."""
+        tag = consumer_tag or f"pgqrs-{uuid()}"
+        with translated():
+            known = self._known(queue)
+            if known.mailbox is not None:
+                if not self.broker.use_mailbox(known.mailbox):
+                    self.broker.directory.forget(queue)
+                    raise not_found("queue", queue)
+                place = topology.mailbox_queue(known.mailbox, queue)
+            else:
+                place = self.broker.engine.queue(queue)
+        source = Source(self, queue, place, callback or (lambda _: None), tag=tag, no_ack=bool(no_ack))
+        self._consumers[tag] = source
+        if no_ack:
+            self.no_ack_consumers.add(tag)
+        assert self.connection is not None
+        self.connection.intake.add(source)
+        return tag
+
+    def basic_cancel(self, consumer_tag: str, **_: Any) -> None:
+        """End a consumer. An auto-delete queue goes with its last one."""
+        source = self._consumers.pop(consumer_tag, None)
+        self.no_ack_consumers.discard(consumer_tag)
+        if source is None:
+            return
+        if self.connection is not None:
+            self.connection.intake.remove(source)
+        if source.mailbox is not None:
+            self.broker.drop_mailbox(source.mailbox)
+            self.broker.engine.transact(topology.delete_if_left, source.mailbox, self.broker.channel)
+            self.broker.directory.changed()
+
+    def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> envelope.Message | None:
+        """Take one message, if there is one."""
+        broker = self.broker
+        known = self._known(queue)
+        now = time.time()
+        if known.mailbox is not None:
+            found = [delivery for _, delivery in broker.engine.run(mail.take, [known.mailbox], 1)]
+            place = topology.mailbox_queue(known.mailbox, queue)
+        else:
+            place = broker.engine.queue(queue)
+            lease = broker.options.lease
+            found = broker.engine.run(
+                incoming,
+                place,
+                Marks(),
+                limit=1,
+                lease=lease,
+                patience=0.0,
+                plugins=broker.engine.plugins,
+                adapter=ADAPTER,
+            )
+            if found and not no_ack:
+                broker.keeper.hold(place, [found[0].lease], lease)
+        if not found:
+            return None
+        tag = self._qos.next_tag()
+        message = envelope.Message(found[0], self, tag, queue)
+        if no_ack:
+            broker.give(Verdict("ack", place, found[0], now))
+        else:
+            self._qos.hold(tag, place, found[0], now, message)
+        return message
+
+    def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
+        """Settle a message as handled. From any thread, and after the connection was lost too."""
+        self._qos.ack(delivery_tag, multiple)
+
+    def basic_reject(self, delivery_tag: int, requeue: bool = False) -> None:
+        """Have a message delivered again, or dead-lettered."""
+        self._qos.reject(delivery_tag, requeue)
+
+    def basic_recover(self, requeue: bool = False) -> None:
+        """Give all unsettled messages back."""
+        self._qos.restore_unacked_once()
+
+    def basic_qos(self, prefetch_size: int = 0, prefetch_count: int = 0, apply_global: bool = False) -> None:
+        """Set how many deliveries may be unsettled; 0 for any number."""
+        self._qos.prefetch_count = prefetch_count or 0
+        if self.connection is not None:
+            self.connection.kick()
+
+    # What Kombu's tools ask
+
+    def get_bindings(self) -> list[dict[str, str]]:
+        """Return all bindings."""
+        return [
+            {"destination": queue, "source": exchange, "routing_key": key}
+            for queue, exchange, key in self.list_bindings()
+        ]
+
+    def list_bindings(self) -> Iterator[tuple[str, str, str]]:
+        """Return queue, exchange and routing key of all bindings."""
+        return iter(self.broker.engine.run(topology.list_bindings))
+
+    def get_exchanges(self) -> list[str]:
+        """Return the names of all exchanges."""
+        return self.broker.engine.run(topology.exchange_names)
+
+    def get_table(self, exchange: str) -> list[tuple[str, str, str]]:
+        """Return what is bound to an exchange."""
+        return [(key, "", queue) for queue, name, key in self.list_bindings() if name == exchange]
+
+    def close(self) -> None:
+        """End all consumers, and give all unsettled messages back."""
+        if self.closed:
+            return
+        self.closed = True
+        try:
+            for tag in list(self._consumers):
+                self.basic_cancel(tag)
+        finally:
+            self._qos.on_credit = self._qos.on_requeue = None
+            self._qos.restore_unacked_once()
+            if self.connection is not None:
+                self.connection.close_channel(self)
+
+    def abandon(self) -> None:
+        """The connection is lost: ask the server nothing."""
+        self.closed = True
+        self._consumers.clear()
+        self._qos.abandon()
+        self.connection = None
+
+    @property
+    def _owner(self) -> int:
+        assert self.connection is not None
+        return self.connection.owner
+
+    def _known(self, queue: str) -> Declared:
+        known = self.broker.directory.queue(queue)
+        if known is None:
+            raise not_found("queue", queue)
+        return known
+
+    def _count(self, known: Declared) -> int:
+        if known.mailbox is not None:
+            return self.broker.engine.run(mail.size, known.mailbox)
+        place = self.broker.engine.queue(known.name)
+        return self.broker.engine.run(measure, [place])[0].ready

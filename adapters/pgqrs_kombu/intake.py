@@ -1,0 +1,348 @@
+"""How messages come in: when to look, where, and how much to take.
+
+There is a query only for a reason: a queue rang or has come due, the last claim was full, or there is room again for what
+was left. Queues that were found empty are watched by the wake-up connection of the process, all by one statement a second.
+Mail (control messages, replies, events) goes before tasks.
+
+A claim takes as much as the channel has room for. Where messages are handled quickly it takes a little more, as many as
+will be handled within `AHEAD` seconds at the present pace, so that thousands of short tasks a second need tens of claims,
+and a worker with long ones hoards nothing.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Final
+
+from pgqrs_core.errors import PgqrsError, QueueNotFound, ServerError, TimedOut, Unavailable
+from pgqrs_core.marks import Marks
+from pgqrs_core.messages import Delivery, Queue, QueueOptions
+from pgqrs_core.operations.traffic import incoming
+from pgqrs_core.subscriptions import Subscription
+from pgqrs_kombu import mail
+from pgqrs_kombu.envelope import Message
+from pgqrs_kombu.errors import QueueGone
+from pgqrs_kombu.publishing import ADAPTER
+from pgqrs_kombu.settling import Verdict
+from pgqrs_kombu.sql import queries
+
+if TYPE_CHECKING:
+    from pgqrs_kombu.broker import Broker
+
+__all__ = ["Intake", "Source"]
+
+_log = logging.getLogger("pgqrs.kombu")
+
+#: Messages taken by one statement.
+MOST: Final = 100
+#: For how many seconds of work a claim reaches ahead of what there is room for, and the pace from which on it does.
+AHEAD: Final = 0.04
+PACE: Final = 50.0
+#: Seconds after which what was claimed ahead is given back.
+STALE: Final = 0.25
+#: Seconds for which a queue is left alone whose claim failed.
+ASIDE: Final = 5.0
+
+#: The bindings, as something that can ring.
+_TOPOLOGY: Final = Queue(0, "", "", QueueOptions())
+
+
+class Source:
+    """One consumer on one queue."""
+
+    __slots__ = ("again_at", "callback", "channel", "look", "mailbox", "marks", "name", "no_ack", "queue", "tag")
+
+    def __init__(
+        self, channel: Any, name: str, queue: Queue, callback: Callable[[Message], Any], *, tag: str, no_ack: bool
+    ) -> None:
+        self.channel = channel
+        self.tag = tag
+        self.name = name
+        self.queue = queue
+        self.callback = callback
+        self.no_ack = no_ack
+        #: The number of an ephemeral queue.
+        self.mailbox = -queue.id if queue.id < 0 else None
+        self.marks = Marks()
+        #: Whether there may be something to take.
+        self.look = True
+        self.again_at = 0.0
+
+    def deliver(self, delivery: Delivery, claimed_at: float) -> None:
+        """Hand a message to the consumer."""
+        channel = self.channel
+        qos = channel.qos
+        tag = qos.next_tag()
+        message = Message(delivery, channel, tag, self.name)
+        if not self.no_ack:
+            qos.hold(tag, self.queue, delivery, claimed_at, message)
+        else:
+            # So that an ack of it is understood to be none.
+            message.delivery_info["consumer_tag"] = self.tag
+        self.callback(message)
+
+
+class Intake:
+    """All consumers of one Kombu connection. Used by one thread at a time, but for `alert`."""
+
+    def __init__(self, broker: Broker, alert: Callable[[], None]) -> None:
+        self._broker = broker
+        self._subscription = Subscription(broker.engine.wakeups, alert)
+        self._alert = alert
+        self._sources: list[Source] = []
+        #: Claimed, and waiting for room.
+        self._ready: deque[tuple[Source, Delivery, float]] = deque()
+        self._filled_at = 0.0
+        self._handed = 0
+        self._since = time.monotonic()
+        self._listening = False
+        #: Whether what was claimed ahead is to be given back: something older went back.
+        self.recalled = False
+
+    def add(self, source: Source) -> None:
+        """Begin to consume."""
+        self._sources.append(source)
+        probes = self._broker.engine.wakeups.probes
+        if source.mailbox is not None:
+            probes[source.queue.id] = queries["mail_probe"]
+        if not self._listening:
+            self._listening = True
+            probes[0] = queries["topology_probe"]
+            self._broker.listeners += 1
+            self._broker.upkeep.on_vanished.add(self._alert)
+            self._broker.upkeep.start()
+        self._alert()
+
+    def remove(self, source: Source) -> None:
+        """End a consumer; what was claimed for it is given back."""
+        self._sources.remove(source)
+        self._give_back(lambda item: item[0] is source)
+        if source.mailbox is not None and all(other.queue.id != source.queue.id for other in self._sources):
+            self._broker.engine.wakeups.probes.pop(source.queue.id, None)
+
+    def close(self) -> None:
+        """End all consumers, and be told nothing more."""
+        for source in list(self._sources):
+            self.remove(source)
+        self._subscription.close()
+        if self._listening:
+            self._listening = False
+            self._broker.listeners -= 1
+            self._broker.upkeep.on_vanished.discard(self._alert)
+
+    def abandon(self) -> None:
+        """The connection is lost: forget the consumers, and ask the server nothing."""
+        self._ready = deque(item for item in self._ready if item[0].mailbox is None)
+        for source in self._sources:
+            if source.mailbox is not None:
+                self._broker.upkeep.drop(source.mailbox)
+        self.close()
+
+    def __bool__(self) -> bool:
+        return bool(self._sources)
+
+    def hand_on(self) -> bool:
+        """Deliver the first message that there is room for; tell whether there was one."""
+        if self.recalled:
+            self.recalled = False
+            self._give_back(lambda item: not item[0].no_ack and item[0].mailbox is None)
+            self._broker.flush()
+        ready = self._ready
+        for _ in range(len(ready)):
+            source, delivery, claimed_at = item = ready.popleft()
+            if source.no_ack or source.channel.qos.can_consume():
+                self._handed += 1
+                source.deliver(delivery, claimed_at)
+                return True
+            ready.append(item)
+        return False
+
+    def hand_on_all(self) -> None:
+        """Deliver everything that there is room for."""
+        while self._ready and self.hand_on():
+            pass
+
+    def fetch(self) -> bool:
+        """Take what is there and there is room for; tell whether to come again at once.
+
+        Raises:
+            Unavailable: the server is away.
+            QueueGone: an ephemeral queue has vanished; everything must be declared anew.
+        """
+        self._hear()
+        more = self._fetch_mail()
+        for channel in dict.fromkeys(source.channel for source in self._sources if source.mailbox is None):
+            more = self._fetch_tasks(channel) or more
+        self._subscription.rest([_TOPOLOGY, *(source.queue for source in self._sources if self._is_dry(source))])
+        return more
+
+    def check(self) -> bool:
+        """What no event tells: a wake-up connection that hangs, queues to try again, claims that went stale."""
+        now = time.monotonic()
+        due = False
+        for source in self._sources:
+            if source.again_at and source.again_at <= now:
+                source.again_at = 0.0
+                due = source.look = True
+        if self._ready and now - self._filled_at > STALE:
+            self._give_back(lambda item: not item[0].no_ack)
+        return due or self._subscription.is_over()
+
+    @property
+    def is_hungry(self) -> bool:
+        """Whether there may be something to take somewhere."""
+        return any(source.look for source in self._sources)
+
+    @property
+    def has_ready(self) -> bool:
+        """Whether something is claimed and waits for room."""
+        return bool(self._ready)
+
+    def _is_dry(self, source: Source) -> bool:
+        return not source.look and not source.again_at
+
+    def _hear(self) -> None:
+        numbers = {queue.id for queue in self._subscription.rise()}
+        if 0 in numbers:
+            self._broker.directory.changed()
+        for source in self._sources:
+            if source.queue.id in numbers:
+                source.look = True
+        vanished = self._broker.upkeep.vanished
+        if vanished:
+            for source in self._sources:
+                if source.mailbox in vanished:
+                    raise QueueGone(f"queue {source.name!r} has expired, or was deleted, while it was consumed")
+
+    def _fetch_mail(self) -> bool:
+        wanted = {
+            source.mailbox: source
+            for source in self._sources
+            if source.mailbox is not None and source.look and (source.no_ack or source.channel.qos.can_consume())
+        }
+        if not wanted:
+            return False
+        try:
+            found = self._broker.engine.run(_take, list(wanted.values()), self._broker.engine.plugins)
+        except PgqrsError as error:
+            self._failed(wanted.values(), error)
+            return False
+        now = time.time()
+        # Before any task that waits.
+        self._ready.extendleft((wanted[number], delivery, now) for number, delivery in reversed(found))
+        for source in wanted.values():
+            source.look = len(found) >= MOST
+        return len(found) >= MOST
+
+    def _fetch_tasks(self, channel: Any) -> bool:
+        waiting = sum(1 for item in self._ready if item[0].channel is channel)
+        credit = channel.qos.can_consume_max_estimate()
+        room = MOST if credit is None else credit - waiting
+        sources = [source for source in self._sources if source.channel is channel and source.mailbox is None]
+        more = False
+        if room > 0 and any(source.look for source in sources):
+            room = min(room + self._ahead(), MOST)
+            # Whoever was served last is asked last.
+            for source in sources:
+                if source.look and room > 0:
+                    count = self._claim(source, room)
+                    room -= count
+                    more = more or source.look
+                    if count:
+                        self._sources.remove(source)
+                        self._sources.append(source)
+        return more and (credit is None or credit > waiting + 1)
+
+    def _ahead(self) -> int:
+        now = time.monotonic()
+        elapsed = max(now - self._since, 1e-6)
+        pace = self._handed / elapsed
+        self._handed, self._since = 0, now
+        return round(pace * AHEAD) if pace > PACE else 0
+
+    def _claim(self, source: Source, limit: int) -> int:
+        try:
+            found = self._ask(source, limit)
+        except PgqrsError as error:
+            self._failed([source], error)
+            return 0
+        source.look = len(found) >= limit
+        if not found:
+            return 0
+        now = time.time()
+        if source.no_ack:
+            for delivery in found:
+                self._broker.give(Verdict("ack", source.queue, delivery, now))
+        else:
+            self._broker.keeper.hold(source.queue, [delivery.lease for delivery in found], self._broker.options.lease)
+        self._ready.extend((source, delivery, now) for delivery in found)
+        self._filled_at = time.monotonic()
+        return len(found)
+
+    def _ask(self, source: Source, limit: int) -> list[Delivery]:
+        engine = self._broker.engine
+
+        def ask() -> list[Delivery]:
+            return engine.run(
+                incoming,
+                source.queue,
+                source.marks,
+                limit=limit,
+                lease=self._broker.options.lease,
+                patience=0.0,
+                plugins=engine.plugins,
+                adapter=ADAPTER,
+            )
+
+        try:
+            return ask()
+        except TimedOut:
+            raise
+        except Unavailable as error:
+            if not error.in_flight:
+                raise
+            # One connection broke; another may not.
+            return ask()
+
+    def _failed(self, sources: Iterable[Source], error: PgqrsError) -> None:
+        """Leave queues alone for a while; only a server that is away ends the connection."""
+        if isinstance(error, Unavailable) and not isinstance(error, TimedOut):
+            raise error
+        for source in sources:
+            source.look = False
+            source.again_at = time.monotonic() + ASIDE
+            _log.warning("cannot take from queue %r, which is tried again: %s", source.name, error)
+            if isinstance(error, (ServerError, QueueNotFound)) and source.mailbox is None:
+                self._find_anew(source)
+
+    def _find_anew(self, source: Source) -> None:
+        """The queue was deleted, perhaps, and made again: then it has another number and other tables."""
+        engine = self._broker.engine
+        engine.forget(source.name)
+        try:
+            source.queue = engine.queue(source.name)
+        except PgqrsError:
+            return
+        source.marks = Marks()
+
+    def _give_back(self, chosen: Callable[[tuple[Source, Delivery, float]], bool]) -> None:
+        kept: deque[tuple[Source, Delivery, float]] = deque()
+        for item in self._ready:
+            if not chosen(item):
+                kept.append(item)
+                continue
+            source, delivery, claimed_at = item
+            self._broker.give(Verdict("release", source.queue, delivery, claimed_at))
+            source.look = True
+        self._ready = kept
+
+
+def _take(sources: list[Source], plugins: Any) -> Any:
+    found = yield from mail.take([source.mailbox or 0 for source in sources], MOST)
+    if not plugins.hooks.transforms_consume:
+        return found
+    names = {source.mailbox: source.name for source in sources}
+    return [item for number, delivery in found for item in mail.unwrapped(number, delivery, names[number], plugins)]

@@ -1,0 +1,92 @@
+"""Operations on the messages of ephemeral queues. At most once: what is taken is gone; there is no lease."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pgqrs_core.arrays import ByteaArray, numbers, texts
+from pgqrs_core.effects import Execute, Op
+from pgqrs_core.events import ConsumeBatch, Draft
+from pgqrs_core.messages import Delivery, encode_headers
+from pgqrs_kombu.sql import queries
+
+if TYPE_CHECKING:
+    from pgqrs_core.plugins import Plugins
+
+__all__ = ["Mail", "post", "post_to", "purge", "put_back", "size", "take", "unwrapped"]
+
+#: A message and the number of the queue it was taken from.
+Mail = tuple[int, Delivery]
+
+
+def post(draft: Draft, exchange: str, routing_key: str, channel: str) -> Op[tuple[str | None, int]]:
+    """Deliver to every ephemeral queue that is bound and matches; return the exchange's type and how many these are."""
+    params = {**_columns(draft), "exchange": exchange, "routing_key": routing_key, "channel": channel}
+    kind, count = (yield Execute(queries["post"], params))[0]
+    return kind, count
+
+
+def post_to(draft: Draft, queue: str, channel: str) -> Op[int]:
+    """Deliver to one ephemeral queue; return 1, or 0 when it does not exist."""
+    rows = yield Execute(queries["post_to"], {**_columns(draft), "queue": queue, "channel": channel})
+    count: int = rows[0][0]
+    return count
+
+
+def take(mailboxes: Sequence[int], limit: int) -> Op[list[Mail]]:
+    """Remove up to ``limit`` messages of these queues and return them, each queue's in order."""
+    rows = yield Execute(queries["take"], {"queue_ids": numbers(mailboxes), "limit": limit})
+    return [(row[0], Delivery(0, row[1], 1, *row[2:7])) for row in sorted(rows, key=_age)]
+
+
+def put_back(mail: Sequence[Mail], channel: str) -> Op[None]:
+    """Return messages that nobody handled to their places."""
+    if mail:
+        deliveries = [delivery for _, delivery in mail]
+        yield Execute(
+            queries["put_back"],
+            {
+                "queue_ids": numbers(number for number, _ in mail),
+                "mail_ids": numbers(delivery.id for delivery in deliveries),
+                "priorities": numbers(delivery.priority for delivery in deliveries),
+                "enqueued": texts(delivery.enqueued_at for delivery in deliveries),
+                "content_types": texts(delivery.content_type for delivery in deliveries),
+                "headers": texts(delivery.raw_headers for delivery in deliveries),
+                "bodies": ByteaArray([delivery.body for delivery in deliveries]),
+                "channel": channel,
+            },
+        )
+
+
+def size(mailbox: int) -> Op[int]:
+    """Return how many messages wait."""
+    count: int = (yield Execute(queries["mail_size"], {"queue_id": mailbox}))[0][0]
+    return count
+
+
+def purge(mailbox: int) -> Op[int]:
+    """Remove what waits; return how many messages that were."""
+    count: int = (yield Execute(queries["purge_mail"], {"queue_id": mailbox}))[0][0]
+    return count
+
+
+def _columns(draft: Draft) -> dict[str, object]:
+    return {
+        "priority": draft.priority,
+        "ttl": draft.ttl,
+        "content_type": draft.content_type,
+        "headers": encode_headers(draft.headers),
+        "body": draft.body,
+    }
+
+
+def _age(row: tuple[object, ...]) -> tuple[object, object]:
+    return row[3], row[1]
+
+
+def unwrapped(number: int, delivery: Delivery, queue: str, plugins: Plugins) -> list[Mail]:
+    """Return what plugins leave of a message: itself, decrypted for instance, or nothing."""
+    batch = ConsumeBatch(queue, "kombu", [delivery])
+    plugins.hooks.before_consume(batch)
+    return [(number, kept) for kept in batch.deliveries]

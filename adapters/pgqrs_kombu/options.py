@@ -1,0 +1,96 @@
+"""``transport_options``, checked: an unknown one is an error, and so is a wrong type."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, Final
+
+from pgqrs_core.errors import ConfigurationError
+
+__all__ = ["Options"]
+
+#: Options that Kombu itself reads or adds.
+_KOMBUS: Final = frozenset(
+    [
+        "max_retries",
+        "interval_start",
+        "interval_step",
+        "interval_max",
+        "connect_retries_timeout",
+        "errback",
+        "callback",
+        "retry_errors",
+        "on_revive",
+        "client_name",
+        "queue_order_strategy",
+        "polling_interval",
+    ]
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """What a connection may be told beside its address."""
+
+    #: The schema that holds the tables.
+    schema: str = "pgqrs"
+    #: Install the tables that are missing: True always, False never, None only into an empty database.
+    create_schema: bool | None = None
+    #: Seconds for which a delivered message is hidden from others; renewed while its consumer lives.
+    lease: float = 30.0
+    #: Deliveries before a message is dead-lettered; for queues that are declared with these options.
+    max_attempts: int = 20
+    #: The most connections of this process to the server, the listening one included.
+    max_connections: int = 10
+    #: Seconds after which the server cancels a statement; 0 for never.
+    query_timeout: float = 30.0
+    #: The largest body that queues declared with these options take, in bytes.
+    max_body_bytes: int = 16 * 1024 * 1024
+    #: Hold messages with an ``eta`` in the database until they are due.
+    hold_eta: bool = True
+    #: Let Celery's workers listen to each other's events, at the price of statements even when idle.
+    gossip: bool = False
+
+    def __post_init__(self) -> None:
+        """Check every value."""
+        _number("lease", self.lease, 1, 43_200)
+        _number("max_attempts", self.max_attempts, 1, 1_000_000, whole=True)
+        _number("max_connections", self.max_connections, 3, 1_000, whole=True)
+        _number("query_timeout", self.query_timeout, 0, 86_400)
+        _number("max_body_bytes", self.max_body_bytes, 1, 1024**3 - 1024, whole=True)
+        for name in ("hold_eta", "gossip"):
+            if not isinstance(getattr(self, name), bool):
+                raise _wrong(name, "True or False")
+        if self.create_schema not in (True, False, None):
+            raise _wrong("create_schema", "True, False or None")
+        if not isinstance(self.schema, str) or not 1 <= len(self.schema) <= 63:
+            raise _wrong("schema", "a name of 1 to 63 characters")
+
+    @classmethod
+    def from_mapping(cls, given: Mapping[str, Any] | None) -> Options:
+        """Take ``transport_options``.
+
+        Raises:
+            ConfigurationError: naming the option, and the nearest that exists.
+        """
+        known = {field.name for field in fields(cls)}
+        chosen = {key: value for key, value in (given or {}).items() if key not in _KOMBUS}
+        for key in chosen:
+            if key not in known:
+                near = difflib.get_close_matches(str(key), known, n=1)
+                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
+                raise ConfigurationError(f"transport option {key!r} is unknown; {hint}", key=str(key))
+        return cls(**chosen)
+
+
+def _number(name: str, value: object, low: float, high: float, *, whole: bool = False) -> None:
+    right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
+    if not right or not low <= value <= high:  # type: ignore[operator]
+        kind = "a whole number" if whole else "a number"
+        raise _wrong(name, f"{kind} from {low:,g} to {high:,g}")
+
+
+def _wrong(name: str, expected: str) -> ConfigurationError:
+    return ConfigurationError(f"transport option {name!r} must be {expected}", key=name)

@@ -1,0 +1,177 @@
+"""From a published message to the rows it becomes: one for each durable queue, and one statement for all ephemeral ones."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from pgqrs_core.effects import Op
+from pgqrs_core.errors import QueueNotFound
+from pgqrs_core.events import Draft, EnqueueBatch, Enqueued
+from pgqrs_core.messages import Queue
+from pgqrs_core.operations.enqueue import ring
+from pgqrs_core.operations.traffic import outgoing
+from pgqrs_kombu import mail
+from pgqrs_kombu.envelope import compose
+from pgqrs_kombu.errors import not_found
+from pgqrs_kombu.outbox import current_connection
+
+if TYPE_CHECKING:
+    from pgqrs_core.engine import Engine
+    from pgqrs_core.plugins import Plugins
+    from pgqrs_kombu.directory import Directory
+    from pgqrs_kombu.topology import Route
+
+__all__ = ["ADAPTER", "Parcel", "Publisher"]
+
+ADAPTER = "kombu"
+
+
+class Post(NamedTuple):
+    """A message for ephemeral queues: for those bound to an exchange, or for the one of that name."""
+
+    draft: Draft
+    exchange: str
+    routing_key: str
+
+
+class Parcel(NamedTuple):
+    """Where one message goes."""
+
+    drafts: list[Draft]
+    post: Post | None
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether it reaches nobody, by what is known."""
+        return not self.drafts and self.post is None
+
+
+class Publisher:
+    """Routes and writes the messages of this process to one broker."""
+
+    def __init__(self, engine: Engine, directory: Directory, *, hold_eta: bool) -> None:
+        self._engine = engine
+        self._directory = directory
+        self._hold_eta = hold_eta
+
+    def publish(self, message: dict[str, Any], exchange: str, routing_key: str) -> bool:
+        """Store a message in every queue it is routed to, and tell whether there was one.
+
+        Raises:
+            NotFound: there is no such exchange.
+            InvalidArgument, BodyTooLarge: it cannot be stored, nowhere.
+            Unavailable, EnqueueUnknown: the server is away.
+        """
+        parcel = self.route(message, exchange, routing_key)
+        if parcel.post is None and len(parcel.drafts) == 1 and current_connection() is None:
+            return self._send_one(parcel.drafts[0])
+        if parcel.post is not None and not parcel.drafts and current_connection() is None:
+            return self._engine.run(_post, parcel.post, self._engine.plugins, self._engine.doorbell.channel) > 0
+        return not parcel.is_empty and self.send([parcel]) > 0
+
+    def send(self, parcels: Sequence[Parcel]) -> int:
+        """Store many messages, all or none; return how many rows that made."""
+        engine = self._engine
+        drafts = [draft for parcel in parcels for draft in parcel.drafts]
+        by_queue: dict[str, list[Draft]] = {}
+        for draft in drafts:
+            by_queue.setdefault(draft.queue, []).append(draft)
+        groups = [(queue, group) for name, group in by_queue.items() if (queue := self._queue(name)) is not None]
+        posts = [parcel.post for parcel in parcels if parcel.post is not None]
+        connection = current_connection()
+        if connection is not None:
+            ids, count = engine.run_in(connection, _write, groups, posts, engine.plugins, engine.doorbell.channel)
+            return sum(map(len, ids)) + count
+        ids, count = engine.transact(_write, groups, posts, engine.plugins, engine.doorbell.channel)
+        self._announce(groups, ids)
+        return sum(map(len, ids)) + count
+
+    def route(self, message: dict[str, Any], exchange: str, routing_key: str) -> Parcel:
+        """Find out where a message goes."""
+        if not exchange:
+            return self._route_direct(message, routing_key)
+        table, fresh = self._directory.table(exchange)
+        if table is None:
+            raise not_found("exchange", exchange)
+        routes = _matching(table.routes, table.kind, routing_key)
+        if not routes and not table.has_mailboxes and not fresh:
+            table = self._directory.read(exchange)
+            if table is None:
+                raise not_found("exchange", exchange)
+            routes = _matching(table.routes, table.kind, routing_key)
+        drafts = [
+            compose(name, message, exchange, routing_key, message_ttl=ttl, hold_eta=self._hold_eta)
+            for name, ttl in routes.items()
+        ]
+        post = None
+        if table.has_mailboxes:
+            post = Post(compose(exchange, message, exchange, routing_key, hold_eta=False), exchange, routing_key)
+        return Parcel(drafts, post)
+
+    def _route_direct(self, message: dict[str, Any], name: str) -> Parcel:
+        known = self._directory.queue(name)
+        if known is None:
+            return Parcel([], None)
+        if known.mailbox is not None:
+            return Parcel([], Post(compose(name, message, "", name, hold_eta=False), "", name))
+        return Parcel(
+            [compose(name, message, "", name, message_ttl=known.message_ttl, hold_eta=self._hold_eta)],
+            None,
+        )
+
+    def _send_one(self, draft: Draft) -> bool:
+        engine = self._engine
+        try:
+            engine.on(draft.queue, outgoing, [draft], plugins=engine.plugins, adapter=ADAPTER, doorbell=engine.doorbell)
+        except QueueNotFound:
+            self._directory.forget(draft.queue)
+            return False
+        return True
+
+    def _queue(self, name: str) -> Queue | None:
+        try:
+            return self._engine.queue(name)
+        except QueueNotFound:
+            self._directory.forget(name)
+            return None
+
+    def _announce(self, groups: Sequence[tuple[Queue, list[Draft]]], ids: Sequence[list[int]]) -> None:
+        """After the commit: wake consumers, once for each queue, and tell the plugins."""
+        engine = self._engine
+        for (queue, drafts), numbers in zip(groups, ids):
+            engine.run(ring, queue, engine.doorbell)
+            if engine.plugins.hooks.observes_enqueue:
+                size = sum(len(draft.body) for draft in drafts)
+                engine.plugins.hooks.after_enqueue(Enqueued(queue.name, ADAPTER, numbers, len(numbers), size, 0.0))
+
+
+def _matching(routes: Sequence[Route], kind: str, routing_key: str) -> dict[str, float | None]:
+    """Return the queues that match, each once, with their times to live."""
+    return {route.queue: route.message_ttl for route in routes if route.matches(kind, routing_key)}
+
+
+def _write(
+    groups: Sequence[tuple[Queue, list[Draft]]], posts: Sequence[Post], plugins: Plugins, channel: str
+) -> Op[tuple[list[list[int]], int]]:
+    ids: list[list[int]] = []
+    for queue, drafts in groups:
+        ids.append((yield from outgoing(queue, list(drafts), plugins=plugins, adapter=ADAPTER, doorbell=None)))
+    count = 0
+    for post in posts:
+        count += yield from _post(post, plugins, channel)
+    return ids, count
+
+
+def _post(post: Post, plugins: Plugins, channel: str) -> Op[int]:
+    draft = post.draft
+    if plugins.hooks.transforms_enqueue:
+        batch = EnqueueBatch(draft.queue, ADAPTER, [draft])
+        plugins.hooks.before_enqueue(batch)
+        draft = batch.drafts[0]
+    if not post.exchange:
+        return (yield from mail.post_to(draft, post.routing_key, channel))
+    kind, count = yield from mail.post(draft, post.exchange, post.routing_key, channel)
+    if kind is None:
+        raise not_found("exchange", post.exchange)
+    return count

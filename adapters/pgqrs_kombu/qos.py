@@ -1,0 +1,126 @@
+"""What a channel has delivered and not yet settled.
+
+A delivery is known here by its tag, in the database by its lease. Settling goes by the lease, over whatever connection
+there is: so an ack still holds after the connection that delivered the message was lost, which no broker of AMQP can offer.
+"""
+
+from __future__ import annotations
+
+import logging
+import weakref
+from itertools import count
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from kombu.transport import virtual
+
+from pgqrs_kombu.settling import Verdict
+
+if TYPE_CHECKING:
+    from pgqrs_core.messages import Delivery, Queue
+    from pgqrs_kombu.broker import Broker
+    from pgqrs_kombu.settling import Kind
+
+__all__ = ["QoS"]
+
+_log = logging.getLogger("pgqrs.kombu")
+
+
+class _Held(NamedTuple):
+    queue: Queue
+    delivery: Delivery
+    claimed_at: float
+    #: The message, or once the channel is lost a weak reference to it.
+    message: Any
+
+
+class QoS(virtual.QoS):  # type: ignore[misc]
+    """The unsettled deliveries of one channel, and how many there may be. Settling is thread-safe."""
+
+    def __init__(self, channel: Any, broker: Broker) -> None:
+        # Not the base's: it would copy what is unsettled to the end of the queue at exit.
+        self.channel = channel
+        self.prefetch_count = 0
+        self._broker = broker
+        self._held: dict[int, _Held] = {}
+        self._tags = count(1)
+        self._lost = False
+        #: Called when there is room for more.
+        self.on_credit: Any = None
+        #: Called when a message goes back that is to come again before others.
+        self.on_requeue: Any = None
+
+    def next_tag(self) -> int:
+        """Return the tag of the next delivery."""
+        return next(self._tags)
+
+    def hold(self, tag: int, queue: Queue, delivery: Delivery, claimed_at: float, message: Any) -> None:
+        """Note a delivery that is to be settled by its tag."""
+        self._held[tag] = _Held(queue, delivery, claimed_at, message)
+
+    def can_consume(self) -> bool:
+        """Tell whether one more message may be delivered."""
+        return not self.prefetch_count or len(self._held) < self.prefetch_count
+
+    def can_consume_max_estimate(self) -> int | None:
+        """Return how many more messages may be delivered; None for any number."""
+        return max(self.prefetch_count - len(self._held), 0) if self.prefetch_count else None
+
+    def get(self, delivery_tag: int) -> Any:
+        """Return an unsettled message."""
+        message = self._held[delivery_tag].message
+        return message() if isinstance(message, weakref.ref) else message
+
+    def ack(self, delivery_tag: int, multiple: bool = False) -> None:
+        """Settle a message, or with ``multiple`` all up to it, as handled. Never fails: a lost lease is logged."""
+        self._settle("ack", self._up_to(delivery_tag) if multiple else (delivery_tag,))
+
+    def reject(self, delivery_tag: int, requeue: bool = False) -> None:
+        """Have a message delivered again, at once and ahead of others; or dead-lettered.
+
+        The delivery counts, so a message that is requeued for ever ends as a dead letter too.
+        """
+        self._settle("requeue" if requeue else "reject", (delivery_tag,))
+
+    def restore_unacked(self) -> list[Any]:
+        """Give everything unsettled back, in its old place; these deliveries do not count."""
+        self._settle("release", tuple(self._held))
+        return []
+
+    def restore_unacked_once(self, stderr: Any = None) -> None:
+        """Give everything unsettled back, now."""
+        self.restore_unacked()
+        self._broker.flush()
+
+    def abandon(self) -> None:
+        """The connection is lost: keep renewing what somebody still works on, and give back what is dropped.
+
+        Celery forgets the requests that it had not begun, and with them their messages; those that run keep theirs.
+        """
+        self._lost = True
+        self.channel = None
+        for tag, held in list(self._held.items()):
+            self._held[tag] = held._replace(message=weakref.ref(held.message))
+        if self._held:
+            self._broker.watch_over(self)
+
+    def collect(self) -> bool:
+        """Give back what nobody holds any more; tell whether something is left to watch."""
+        dropped = [tag for tag, held in list(self._held.items()) if held.message() is None]
+        self._settle("release", dropped)
+        return bool(self._held)
+
+    def _up_to(self, tag: int) -> list[int]:
+        return [other for other in list(self._held) if other <= tag]
+
+    def _settle(self, kind: Kind, tags: Any) -> None:
+        give = self._broker.give
+        for tag in tags:
+            held = self._held.pop(tag, None)
+            if held is None:
+                _log.warning("delivery tag %r cannot be settled (%s): it is unknown, or was settled before", tag, kind)
+                continue
+            give(Verdict(kind, held.queue, held.delivery, held.claimed_at))
+        if kind == "requeue" and self.on_requeue is not None and not self._lost:
+            self.on_requeue()
+        if self.on_credit is not None and not self._lost:
+            self.on_credit()

@@ -1,0 +1,180 @@
+"""What becomes of delivered messages, written in batches by a thread of its own.
+
+AMQP answers no ack, so none need wait for the database: what is settled gathers for a few milliseconds and is written with
+one statement for each queue. What is not written when the process dies is delivered again, as on any broker. A verdict
+names the lease and not the connection it came by, so it holds however often that was replaced.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections import deque
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+from pgqrs_core.effects import Op
+from pgqrs_core.errors import PgqrsError, Unavailable
+from pgqrs_core.events import Consumed, Outcome, OutcomeKind
+from pgqrs_core.messages import Delivery, Queue
+from pgqrs_core.operations.settle import Failure, ack, nack, release
+
+if TYPE_CHECKING:
+    from pgqrs_core.engine import Engine
+    from pgqrs_core.leases import LeaseKeeper
+
+__all__ = ["Settler", "Verdict"]
+
+_log = logging.getLogger("pgqrs.kombu")
+
+Kind = Literal["ack", "release", "requeue", "reject"]
+
+#: Seconds for which verdicts gather.
+_GATHER: Final = 0.003
+#: Verdicts written at once; as many end the gathering.
+_MOST: Final = 1_000
+_ENOUGH: Final = 200
+#: Seconds until the next try when the server is away.
+_RETRY: Final = 0.5
+
+_KINDS: Final[dict[str, OutcomeKind]] = {"ack": "acked", "release": "released", "requeue": "nacked"}
+_REJECTED: Final = {"type": "Rejected", "message": "the consumer rejected it"}
+
+
+class Verdict(NamedTuple):
+    """What is to become of one delivery."""
+
+    kind: Kind
+    queue: Queue
+    delivery: Delivery
+    claimed_at: float
+
+
+class Settler:
+    """Gathers verdicts and writes them. Thread-safe; giving a verdict never blocks and never fails."""
+
+    def __init__(self, engine: Engine, keeper: LeaseKeeper, adapter: str) -> None:
+        self._engine = engine
+        self._keeper = keeper
+        self._adapter = adapter
+        self._given: deque[Verdict] = deque()
+        self._wake = threading.Event()
+        self._starting = threading.Lock()
+        self._writing = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+
+    def give(self, verdict: Verdict) -> None:
+        """Have a verdict written soon."""
+        self._given.append(verdict)
+        if not self._wake.is_set():
+            self._wake.set()
+        if self._thread is None:
+            self._start()
+
+    def flush(self) -> None:
+        """Write what has been given so far.
+
+        Raises:
+            Unavailable: the server is away; the verdicts are kept.
+        """
+        with self._writing:
+            while self._given:
+                self._write(self._take())
+
+    def close(self) -> None:
+        """Write what is left, if the server is there, and stop."""
+        self._closing = True
+        self._wake.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join(timeout=5)
+        try:
+            self.flush()
+        except Unavailable as error:
+            _log.warning("%d messages could not be settled and will be delivered again: %s", len(self._given), error)
+
+    @property
+    def pending(self) -> int:
+        """How many verdicts wait to be written."""
+        return len(self._given)
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="pgqrs-kombu-settler", daemon=True)
+                self._thread.start()
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._wake.wait()
+            if len(self._given) < _ENOUGH and not self._closing:
+                time.sleep(_GATHER)
+            # Before the look, or what is given behind it would wait for the next.
+            self._wake.clear()
+            try:
+                self.flush()
+            except Unavailable as error:
+                if not self._closing:
+                    _log.warning("%d messages cannot be settled yet: %s", len(self._given), error)
+                    time.sleep(_RETRY)
+                self._wake.set()
+
+    def _take(self) -> list[Verdict]:
+        taken: list[Verdict] = []
+        while self._given and len(taken) < _MOST:
+            taken.append(self._given.popleft())
+        return taken
+
+    def _write(self, verdicts: list[Verdict]) -> None:
+        groups: dict[tuple[str, int], list[Verdict]] = {}
+        for verdict in verdicts:
+            groups.setdefault((verdict.kind, verdict.queue.id), []).append(verdict)
+        while groups:
+            key, group = groups.popitem()
+            try:
+                fates = self._engine.run(_settle, group, self._engine.doorbell)
+            except Unavailable:
+                left = [verdict for others in (group, *groups.values()) for verdict in others]
+                self._given.extendleft(reversed(left))
+                raise
+            except PgqrsError as error:
+                _log.error("%d messages of queue %r could not be settled: %s", len(group), group[0].queue.name, error)
+                self._keeper.drop(verdict.delivery.lease for verdict in group)
+            else:
+                self._done(key[0], group, fates)
+
+    def _done(self, kind: str, group: list[Verdict], fates: list[Any]) -> None:
+        self._keeper.drop(verdict.delivery.lease for verdict in group)
+        queue = group[0].queue
+        for verdict, fate in zip(group, fates):
+            if fate is False or fate == "lost":
+                _log.warning(
+                    "message %d of queue %r: its lease had passed to another consumer before this one could %s it",
+                    verdict.delivery.id,
+                    queue.name,
+                    kind,
+                )
+        hooks = self._engine.plugins.hooks
+        if hooks.observes_consume:
+            outcomes = [_outcome(verdict, fate) for verdict, fate in zip(group, fates)]
+            hooks.after_consume(Consumed(queue.name, self._adapter, outcomes))
+
+
+def _settle(group: list[Verdict], doorbell: Any) -> Op[list[Any]]:
+    kind, queue = group[0].kind, group[0].queue
+    leases = [verdict.delivery.lease for verdict in group]
+    if kind == "ack":
+        return (yield from ack(queue, leases))
+    if kind == "reject":
+        return list((yield from nack(queue, [Failure(lease, error=_REJECTED, bury=True) for lease in leases])))
+    # What is requeued keeps its place too, but has been tried.
+    return (yield from release(queue, leases, doorbell, counts=kind == "requeue"))
+
+
+def _outcome(verdict: Verdict, fate: object) -> Outcome:
+    # An ack answers with whether the lease held, a rejection with the fate by its name.
+    kind: Any = fate if isinstance(fate, str) else _KINDS[verdict.kind] if fate else "lost"
+    delivery = verdict.delivery
+    error = _REJECTED["message"] if verdict.kind in ("requeue", "reject") else None
+    waited = max(verdict.claimed_at - delivery.enqueued_at.timestamp(), 0.0)
+    return Outcome(delivery.id, kind, delivery.attempt, waited, time.time() - verdict.claimed_at, error)

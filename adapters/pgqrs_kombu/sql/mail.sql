@@ -1,0 +1,76 @@
+-- The messages of ephemeral queues: a row per recipient, removed when it is taken. All in unlogged tables, on connections
+-- that do not wait for the disk, so the NOTIFY in the same transaction holds its lock for no longer than a memory write.
+
+-- name: post relaxed
+-- Route one message to every ephemeral queue that is bound to the exchange and matches, and wake their consumers.
+-- Answers with the exchange's type (null: there is none) and the number of recipients.
+with exchange as materialized (
+  select type from {schema}.kombu_exchanges where name = %(exchange)s
+), stored as (
+  insert into {schema}.kombu_mail (queue_id, priority, expires_at, content_type, headers, body)
+  select q.queue_id, %(priority)s, statement_timestamp() + least(%(ttl)s::float8, q.message_ttl) * interval '1 second',
+         %(content_type)s, %(headers)s::json, %(body)s
+  from {schema}.kombu_queues q
+  where q.ephemeral and q.queue_id in (
+    select b.queue_id from {schema}.kombu_bindings b, exchange e
+    where b.exchange = %(exchange)s
+      and (e.type = 'fanout' or (e.type = 'direct' and b.routing_key = %(routing_key)s)
+           or (e.type = 'topic' and (%(routing_key)s || '.') ~ b.pattern)))
+  returning queue_id
+)
+select (select type from exchange), count(pg_notify(%(channel)s, (-s.queue_id)::text)::text)::int from stored s;
+
+-- name: post_to relaxed
+-- Put one message into an ephemeral queue by its name. Answers with the number of recipients, 0 or 1.
+with stored as (
+  insert into {schema}.kombu_mail (queue_id, priority, expires_at, content_type, headers, body)
+  select q.queue_id, %(priority)s, statement_timestamp() + least(%(ttl)s::float8, q.message_ttl) * interval '1 second',
+         %(content_type)s, %(headers)s::json, %(body)s
+  from {schema}.kombu_queues q where q.ephemeral and q.name = %(queue)s
+  returning queue_id
+)
+select count(pg_notify(%(channel)s, (-s.queue_id)::text)::text)::int from stored s;
+
+-- name: take relaxed
+-- Remove up to n messages of these queues, the oldest of each first, and answer with them.
+with taken as materialized (
+  select r.queue_id, r.mail_id
+  from unnest(%(queue_ids)s::int[]) h(queue_id)
+  cross join lateral (
+    select queue_id, mail_id from {schema}.kombu_mail
+    where queue_id = h.queue_id and (expires_at is null or expires_at > statement_timestamp())
+    order by mail_id limit %(limit)s for update skip locked) r
+  limit %(limit)s
+)
+delete from {schema}.kombu_mail m using taken t
+where m.queue_id = t.queue_id and m.mail_id = t.mail_id
+returning m.queue_id, m.mail_id, m.priority, m.enqueued_at, coalesce(m.content_type, ''), m.headers::text, m.body;
+
+-- name: put_back relaxed
+-- Return messages that were taken and not handled to their old places.
+with stored as (
+  insert into {schema}.kombu_mail (queue_id, mail_id, priority, enqueued_at, content_type, headers, body)
+  select q.queue_id, r.mail_id, r.priority, r.enqueued_at, r.content_type, r.headers::json, r.body
+  from unnest(%(queue_ids)s::int[], %(mail_ids)s::bigint[], %(priorities)s::smallint[], %(enqueued)s::timestamptz[],
+              %(content_types)s::text[], %(headers)s::text[], %(bodies)s::bytea[])
+       r(queue_id, mail_id, priority, enqueued_at, content_type, headers, body)
+  join {schema}.kombu_queues q on q.queue_id = r.queue_id
+  on conflict do nothing
+  returning queue_id
+)
+select count(pg_notify(%(channel)s, (-s.queue_id)::text)::text)::int from stored s;
+
+-- name: mail_size
+select count(*)::int from {schema}.kombu_mail
+where queue_id = %(queue_id)s and (expires_at is null or expires_at > statement_timestamp());
+
+-- name: purge_mail relaxed
+with gone as (delete from {schema}.kombu_mail where queue_id = %(queue_id)s returning queue_id)
+select count(*)::int from gone;
+
+-- name: mail_probe
+-- Is there anything to take? Nothing here is ever delayed.
+select {queue_id}::int as queue_id,
+  exists (select from {schema}.kombu_mail m where m.queue_id = -({queue_id})
+          and (m.expires_at is null or m.expires_at > statement_timestamp())) as claimable,
+  null::float8 as next_due;

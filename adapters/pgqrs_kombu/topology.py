@@ -1,0 +1,356 @@
+"""Operations on exchanges, queues and bindings. What a broker of AMQP keeps in memory stands in tables here."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Final, NamedTuple
+
+import msgspec
+
+from pgqrs_core.arrays import numbers, texts
+from pgqrs_core.effects import Execute, Op
+from pgqrs_core.errors import QueueNotFound, SchemaError, SchemaMissing
+from pgqrs_core.messages import Queue, QueueOptions, check_name
+from pgqrs_core.operations.queues import create_queue, delete_queue, find_queue
+from pgqrs_core.operations.schema import SUPPORTED, check_schema, install_all
+from pgqrs_core.plugins import Plugins
+from pgqrs_core.sql import read_migrations
+from pgqrs_kombu.errors import not_equivalent, not_found, unknown_type
+from pgqrs_kombu.plugin import COMPONENT
+from pgqrs_kombu.sql import queries
+
+__all__ = [
+    "Declared",
+    "Route",
+    "Table",
+    "bind",
+    "declare_exchange",
+    "declare_queue",
+    "consumer_count",
+    "delete_declared",
+    "delete_exchange",
+    "delete_if_left",
+    "exchange_names",
+    "exchange_table",
+    "find_declared",
+    "forget",
+    "leave",
+    "list_bindings",
+    "mailbox_queue",
+    "migrated",
+    "pattern_of",
+    "prepare_schema",
+    "renew",
+    "sweep_orphans",
+    "unbind",
+]
+
+TYPES: Final = ("direct", "topic", "fanout")
+#: Seconds without a consumer after which an exclusive or auto-delete queue goes whose process has died.
+DESERTED: Final = 60.0
+
+
+class Declared(NamedTuple):
+    """What the broker knows of a queue: its number as a mailbox (None for a durable one), and its time to live."""
+
+    name: str
+    mailbox: int | None
+    message_ttl: float | None
+
+
+class Route(NamedTuple):
+    """A binding of a durable queue."""
+
+    routing_key: str
+    pattern: re.Pattern[str] | None
+    queue: str
+    message_ttl: float | None
+
+    def matches(self, kind: str, routing_key: str) -> bool:
+        """Tell whether a message with this routing key goes this way."""
+        if kind == "fanout":
+            return True
+        if self.pattern is not None:
+            return self.pattern.fullmatch(routing_key + ".") is not None
+        return self.routing_key == routing_key
+
+
+class Table(NamedTuple):
+    """An exchange: its type, its bindings to durable queues, and whether there are others."""
+
+    kind: str
+    routes: tuple[Route, ...]
+    has_mailboxes: bool
+
+
+def prepare_schema(schema: str, plugins: Plugins, create: bool | None) -> Op[None]:
+    """Install what is missing if that is wanted; raise unless all that the transport needs is there.
+
+    Several processes may do so at once: they take turns, and the later ones find it done.
+    """
+    try:
+        yield from check_schema(schema)
+        installed = {row[0] for row in (yield Execute(queries["migrated"]))}
+        newest = max(step.version for step in read_migrations("pgqrs_kombu.migrations"))
+        if newest in installed or max(installed, default=0) > newest:
+            return
+        problem: SchemaError = SchemaError(
+            f"schema {schema!r} lacks the tables of the Kombu transport (component {COMPONENT!r}). "
+            "Run `pgqrs install`, or set the transport option create_schema=True.",
+            schema=schema,
+            installed=max(installed, default=0),
+            supported=newest,
+        )
+    except SchemaMissing as error:
+        problem = error
+        if create is None:
+            rows = yield Execute(queries["is_empty_database"], {"schema": schema})
+            create = rows[0][0]
+            if not create:
+                problem = SchemaMissing(schema, SUPPORTED)
+    if not create:
+        raise problem
+    yield from install_all(schema, plugins)
+
+
+def declare_exchange(
+    name: str, kind: str, *, durable: bool, auto_delete: bool, arguments: Mapping[str, Any] | None
+) -> Op[None]:
+    """Declare an exchange. One that exists must be of the same type.
+
+    Raises:
+        ChannelError: the type is unknown (503), or another one (406).
+    """
+    if kind not in TYPES:
+        raise unknown_type(name, kind)
+    check_name(name)
+    rows = yield Execute(
+        queries["declare_exchange"],
+        {
+            "name": name,
+            "type": kind,
+            "durable": durable,
+            "auto_delete": auto_delete,
+            "arguments": _json(arguments),
+        },
+    )
+    # Whoever declares the same at the same moment is not seen by the statement that lost.
+    found = rows or (yield Execute(queries["find_exchange"], {"name": name}))
+    if found and found[0][0] != kind:
+        raise not_equivalent("exchange", name, f"is of type {found[0][0]!r}, not {kind!r}")
+
+
+def declare_queue(
+    name: str,
+    *,
+    exclusive: bool,
+    auto_delete: bool,
+    arguments: Mapping[str, Any] | None,
+    owner: int,
+    options: QueueOptions,
+) -> Op[Declared]:
+    """Declare a queue, and make a durable one. What was declared before is replaced, but for the kind.
+
+    Raises:
+        ChannelError: it exists as a durable queue and is declared as an ephemeral one, or the other way (406).
+    """
+    arguments = arguments or {}
+    expires = _milliseconds(arguments, "x-expires")
+    ephemeral = exclusive or auto_delete or expires is not None
+    ttl = _milliseconds(arguments, "x-message-ttl")
+    check_name(name)
+    rows = yield Execute(
+        queries["declare_queue"],
+        {
+            "name": name,
+            "ephemeral": ephemeral,
+            "exclusive": exclusive,
+            "auto_delete": auto_delete,
+            "owner": owner if exclusive else None,
+            "arguments": _json(arguments),
+            "message_ttl": ttl,
+            "expires": expires if expires is not None else DESERTED if ephemeral else None,
+        },
+    )
+    number, stored = rows[0]
+    if stored != ephemeral:
+        kinds = ("durable", "ephemeral (exclusive, auto_delete or x-expires)")
+        raise not_equivalent("queue", name, f"is {kinds[stored]} and cannot be declared {kinds[ephemeral]}")
+    if ephemeral:
+        return Declared(name, number, ttl)
+    try:
+        yield from find_queue(name)
+    except QueueNotFound:
+        yield from create_queue(name, options)
+    return Declared(name, None, ttl)
+
+
+def find_declared(name: str) -> Op[Declared | None]:
+    """Return what is known of a queue, one that was made by other means than Kombu's included."""
+    rows = yield Execute(queries["find_declared"], {"name": name})
+    if rows:
+        number, ephemeral, ttl, _ = rows[0]
+        return Declared(name, number if ephemeral else None, ttl)
+    try:
+        yield from find_queue(name)
+    except QueueNotFound:
+        return None
+    return Declared(name, None, None)
+
+
+def delete_declared(name: str, channel: str, *, if_unused: bool) -> Op[Declared | None]:
+    """Delete a queue of either kind with its bindings and messages; None when there was none, or it is in use."""
+    known = yield from find_declared(name)
+    if known is None:
+        return None
+    gone = yield from forget([name], channel, if_unused=if_unused)
+    if known.mailbox is None:
+        try:
+            yield from delete_queue(name)
+        except QueueNotFound:
+            return None
+    elif not gone:
+        return None
+    return known
+
+
+def forget(names: Sequence[str], channel: str, *, owner: int | None = None, if_unused: bool = False) -> Op[list[int]]:
+    """Remove declarations, and what belongs to ephemeral queues; return the numbers of those."""
+    params = {"names": texts(names), "owner": owner, "if_unused": if_unused, "channel": channel}
+    rows = yield Execute(queries["forget_queue"], params)
+    return [row[0] for row in rows if row[1]]
+
+
+def delete_exchange(name: str, *, if_unused: bool) -> Op[None]:
+    """Delete an exchange with its bindings."""
+    yield Execute(queries["delete_exchange"], {"name": name, "if_unused": if_unused})
+
+
+def bind(queue: str, exchange: str, routing_key: str, arguments: Mapping[str, Any] | None, channel: str) -> Op[None]:
+    """Bind a queue to an exchange. Repeating it changes nothing.
+
+    Raises:
+        NotFound: there is no such exchange, or no such queue.
+    """
+    params = {
+        "queue": queue,
+        "exchange": exchange,
+        "routing_key": routing_key,
+        "pattern": f"^(?:{pattern_of(routing_key)})$",
+        "arguments": _json(arguments),
+        "channel": channel,
+    }
+    kind, bound, _ = (yield Execute(queries["bind"], params))[0]
+    if kind is None:
+        raise not_found("exchange", exchange)
+    if bound:
+        return
+    if (yield from find_declared(queue)) is None:
+        raise not_found("queue", queue)
+    # A queue that was made by other means: it becomes known to the broker with its first binding.
+    yield Execute(
+        queries["declare_queue"],
+        {
+            "name": queue,
+            "ephemeral": False,
+            "exclusive": False,
+            "auto_delete": False,
+            "owner": None,
+            "arguments": None,
+            "message_ttl": None,
+            "expires": None,
+        },
+    )
+    yield Execute(queries["bind"], params)
+
+
+def unbind(queue: str, exchange: str, routing_key: str, channel: str) -> Op[None]:
+    """Remove a binding; an auto-delete exchange goes with its last one."""
+    yield Execute(
+        queries["unbind"], {"queue": queue, "exchange": exchange, "routing_key": routing_key, "channel": channel}
+    )
+
+
+def delete_if_left(mailbox: int, channel: str) -> Op[None]:
+    """Delete an auto-delete queue that nobody consumes any more."""
+    rows = yield Execute(queries["auto_delete"], {"queue_id": mailbox})
+    if rows:
+        yield from forget([rows[0][0]], channel, if_unused=True)
+
+
+def consumer_count(mailbox: int) -> Op[int]:
+    """Return how many processes consume from an ephemeral queue."""
+    count: int = (yield Execute(queries["consumer_count"], {"queue_id": mailbox}))[0][0]
+    return count
+
+
+def exchange_names() -> Op[list[str]]:
+    """Return the names of all exchanges."""
+    return [row[0] for row in (yield Execute(queries["exchange_names"]))]
+
+
+def list_bindings() -> Op[list[tuple[str, str, str]]]:
+    """Return queue, exchange and routing key of every binding."""
+    return [tuple(row) for row in (yield Execute(queries["list_bindings"]))]
+
+
+def exchange_table(name: str) -> Op[Table | None]:
+    """Return an exchange with its bindings, or None."""
+    rows = yield Execute(queries["exchange_table"], {"name": name})
+    if not rows:
+        return None
+    routes = [
+        Route(key, re.compile(pattern.removeprefix("^").removesuffix("$")) if pattern else None, queue, ttl)
+        for _, key, pattern, queue, ephemeral, ttl, _ in rows
+        if queue is not None and not ephemeral
+    ]
+    return Table(rows[0][0], tuple(routes), any(row[4] for row in rows))
+
+
+def pattern_of(routing_key: str) -> str:
+    """Return a binding key of a topic exchange as a regular expression on a routing key with a dot behind it.
+
+    ``*`` is one word, ``#`` any number of them, none included. With a dot behind every word each of them translates by
+    itself. The expression means the same to Python and to PostgreSQL.
+    """
+    words = {"*": r"[^.]*\.", "#": r"(?:[^.]*\.)*"}
+    return "".join(words.get(word, re.escape(word) + r"\.") for word in routing_key.split("."))
+
+
+def renew(consumer: int, mailboxes: Sequence[int], seconds: float, schema: str) -> Op[set[int]]:
+    """Say that this process lives and uses these mailboxes, and sweep; return those that still exist."""
+    rows = yield Execute(
+        queries["keep"],
+        {"consumer": consumer, "queue_ids": numbers(mailboxes), "seconds": seconds, "schema": schema},
+    )
+    return {row[0] for row in rows if row[0] is not None}
+
+
+def sweep_orphans() -> Op[None]:
+    """Remove mail that was written while its queue was being deleted."""
+    yield Execute(queries["sweep_orphans"])
+
+
+def migrated() -> Op[list[int]]:
+    """Return the versions of the transport's tables that are installed."""
+    return [row[0] for row in (yield Execute(queries["migrated"]))]
+
+
+def leave(consumer: int, mailboxes: Sequence[int]) -> Op[None]:
+    """Use these mailboxes no more."""
+    yield Execute(queries["leave"], {"consumer": consumer, "queue_ids": numbers(mailboxes)})
+
+
+def _json(arguments: Mapping[str, Any] | None) -> str | None:
+    return msgspec.json.encode(dict(arguments)).decode() if arguments else None
+
+
+def _milliseconds(arguments: Mapping[str, Any], key: str) -> float | None:
+    value = arguments.get(key)
+    return None if value is None else max(float(value) / 1000, 0.001)
+
+
+def mailbox_queue(number: int, name: str) -> Queue:
+    """Return what stands for an ephemeral queue where wake-ups are concerned: its number, below zero."""
+    return Queue(-number, name, "", QueueOptions())

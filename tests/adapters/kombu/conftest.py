@@ -1,0 +1,23 @@
+"""Fixtures of the Kombu transport's tests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("kombu")
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from kombu_support import Bench
+
+
+@pytest.fixture
+def bench(pgqrs_dsn: str) -> Iterator[Bench]:
+    """Opens connections to this test's database, which is empty: the transport installs itself."""
+    made = Bench(pgqrs_dsn)
+    yield made
+    made.close()
