@@ -27,7 +27,7 @@ class Admin:
 
     def uninstall(self) -> list[str]:
         """Drop all queues with their messages, and all tables; return the names of the queues."""
-        return self._engine.transact(schema.uninstall, self._engine.schema)
+        return self._engine.transact(schema.uninstall, self._engine.schema, self._engine.plugins)
 
     def schema_version(self) -> int:
         """Return the version of the installed tables, 0 for none."""

@@ -27,7 +27,7 @@ class AsyncAdmin:
 
     async def uninstall(self) -> list[str]:
         """Drop all queues with their messages, and all tables; return the names of the queues."""
-        return await self._engine.transact(schema.uninstall, self._engine.schema)
+        return await self._engine.transact(schema.uninstall, self._engine.schema, self._engine.plugins)
 
     async def schema_version(self) -> int:
         """Return the version of the installed tables, 0 for none."""

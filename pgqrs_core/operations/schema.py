@@ -17,7 +17,17 @@ from pgqrs_core.sql import MIGRATIONS, Migration, Query, queries, read_migration
 if TYPE_CHECKING:
     from pgqrs_core.plugins import Plugins
 
-__all__ = ["SUPPORTED", "build_queue", "check_schema", "install", "install_all", "uninstall", "version"]
+__all__ = [
+    "SUPPORTED",
+    "build_queue",
+    "check_component",
+    "check_schema",
+    "install",
+    "install_all",
+    "install_if_empty",
+    "uninstall",
+    "version",
+]
 
 #: The version of the schema that this code brings.
 SUPPORTED: Final = MIGRATIONS[-1].version
@@ -65,6 +75,18 @@ def install_all(schema: str, plugins: Plugins) -> Op[list[str]]:
     return done
 
 
+def install_if_empty(schema: str, plugins: Plugins) -> Op[list[str]]:
+    """Install everything where nothing of pgqrs is yet; leave alone what is there, even if it does not fit.
+
+    Run it in one transaction. Several processes may do so at once: one installs, the others wait for it and find it done.
+    """
+    yield Execute(queries["migration_lock"], {"schema": schema})
+    exists = yield Execute(queries["schema_exists"], {"schema": schema})
+    if exists[0][0]:
+        return []
+    return (yield from install_all(schema, plugins))
+
+
 def _apply(component: str, step: Migration) -> Op[None]:
     if "shared" in step.blocks:
         yield Execute(step.blocks["shared"])
@@ -102,10 +124,11 @@ def _apply_to_queue(step: Migration, queue: Queue) -> Op[None]:
             yield Execute(block, {}, queue)
 
 
-def uninstall(schema: str) -> Op[list[str]]:
-    """Drop every queue and all that `install` made; return the names of the queues that were dropped.
+def uninstall(schema: str, plugins: Plugins | None = None) -> Op[list[str]]:
+    """Drop every queue and all that `install_all` made; return the names of the queues that were dropped.
 
-    The schema itself goes too unless somebody else keeps tables in it.
+    A plugin's tables are dropped by the block ``drop`` of its scripts, the latest script first. The schema itself goes
+    too unless somebody else keeps tables in it.
     """
     from pgqrs_core.operations.queues import delete_queue, list_queues
 
@@ -116,6 +139,12 @@ def uninstall(schema: str) -> Op[list[str]]:
     names = [queue.name for queue in (yield from list_queues())]
     for name in names:
         yield from delete_queue(name)
+    for source in plugins.migrations if plugins is not None else ():
+        rows = yield Execute(queries["applied_migrations"], {"component": source.component})
+        applied = {row[0] for row in rows}
+        for step in reversed([step for step in read_migrations(source.package) if step.version in applied]):
+            if "drop" in step.blocks:
+                yield Execute(step.blocks["drop"])
     yield Execute(queries["drop_shared"])
     empty = yield Execute(queries["schema_is_empty"], {"schema": schema})
     if empty[0][0]:
@@ -149,3 +178,25 @@ def check_schema(schema: str) -> Op[None]:
         raise SchemaTooOld(schema, installed, SUPPORTED)
     if not all(safe for number, _, safe in rows if number > SUPPORTED):
         raise SchemaTooNew(schema, installed, SUPPORTED)
+
+
+def check_component(schema: str, component: str, migrations: Sequence[Migration]) -> Op[None]:
+    """Raise unless a plugin's own tables are installed, as `check_schema` does for the core's.
+
+    Raises:
+        SchemaError: the core's tables are missing or do not fit, or the component's do not.
+    """
+    yield from check_schema(schema)
+    needed = migrations[-1].version
+    rows = yield Execute(queries["applied_migrations"], {"component": component})
+    installed = max((row[0] for row in rows), default=0)
+    if installed < needed:
+        raise SchemaError(
+            f"schema {schema!r} has version {installed} of the tables of {component}, this code needs {needed}. "
+            "Run `pgqrs install`.",
+            schema=schema,
+            installed=installed,
+            supported=needed,
+        )
+    if not all(safe for number, _, safe in rows if number > needed):
+        raise SchemaTooNew(schema, installed, needed)

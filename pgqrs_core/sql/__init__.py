@@ -15,7 +15,7 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["MIGRATIONS", "Migration", "Query", "queries", "read_migrations"]
+__all__ = ["MIGRATIONS", "Migration", "Query", "queries", "read_migrations", "read_queries"]
 
 _BLOCK = re.compile(r"^-- name: (?P<name>\w+)(?P<flags>(?: \w+)*)\s*\n", re.MULTILINE)
 
@@ -59,9 +59,14 @@ def _blocks(text: str) -> Iterator[Query]:
         yield Query(match["name"], body.removesuffix(";"), frozenset(match["flags"].split()))
 
 
-def _load() -> Mapping[str, Query]:
+def read_queries(package: str) -> Mapping[str, Query]:
+    """Read the statements of the ``.sql`` files that lie in ``package``, an adapter's own for example.
+
+    Raises:
+        ValueError: two of them have the same name.
+    """
     found: dict[str, Query] = {}
-    for path in sorted(files(__name__).iterdir(), key=lambda item: item.name):
+    for path in sorted(files(package).iterdir(), key=lambda item: item.name):
         if path.name.endswith(".sql"):
             for query in _blocks(path.read_text(encoding="utf-8")):
                 if query.name in found:
@@ -85,5 +90,5 @@ def read_migrations(package: str) -> Iterator[Migration]:
             )
 
 
-queries: Final = _load()
+queries: Final = read_queries(__name__)
 MIGRATIONS: Final = tuple(read_migrations(f"{__name__}.migrations"))
