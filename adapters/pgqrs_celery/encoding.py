@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
+from celery import states
 from celery.backends.base import decompress_payload
 from kombu.serialization import loads
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
@@ -56,6 +57,7 @@ def row_of(backend: Any, task_id: object, meta: Mapping[str, Any], expires: floa
         "retries": meta.get("retries"),
         "stamps": ensure_bytes(backend.encode(stamps)) if stamps else None,
         "expires": expires,
+        "slack": 1.0 if meta["status"] in states.READY_STATES else 1.2,
     }
 
 

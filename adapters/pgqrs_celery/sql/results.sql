@@ -1,9 +1,9 @@
 -- Results and groups: storing, reading, waiting, cleaning up. What has expired is gone, removed already or not.
 
 -- name: store_result
--- Store the state of a task and tell those who wait for it, if anybody does. A SUCCESS is never overwritten. The expiry
--- of a row that is written again stays if it is at most a fifth later than it would be, so that the row stays out of its
--- index.
+-- Store the state of a task and tell those who wait for it, if anybody does. A SUCCESS is never overwritten. A row that
+-- is written again keeps its expiry if that leaves it between one and 1.2 times its time to live: then its new version is
+-- in no index. A task that is not done yet is given 1.2 times (`slack`) to begin with.
 with stored as (
   insert into {schema}.celery_results as r (
     task_id, status, result, content_type, traceback, children, date_done, group_id, parent_id,
@@ -11,7 +11,7 @@ with stored as (
   values (
     %(task_id)s, %(status)s, %(result)s, %(content_type)s, %(traceback)s, %(children)s, %(date_done)s, %(group_id)s,
     %(parent_id)s, %(name)s, %(args)s, %(kwargs)s, %(worker)s, %(retries)s, %(queue)s, %(stamps)s,
-    statement_timestamp() + %(expires)s::float8 * interval '1 second')
+    statement_timestamp() + %(expires)s::float8 * %(slack)s::float8 * interval '1 second')
   on conflict (task_id) do update set
     status = excluded.status, result = excluded.result, content_type = excluded.content_type,
     traceback = excluded.traceback, children = excluded.children, date_done = excluded.date_done,
@@ -19,8 +19,8 @@ with stored as (
     kwargs = excluded.kwargs, worker = excluded.worker, retries = excluded.retries, queue = excluded.queue,
     stamps = coalesce(excluded.stamps, r.stamps),
     expires_at = case
-      when r.expires_at between excluded.expires_at
-        and excluded.expires_at + %(expires)s::float8 * interval '0.2 second' then r.expires_at
+      when r.expires_at between statement_timestamp() + %(expires)s::float8 * interval '1 second'
+        and statement_timestamp() + %(expires)s::float8 * interval '1.2 second' then r.expires_at
       else excluded.expires_at end
   where r.status <> 'SUCCESS' or r.expires_at <= statement_timestamp()
   returning r.task_id

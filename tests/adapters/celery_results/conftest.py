@@ -56,7 +56,7 @@ def open_app(backend_url: str, broker: Broker) -> Iterator[Callable[..., Celery]
 
     yield open_one
     for app in opened:
-        if app._backend is not None:
+        if hasattr(app._backend, "close"):
             app.backend.close()
         app.close()
 
