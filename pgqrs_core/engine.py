@@ -10,6 +10,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from typing import Any, Concatenate, TypeVar
 
 from typing_extensions import ParamSpec, Self
@@ -142,6 +143,17 @@ class Engine(_Base):
         """Run an operation in one transaction, once more after a conflict with another one."""
         self._check_process()
         return self.connections.transact(lambda: make(*args, **kwargs), self.statements)
+
+    def transaction(self) -> AbstractContextManager[object]:
+        """Lend a connection of ours for one transaction: ``with engine.transaction() as connection``, then `run_in`.
+
+        It commits when the block ends and rolls back when it raises.
+
+        Raises:
+            Unavailable: the server cannot be reached, or was lost; at the commit its outcome may be unknown.
+        """
+        self._check_process()
+        return self.connections.transaction()
 
     def run_in(self, connection: object, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation on the caller's connection, in the caller's transaction."""

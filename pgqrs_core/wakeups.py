@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import secrets
-import select
 import threading
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -23,6 +22,7 @@ from pgqrs_core.arrays import numbers
 from pgqrs_core.drivers import sync
 from pgqrs_core.effects import Execute, Rows
 from pgqrs_core.errors import PgqrsError, ServerError
+from pgqrs_core.readiness import Readiness
 from pgqrs_core.sql import queries
 from pgqrs_core.watch import MARK_SECONDS, POLL, Agenda, Party, Watch
 
@@ -264,12 +264,8 @@ class Wakeups(Shared):
             self._tell()
 
     def _sleep(self, link: SyncLink, seconds: float) -> None:
-        poll = select.poll()
-        poll.register(link.connection.pgconn.socket, select.POLLIN)
-        poll.register(self._reader, select.POLLIN)
-        for descriptor, _ in poll.poll(seconds * 1000):
-            if descriptor == self._reader:
-                os.read(self._reader, 4096)
+        if self._reader in Readiness(link.connection.pgconn.socket, self._reader).wait(seconds):
+            os.read(self._reader, 4096)
 
     def _probe(self, link: SyncLink, queues: list[Queue]) -> Rows:
         try:

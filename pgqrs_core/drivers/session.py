@@ -9,12 +9,13 @@ See docs/adr/0003-pinned-generic-plans.md.
 from __future__ import annotations
 
 import logging
-import select
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import psycopg
 from psycopg import sql
 from psycopg.pq import ConnStatus, TransactionStatus
+
+from pgqrs_core.readiness import Readiness
 
 if TYPE_CHECKING:
     from pgqrs_core.drivers.prepared import Prepared
@@ -116,15 +117,14 @@ class Link(Generic[C, K]):
         self.pooled = pooled
         #: Whether commits of this session need not wait for the disk.
         self.relaxed = relaxed
-        self._poll = select.poll()
-        self._poll.register(connection.pgconn.socket, select.POLLIN)
+        self._poll = Readiness(connection.pgconn.socket)
 
     def is_alive(self) -> bool:
         """Tell whether an idle connection is still usable, without a round trip.
 
         An idle server says nothing; if its socket is readable, it has said goodbye.
         """
-        return self.is_idle() and not self._poll.poll(0)
+        return self.is_idle() and not self._poll.wait(0)
 
     def is_idle(self) -> bool:
         """Tell whether the connection is open and between transactions."""

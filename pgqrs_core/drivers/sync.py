@@ -210,6 +210,18 @@ class Connections:
                 self.put(link)
         raise AssertionError("unreachable")
 
+    @contextmanager
+    def transaction(self) -> Iterator[psycopg.Connection[Any]]:
+        """Lend a connection for one transaction."""
+        link = self.get(relaxed=False)
+        try:
+            with _transaction(link, self.target):
+                if link.pooled:
+                    link.connection.execute(session.local_settings(self._query_timeout))
+                yield link.connection
+        finally:
+            self.put(link)
+
     def open(self, *, relaxed: bool) -> SyncLink:
         """Open a connection outside the pool's count, for somebody who keeps it."""
         return open_link(self._conninfo, target=self.target, query_timeout=self._query_timeout, relaxed=relaxed)

@@ -29,15 +29,15 @@ class Housekeeping(msgspec.Struct, frozen=True):
     vacuumed: int = 0
 
 
-def elect(holder: int, seconds: float) -> Op[bool]:
-    """Become, or stay, the one process that keeps house for the next ``seconds``."""
-    rows = yield Execute(queries["elect"], {"role": _ROLE, "holder": holder, "seconds": seconds})
+def elect(holder: int, seconds: float, *, role: str = _ROLE) -> Op[bool]:
+    """Become, or stay, the one process that has ``role``, by default to keep house, for the next ``seconds``."""
+    rows = yield Execute(queries["elect"], {"role": role, "holder": holder, "seconds": seconds})
     return bool(rows)
 
 
-def resign(holder: int) -> Op[None]:
+def resign(holder: int, *, role: str = _ROLE) -> Op[None]:
     """Let another process take over at once."""
-    yield Execute(queries["resign"], {"role": _ROLE, "holder": holder})
+    yield Execute(queries["resign"], {"role": role, "holder": holder})
 
 
 def maintain(schema: str) -> Op[Housekeeping]:

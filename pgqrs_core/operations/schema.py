@@ -20,9 +20,11 @@ if TYPE_CHECKING:
 __all__ = [
     "SUPPORTED",
     "build_queue",
+    "check_component",
     "check_schema",
     "install",
     "install_all",
+    "install_if_empty",
     "pause_migrations",
     "uninstall",
     "version",
@@ -75,6 +77,18 @@ def install_all(schema: str, plugins: Plugins) -> Op[list[str]]:
         if steps:
             done += yield from install(schema, component=source.component, migrations=steps)
     return done
+
+
+def install_if_empty(schema: str, plugins: Plugins) -> Op[list[str]]:
+    """Install everything where nothing of pgqrs is yet; leave alone what is there, even if it does not fit.
+
+    Run it in one transaction. Several processes may do so at once: one installs, the others wait for it and find it done.
+    """
+    yield Execute(queries["migration_lock"], {"schema": schema})
+    exists = yield Execute(queries["schema_exists"], {"schema": schema})
+    if exists[0][0]:
+        return []
+    return (yield from install_all(schema, plugins))
 
 
 def _apply(component: str, step: Migration) -> Op[None]:
@@ -130,9 +144,8 @@ def _apply_to_queue(step: Migration, queue: Queue) -> Op[None]:
 def uninstall(schema: str, plugins: Plugins | None = None) -> Op[list[str]]:
     """Drop every queue and all that `install_all` made; return the names of the queues that were dropped.
 
-    Of a plugin's tables only the plugin knows: it brings a block ``drop`` in its scripts.
-
-    The schema itself goes too unless somebody else keeps tables in it.
+    A plugin's tables are dropped by the block ``drop`` of its scripts, the latest script first. The schema itself goes
+    too unless somebody else keeps tables in it.
     """
     from pgqrs_core.operations.queues import delete_queue, list_queues
 
@@ -144,7 +157,9 @@ def uninstall(schema: str, plugins: Plugins | None = None) -> Op[list[str]]:
     for name in names:
         yield from delete_queue(name)
     for source in plugins.migrations if plugins is not None else ():
-        for step in reversed(tuple(read_migrations(source.package))):
+        rows = yield Execute(queries["applied_migrations"], {"component": source.component})
+        applied = {row[0] for row in rows}
+        for step in reversed([step for step in read_migrations(source.package) if step.version in applied]):
             if "drop" in step.blocks:
                 yield Execute(step.blocks["drop"])
     yield Execute(queries["drop_shared"])
@@ -180,3 +195,25 @@ def check_schema(schema: str) -> Op[None]:
         raise SchemaTooOld(schema, installed, SUPPORTED)
     if not all(safe for number, _, safe in rows if number > SUPPORTED):
         raise SchemaTooNew(schema, installed, SUPPORTED)
+
+
+def check_component(schema: str, component: str, migrations: Sequence[Migration]) -> Op[None]:
+    """Raise unless a plugin's own tables are installed, as `check_schema` does for the core's.
+
+    Raises:
+        SchemaError: the core's tables are missing or do not fit, or the component's do not.
+    """
+    yield from check_schema(schema)
+    needed = migrations[-1].version
+    rows = yield Execute(queries["applied_migrations"], {"component": component})
+    installed = max((row[0] for row in rows), default=0)
+    if installed < needed:
+        raise SchemaError(
+            f"schema {schema!r} has version {installed} of the tables of {component}, this code needs {needed}. "
+            "Run `pgqrs install`.",
+            schema=schema,
+            installed=installed,
+            supported=needed,
+        )
+    if not all(safe for number, _, safe in rows if number > needed):
+        raise SchemaTooNew(schema, installed, needed)

@@ -66,7 +66,11 @@ def _blocks(text: str) -> Iterator[Query]:
 
 
 def read_queries(package: str) -> Mapping[str, Query]:
-    """Read the statements of all ``.sql`` files that lie in ``package``; adapters bring their own in the same way."""
+    """Read the statements of the ``.sql`` files that lie in ``package``, an adapter's own for example.
+
+    Raises:
+        ValueError: two of them have the same name.
+    """
     found: dict[str, Query] = {}
     for path in sorted(files(package).iterdir(), key=lambda item: item.name):
         if path.name.endswith(".sql"):

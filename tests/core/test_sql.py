@@ -103,7 +103,7 @@ def test_every_statement_is_used() -> None:
 def test_every_name_that_is_used_exists() -> None:
     used = set(re.findall(r'queries\["(\w+)"\]', source()))
     # Adapters bring catalogues of their own, under the same name.
-    known = [set(queries), *(set(read_queries(f"{package}.sql")) for package in ("pgqrs_kombu",))]
+    known = [set(queries), *(set(read_queries(f"{package}.sql")) for package in ("pgqrs_kombu", "pgqrs_celery"))]
 
     assert used
     assert used - set().union(*known) == set()

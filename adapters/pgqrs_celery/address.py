@@ -1,0 +1,124 @@
+"""Where the results are: from a ``result_backend`` URL and its options to a configuration of the core.
+
+    pgqrs://user:password@host1:5432,host2:5432/database?sslmode=verify-full&schema=jobs
+
+Everything in the query is libpq's, except ``schema``. What neither the URL nor the options say comes from the
+environment and from ``pgqrs.yaml``, as for any client of pgqrs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import Any, Final
+from urllib.parse import unquote
+
+from celery.exceptions import ImproperlyConfigured
+from msgspec import Struct
+
+from pgqrs_core.config import Config
+from pgqrs_core.errors import ConfigurationError
+
+__all__ = ["Options", "configuration", "masked", "read_options", "same_place"]
+
+#: Options that are settings of the core, passed on as they are.
+_SETTINGS: Final = (
+    "schema",
+    "max_connections",
+    "connection_pool_size",
+    "connection_timeout_seconds",
+    "query_timeout_seconds",
+    "cleanup_interval_seconds",
+    "enable_listen_notify",
+)
+_SECRETS: Final = re.compile(r"(?i)(?<=[?&])([a-z_]*password=)[^&]*")
+_MASK: Final = "**"
+
+
+class Options(Struct, frozen=True, kw_only=True):
+    """What ``result_backend_transport_options`` may say beyond the core's settings.
+
+    Attributes:
+        create_schema: Install pgqrs where the schema holds nothing of it yet.
+        chord_claim_seconds: For how long a worker that completes a chord may take to publish its body before another one
+            takes over; only where the broker is not in the same database. At least 1.
+    """
+
+    create_schema: bool = True
+    chord_claim_seconds: float = 60.0
+
+
+def read_options(given: Mapping[str, Any]) -> tuple[Options, dict[str, Any]]:
+    """Split ``result_backend_transport_options`` into ours and settings of the core.
+
+    Raises:
+        ImproperlyConfigured: an option is unknown or of the wrong type.
+    """
+    ours = {name: given[name] for name in given if name in Options.__struct_fields__}
+    settings = {name: given[name] for name in given if name in _SETTINGS}
+    for name in given:
+        if name not in ours and name not in settings:
+            known = ", ".join(sorted([*Options.__struct_fields__, *_SETTINGS]))
+            raise ImproperlyConfigured(
+                f"result_backend_transport_options: {name!r} is not an option of pgqrs://; known are {known}"
+            )
+    options = Options(**ours)
+    if not isinstance(options.create_schema, bool):
+        raise ImproperlyConfigured("result_backend_transport_options: create_schema must be True or False")
+    seconds = options.chord_claim_seconds
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 1 <= seconds <= 86_400:
+        raise ImproperlyConfigured(
+            "result_backend_transport_options: chord_claim_seconds must be a number from 1 to 86,400 (seconds)"
+        )
+    return options, settings
+
+
+def configuration(url: str, settings: Mapping[str, Any]) -> Config:
+    """Return the configuration for a URL, changed by settings of the core.
+
+    Raises:
+        ImproperlyConfigured: the URL or a setting is wrong; the message never holds the password.
+    """
+    address, schema = _split_schema(url)
+    given = dict(settings)
+    if schema is not None:
+        if given.get("schema", schema) != schema:
+            raise ImproperlyConfigured("result_backend: the URL and result_backend_transport_options name two schemas")
+        given["schema"] = schema
+    problem = None
+    try:
+        return Config.load(url=address, **given)
+    except ConfigurationError as error:
+        problem = str(error)
+    # Outside of the handler: the original error's own context may quote the address.
+    raise ImproperlyConfigured(f"result_backend: {problem}")
+
+
+def masked(url: str) -> str:
+    """Return a URL with every password in it replaced, whether or not it is well formed."""
+    head, mark, query = url.partition("?")
+    scheme, separator, rest = head.partition("://")
+    # A password with an unescaped '/' or '@' must not be shown either: the last '@' ends it.
+    user, at, place = rest.rpartition("@")
+    if at and ":" in user:
+        user = f"{user.partition(':')[0]}:{_MASK}"
+    hidden = _SECRETS.sub(rf"\g<1>{_MASK}", f"{mark}{query}")
+    return f"{scheme}{separator}{user}{at}{place}{hidden}"
+
+
+def same_place(one: Config, other: Config) -> bool:
+    """Tell whether two configurations lead to the same tables, as far as their texts say."""
+    return (one.target, one.database.schema) == (other.target, other.database.schema)
+
+
+def _split_schema(url: str) -> tuple[str, str | None]:
+    """Take ``schema`` out of a URL: libpq does not know it."""
+    head, mark, query = url.partition("?")
+    kept, schema = [], None
+    for part in query.split("&") if mark else ():
+        name, _, value = part.partition("=")
+        if name == "schema":
+            schema = unquote(value)
+        else:
+            kept.append(part)
+    return (f"{head}?{'&'.join(kept)}" if kept else head), schema

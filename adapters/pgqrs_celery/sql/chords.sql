@@ -1,0 +1,108 @@
+-- Chords: counted in one row, which the returning header tasks update one after the other, so exactly one sees the count
+-- complete. `claim` is that one's random number.
+
+-- name: start_chord
+-- Note a chord that is about to be sent. One of the same id that is over begins anew.
+with cleared as (
+  delete from {schema}.celery_chord_parts p using {schema}.celery_chords c
+  where p.group_id = %(group_id)s and c.group_id = p.group_id and c.finished_at is not null
+)
+insert into {schema}.celery_chords as c (group_id, header, content_type, expires_at)
+values (%(group_id)s, %(header)s, %(content_type)s,
+  statement_timestamp() + %(expires)s::float8 * interval '1 second')
+on conflict (group_id) do update set
+  size = case when c.finished_at is null then c.size end,
+  added = case when c.finished_at is null then c.added else 0 end,
+  done = case when c.finished_at is null then c.done else 0 end,
+  header = excluded.header, content_type = excluded.content_type, finished_at = null, expires_at = excluded.expires_at;
+
+-- name: size_chord
+-- Say how many header tasks there are. It comes before the last of them is sent.
+insert into {schema}.celery_chords as c (group_id, size, expires_at)
+values (%(group_id)s, %(size)s, statement_timestamp() + %(expires)s::float8 * interval '1 second')
+on conflict (group_id) do update set
+  size = excluded.size,
+  added = case when c.finished_at is null then c.added else 0 end,
+  done = case when c.finished_at is null then c.done else 0 end,
+  finished_at = null, expires_at = excluded.expires_at;
+
+-- name: add_to_chord
+-- One header task more than its size says.
+insert into {schema}.celery_chords as c (group_id, added, expires_at)
+values (%(group_id)s, 1, statement_timestamp() + %(expires)s::float8 * interval '1 second')
+on conflict (group_id) do update set added = c.added + 1;
+
+-- name: return_part
+-- Note what a header task returned and count it. The one that completes the chord gets the claim. No row: the task was
+-- counted before, or the chord is over. The expiry is moved only when a tenth of it has passed, so that the row stays
+-- out of its index.
+with part as (
+  insert into {schema}.celery_chord_parts (group_id, place, task_id, status, result, content_type)
+  select %(group_id)s, %(place)s::int, %(task_id)s, %(status)s, %(result)s::bytea, %(content_type)s
+  where not exists (
+    select from {schema}.celery_chords where group_id = %(group_id)s and finished_at is not null)
+  on conflict do nothing
+  returning group_id
+)
+insert into {schema}.celery_chords as c (group_id, done, expires_at)
+select group_id, 1, statement_timestamp() + %(expires)s::float8 * interval '1 second' from part
+on conflict (group_id) do update set
+  done = c.done + 1,
+  expires_at = case
+    when c.expires_at > excluded.expires_at - %(expires)s::float8 * interval '0.1 second' then c.expires_at
+    else excluded.expires_at end,
+  claim = case when c.finished_at is null and c.done + 1 = c.size + c.added then %(claim)s else c.claim end,
+  claimed_until = case
+    when c.finished_at is null and c.done + 1 = c.size + c.added
+    then statement_timestamp() + %(seconds)s::float8 * interval '1 second'
+    else c.claimed_until end
+returning c.claim = %(claim)s, c.header, c.content_type;
+
+-- name: claim_chord
+-- Take over a complete chord that is not over and whose claim has run out.
+update {schema}.celery_chords
+set claim = %(claim)s, claimed_until = statement_timestamp() + %(seconds)s::float8 * interval '1 second'
+where group_id = %(group_id)s and finished_at is null and done >= size + added
+  and (claimed_until is null or claimed_until <= statement_timestamp())
+returning header, content_type, body, body_type;
+
+-- name: read_parts
+-- What the header tasks returned, in the order of the header.
+select task_id, status, result, content_type from {schema}.celery_chord_parts
+where group_id = %(group_id)s order by place, number;
+
+-- name: keep_body
+-- Keep what is to be published for whoever may have to take over.
+update {schema}.celery_chords set body = %(body)s, body_type = %(body_type)s
+where group_id = %(group_id)s and claim = %(claim)s;
+
+-- name: extend_claim
+-- Keep the chord for a while longer; no row when it has passed to somebody else.
+update {schema}.celery_chords set claimed_until = statement_timestamp() + %(seconds)s::float8 * interval '1 second'
+where group_id = %(group_id)s and claim = %(claim)s and finished_at is null
+returning true;
+
+-- name: finish_chord
+-- The chord is over. What remains of it makes later runs of its header tasks harmless, until it expires.
+with finished as (
+  update {schema}.celery_chords
+  set finished_at = statement_timestamp(), claim = null, claimed_until = null, header = null, body = null
+  where group_id = %(group_id)s and claim = %(claim)s
+  returning group_id
+)
+delete from {schema}.celery_chord_parts p using finished f where p.group_id = f.group_id;
+
+-- name: abandoned_chords
+-- Complete chords whose claimer did not come to publish their body.
+select group_id from {schema}.celery_chords
+where claimed_until <= statement_timestamp() and body is not null order by claimed_until limit %(limit)s;
+
+-- name: prune_chords
+-- Remove up to `limit` chords that have expired, with their parts.
+with gone as materialized (
+  select group_id from {schema}.celery_chords
+  where expires_at <= statement_timestamp() order by expires_at limit %(limit)s for update skip locked
+), parts as (
+  delete from {schema}.celery_chord_parts p using gone where p.group_id = gone.group_id
+)
+delete from {schema}.celery_chords c using gone where c.group_id = gone.group_id returning 1;

@@ -1,0 +1,1 @@
+"""The steps of the schema that belong to Celery's results, forward only."""

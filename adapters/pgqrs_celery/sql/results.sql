@@ -1,0 +1,85 @@
+-- Results and groups: storing, reading, waiting, cleaning up. What has expired is gone, removed already or not.
+
+-- name: store_result
+-- Store the state of a task and tell those who wait for it, if anybody does. A SUCCESS is never overwritten. A row that
+-- is written again keeps its expiry if that leaves it between one and 1.2 times its time to live: then its new version is
+-- in no index. A task that is not done yet is given 1.2 times (`slack`) to begin with.
+with stored as (
+  insert into {schema}.celery_results as r (
+    task_id, status, result, content_type, traceback, children, date_done, group_id, parent_id,
+    name, args, kwargs, worker, retries, queue, stamps, expires_at)
+  values (
+    %(task_id)s, %(status)s, %(result)s, %(content_type)s, %(traceback)s, %(children)s, %(date_done)s, %(group_id)s,
+    %(parent_id)s, %(name)s, %(args)s, %(kwargs)s, %(worker)s, %(retries)s, %(queue)s, %(stamps)s,
+    statement_timestamp() + %(expires)s::float8 * %(slack)s::float8 * interval '1 second')
+  on conflict (task_id) do update set
+    status = excluded.status, result = excluded.result, content_type = excluded.content_type,
+    traceback = excluded.traceback, children = excluded.children, date_done = excluded.date_done,
+    group_id = excluded.group_id, parent_id = excluded.parent_id, name = excluded.name, args = excluded.args,
+    kwargs = excluded.kwargs, worker = excluded.worker, retries = excluded.retries, queue = excluded.queue,
+    stamps = coalesce(excluded.stamps, r.stamps),
+    expires_at = case
+      when r.expires_at between statement_timestamp() + %(expires)s::float8 * interval '1 second'
+        and statement_timestamp() + %(expires)s::float8 * interval '1.2 second' then r.expires_at
+      else excluded.expires_at end
+  where r.status <> 'SUCCESS' or r.expires_at <= statement_timestamp()
+  returning r.task_id
+)
+select pg_notify(w.channel, w.task_id)
+from stored s join {schema}.celery_waiters w on w.task_id = s.task_id
+where w.until > statement_timestamp();
+
+-- name: read_results
+-- Those of `ids` that are there, in no order.
+select r.task_id, r.status, r.result, r.content_type, r.traceback, r.children, r.date_done, r.group_id, r.parent_id,
+  r.name, r.args, r.kwargs, r.worker, r.retries, r.queue, r.stamps
+from unnest(%(ids)s::text[]) wanted(task_id) join {schema}.celery_results r on r.task_id = wanted.task_id
+where r.expires_at is null or r.expires_at > statement_timestamp();
+
+-- name: forget_result
+delete from {schema}.celery_results where task_id = %(task_id)s;
+
+-- name: save_group
+insert into {schema}.celery_groups as g (group_id, result, content_type, expires_at)
+values (%(group_id)s, %(result)s, %(content_type)s,
+  statement_timestamp() + %(expires)s::float8 * interval '1 second')
+on conflict (group_id) do update set result = excluded.result, content_type = excluded.content_type,
+  date_done = statement_timestamp(), expires_at = excluded.expires_at;
+
+-- name: read_group
+select result, content_type, date_done from {schema}.celery_groups
+where group_id = %(group_id)s and (expires_at is null or expires_at > statement_timestamp());
+
+-- name: delete_group
+delete from {schema}.celery_groups where group_id = %(group_id)s;
+
+-- name: await_results
+-- Ask to be told of `ids` on `channel` for the next `seconds`. Results that are being stored at this moment may miss
+-- it, so whoever waits reads them again afterwards.
+insert into {schema}.celery_waiters as w (task_id, channel, until)
+select task_id, %(channel)s, statement_timestamp() + %(seconds)s::float8 * interval '1 second'
+from unnest(%(ids)s::text[]) wanted(task_id)
+on conflict (task_id, channel) do update set until = excluded.until;
+
+-- name: await_no_more
+delete from {schema}.celery_waiters w using unnest(%(ids)s::text[]) gone(task_id)
+where w.task_id = gone.task_id and w.channel = %(channel)s;
+
+-- name: prune_waiters
+-- Rows of processes that died without saying so.
+delete from {schema}.celery_waiters where until < statement_timestamp() - interval '1 minute';
+
+-- name: prune_results
+-- Remove up to `limit` results that have expired.
+with gone as materialized (
+  select task_id from {schema}.celery_results
+  where expires_at <= statement_timestamp() order by expires_at limit %(limit)s for update skip locked
+)
+delete from {schema}.celery_results r using gone where r.task_id = gone.task_id returning 1;
+
+-- name: prune_groups
+with gone as materialized (
+  select group_id from {schema}.celery_groups
+  where expires_at <= statement_timestamp() order by expires_at limit %(limit)s for update skip locked
+)
+delete from {schema}.celery_groups g using gone where g.group_id = gone.group_id returning 1;
