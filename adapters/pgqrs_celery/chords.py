@@ -79,15 +79,13 @@ class ChordsMixin:
 
     def apply_chord(self, header_result_args: Any, body: Any, **kwargs: Any) -> None:
         """Note a chord that is about to be sent."""
+        group_id, members = header_result_args[:2]
         header = None
-        if not isinstance(header_result_args[1], _regen):
-            result = self.app.GroupResult(*header_result_args)
-            # The structure is needed to join nested groups; the parts are enough for everything else.
-            if any(isinstance(member, GroupResult) for member in result.results):
-                header = self._encoded(result.as_tuple())
-        self._retried(
-            operations.start_chord, id_of(header_result_args[0]), header, self.content_type, self.chord_expires
-        )
+        # The structure is needed to join nested groups; the parts are enough for everything else. It is taken from the
+        # members: a GroupResult made here would stay among the pending results.
+        if not isinstance(members, _regen) and any(isinstance(member, GroupResult) for member in members):
+            header = self._encoded(((id_of(group_id), None), [member.as_tuple() for member in members]))
+        self._retried(operations.start_chord, id_of(group_id), header, self.content_type, self.chord_expires)
 
     def set_chord_size(self, group_id: Any, chord_size: int) -> None:
         """Note how many header tasks there are."""
