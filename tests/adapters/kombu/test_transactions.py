@@ -102,11 +102,12 @@ def _open(kind: str, dsn: str) -> tuple[Any, Any, Any]:
 
 
 def _open_django(dsn: str) -> tuple[Any, Any, Any]:
-    pytest.importorskip("django")
+    django = pytest.importorskip("django")
     from django.conf import settings
 
     if not settings.configured:
         settings.configure()
+        django.setup()
     from django.db.backends.postgresql.base import DatabaseWrapper
 
     parts = conninfo_to_dict(dsn)
