@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import os
 import secrets
 import threading
 from collections import deque
@@ -22,7 +21,7 @@ from pgqrs_core.arrays import numbers
 from pgqrs_core.drivers import sync
 from pgqrs_core.effects import Execute, Rows
 from pgqrs_core.errors import PgqrsError, ServerError
-from pgqrs_core.readiness import Readiness
+from pgqrs_core.pipe import Pipe
 from pgqrs_core.sql import queries
 from pgqrs_core.watch import MARK_SECONDS, POLL, Agenda, Party, Watch
 
@@ -35,10 +34,11 @@ if TYPE_CHECKING:
     from pgqrs_core.sql import Query
     from pgqrs_core.subscriptions import Subscription
 
-__all__ = ["Shared", "Wakeups"]
+__all__ = ["SPARE", "Shared", "Wakeups"]
 
 _log = logging.getLogger("pgqrs.wakeups")
 
+#: A connection that waits for notifications is idle, and meant to be.
 SPARE = "set idle_session_timeout = 0"
 LONGEST_PAUSE = 5.0
 
@@ -119,7 +119,7 @@ class Wakeups(Shared):
         self._news = threading.Condition()
         self._thread: threading.Thread | None = None
         self._closing = False
-        self._reader, self._writer = -1, -1
+        self._pipe: Pipe | None = None
         self.subscriptions: set[Subscription] = set()
 
     def wait(self, queue: Queue, patience: float) -> float:
@@ -186,17 +186,14 @@ class Wakeups(Shared):
 
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
-            self._reader, self._writer = os.pipe()
-            os.set_blocking(self._writer, False)
-            os.set_blocking(self._reader, False)
+            self._pipe = Pipe()
             self._thread = threading.Thread(target=self._run, name="pgqrs-wakeups", daemon=True)
             self._thread.start()
 
     def _nudge(self) -> None:
-        # A full pipe already holds a nudge; a thread that has ended needs none, and has closed its pipe.
-        with contextlib.suppress(BlockingIOError):
-            if self._writer >= 0:
-                os.write(self._writer, b"!")
+        # A thread that has ended needs none, and has closed its pipe.
+        if self._pipe is not None:
+            self._pipe.write()
 
     def _run(self) -> None:
         pause = 0.1
@@ -220,9 +217,8 @@ class Wakeups(Shared):
                     link.connection.close()
         finally:
             with self._news:
-                os.close(self._reader)
-                os.close(self._writer)
-                self._reader = self._writer = -1
+                assert self._pipe is not None
+                self._pipe.close()
 
     def _rest(self, error: Exception, pause: float) -> float:
         self._report(error, pause)
@@ -264,8 +260,8 @@ class Wakeups(Shared):
             self._tell()
 
     def _sleep(self, link: SyncLink, seconds: float) -> None:
-        if self._reader in Readiness(link.connection.pgconn.socket, self._reader).wait(seconds):
-            os.read(self._reader, 4096)
+        assert self._pipe is not None
+        self._pipe.wait(seconds, link.connection.pgconn.socket)
 
     def _probe(self, link: SyncLink, queues: list[Queue]) -> Rows:
         try:

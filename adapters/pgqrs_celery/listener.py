@@ -23,7 +23,8 @@ from psycopg import sql
 from pgqrs_celery import operations
 from pgqrs_celery.interests import REGISTERED_SECONDS, Interests, Plan, Watcher
 from pgqrs_core.errors import PgqrsError
-from pgqrs_core.readiness import Readiness
+from pgqrs_core.pipe import Pipe
+from pgqrs_core.wakeups import SPARE
 
 if TYPE_CHECKING:
     from pgqrs_core.drivers.sync import SyncLink
@@ -62,7 +63,7 @@ class Listener:
         self._interests = Interests()
         self._thread: threading.Thread | None = None
         self._link: SyncLink | None = None
-        self._reader, self._writer = -1, -1
+        self._pipe: Pipe | None = None
         self._called_at = 0.0
         self._closing = False
         self._arrived: list[str] = []
@@ -121,9 +122,7 @@ class Listener:
 
     def _start(self) -> None:
         if self._thread is None:
-            self._reader, self._writer = os.pipe()
-            os.set_blocking(self._writer, False)
-            os.set_blocking(self._reader, False)
+            self._pipe = Pipe()
             self._closing = False
             # A name of its own for each connection: what the one before takes back is not this one's.
             self._channel = f"pgqrs:celery:{secrets.token_hex(8)}"
@@ -131,10 +130,9 @@ class Listener:
             self._thread.start()
 
     def _nudge(self) -> None:
-        # A full pipe already holds a nudge; without a thread there is nobody to nudge.
-        if self._writer >= 0:
-            with contextlib.suppress(BlockingIOError):
-                os.write(self._writer, b"!")
+        # Without a thread there is nobody to nudge.
+        if self._pipe is not None:
+            self._pipe.write()
 
     def _run(self) -> None:
         pause = 0.1
@@ -165,10 +163,9 @@ class Listener:
                 return False
             registered, channel = self._interests.clear(), self._channel
             self.epoch = secrets.randbits(62)
-            os.close(self._reader)
-            os.close(self._writer)
-            self._reader = self._writer = -1
-            self._thread = None
+            assert self._pipe is not None
+            self._pipe.close()
+            self._pipe = self._thread = None
         if link is not None and registered and self._interests.listening:
             with contextlib.suppress(PgqrsError):
                 self._engine.run_in(link.connection, operations.await_no_more, registered, channel)
@@ -176,9 +173,9 @@ class Listener:
 
     def _rest(self, error: Exception, pause: float) -> float:
         _log.warning("the connection on which results are awaited broke; next try in %.1f s: %s", pause, error)
-        if self._reader in Readiness(self._reader).wait(pause) and not self._closing:
-            # Somebody else waits now; that is no reason to hurry.
-            os.read(self._reader, 4096)
+        assert self._pipe is not None
+        # Somebody else who begins to wait is no reason to hurry.
+        self._pipe.wait(pause)
         return min(pause * 2, _LONGEST_PAUSE)
 
     def _prepare(self, link: SyncLink) -> None:
@@ -186,7 +183,7 @@ class Listener:
         if listening:
             self._arrived.clear()
             link.connection.add_notify_handler(lambda notice: self._arrived.append(notice.payload))
-            link.connection.execute("set idle_session_timeout = 0")
+            link.connection.execute(SPARE)
             link.connection.execute(sql.SQL("listen {}").format(sql.Identifier(self._channel)))
         self._link = link
         with self._news:
@@ -211,8 +208,8 @@ class Listener:
                 self._news.notify_all()
 
     def _sleep(self, link: SyncLink, seconds: float) -> None:
-        if self._reader in Readiness(link.connection.pgconn.socket, self._reader).wait(seconds):
-            os.read(self._reader, 4096)
+        assert self._pipe is not None
+        self._pipe.wait(seconds, link.connection.pgconn.socket)
 
     def _take(self, link: SyncLink) -> set[str]:
         """Return the tasks of which notifications have arrived. Anybody may notify, so they are only hints."""

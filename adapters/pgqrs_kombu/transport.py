@@ -14,13 +14,13 @@ import psycopg
 from kombu.transport import virtual
 
 from pgqrs_core.errors import PgqrsError
+from pgqrs_core.pipe import Pipe
 from pgqrs_kombu import channel as channels
 from pgqrs_kombu import topology
 from pgqrs_kombu.broker import Broker, broker_for
 from pgqrs_kombu.errors import CHANNEL_ERRORS, CONNECTION_ERRORS, RECOVERABLE_CONNECTION_ERRORS
 from pgqrs_kombu.intake import STALE, Intake
 from pgqrs_kombu.options import Options
-from pgqrs_kombu.pipe import Pipe
 from pgqrs_kombu.url import config_of, keep_alternates, masked, port_of
 
 if TYPE_CHECKING:

@@ -1,9 +1,11 @@
-"""A pipe by which another thread wakes an event loop."""
+"""A pipe by which a thread wakes another one, or an event loop, that waits for descriptors."""
 
 from __future__ import annotations
 
 import contextlib
 import os
+
+from pgqrs_core.readiness import Readiness
 
 __all__ = ["Pipe"]
 
@@ -28,6 +30,11 @@ class Pipe:
         """Make it unreadable again."""
         with contextlib.suppress(OSError):
             os.read(self.reader, 4096)
+
+    def wait(self, seconds: float, *others: int) -> None:
+        """Wait until somebody has written, one of the ``others`` can be read, or ``seconds`` are over; then drain it."""
+        if self.reader in Readiness(*others, self.reader).wait(seconds):
+            self.drain()
 
     def close(self) -> None:
         """Close both ends."""
