@@ -191,11 +191,8 @@ class Connections:
     def transact(self, make: Callable[[], Op[T]], statements: Statements) -> T:
         """Run an operation in one transaction, again from the start after a conflict."""
         for retries in (2, 1, 0):
-            link = self.get(relaxed=False)
             try:
-                with _transaction(link, self.target):
-                    if link.pooled:
-                        link.connection.execute(session.local_settings(self._query_timeout))
+                with self._in_transaction() as link:
 
                     def answer(effect: Effect, link: SyncLink = link) -> Rows:
                         if isinstance(effect, Wait):
@@ -206,19 +203,22 @@ class Connections:
             except ServerError as error:
                 if not retries or error.sqlstate not in RETRY:
                     raise
-            finally:
-                self.put(link)
         raise AssertionError("unreachable")
 
     @contextmanager
     def transaction(self) -> Iterator[psycopg.Connection[Any]]:
         """Lend a connection for one transaction."""
+        with self._in_transaction() as link:
+            yield link.connection
+
+    @contextmanager
+    def _in_transaction(self) -> Iterator[SyncLink]:
         link = self.get(relaxed=False)
         try:
             with _transaction(link, self.target):
                 if link.pooled:
                     link.connection.execute(session.local_settings(self._query_timeout))
-                yield link.connection
+                yield link
         finally:
             self.put(link)
 
