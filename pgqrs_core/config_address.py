@@ -10,6 +10,7 @@ import math
 import os
 import re
 from typing import TYPE_CHECKING, Any, Final
+from urllib.parse import unquote
 
 from psycopg import ProgrammingError
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -32,6 +33,7 @@ __all__ = [
     "parse",
     "render",
     "settle",
+    "split_schema",
     "target",
 ]
 
@@ -88,6 +90,24 @@ def normalise(url: str) -> str:
     if not separator or scheme not in _SCHEMES:
         return url
     return f"{'postgresql' if scheme == 'pgqrs' else scheme}://{rest}"
+
+
+def split_schema(url: str) -> tuple[str, str | None]:
+    """Take ``schema=`` out of a URL's query: the one parameter of ours there, which libpq would refuse.
+
+    Everything else stays as it is written. A conninfo string has no query.
+    """
+    head, mark, query = url.partition("?")
+    if not mark or "://" not in head:
+        return url, None
+    kept, schema = [], None
+    for part in query.split("&"):
+        name, _, value = part.partition("=")
+        if name == "schema":
+            schema = unquote(value)
+        else:
+            kept.append(part)
+    return (f"{head}?{'&'.join(kept)}" if kept else head), schema
 
 
 def parse(url: str, source: str | None = None) -> dict[str, str]:

@@ -11,12 +11,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from typing import Any, Final
-from urllib.parse import unquote
 
 from celery.exceptions import ImproperlyConfigured
 from msgspec import Struct
 
 from pgqrs_core.config import Config
+from pgqrs_core.config_address import split_schema
 from pgqrs_core.errors import ConfigurationError
 
 __all__ = ["Options", "configuration", "masked", "read_options", "same_place"]
@@ -79,7 +79,7 @@ def configuration(url: str, settings: Mapping[str, Any]) -> Config:
     Raises:
         ImproperlyConfigured: the URL or a setting is wrong; the message never holds the password.
     """
-    address, schema = _split_schema(url)
+    address, schema = split_schema(url)
     given = dict(settings)
     if schema is not None:
         if given.get("schema", schema) != schema:
@@ -109,16 +109,3 @@ def masked(url: str) -> str:
 def same_place(one: Config, other: Config) -> bool:
     """Tell whether two configurations lead to the same tables, as far as their texts say."""
     return (one.target, one.database.schema) == (other.target, other.database.schema)
-
-
-def _split_schema(url: str) -> tuple[str, str | None]:
-    """Take ``schema`` out of a URL: libpq does not know it."""
-    head, mark, query = url.partition("?")
-    kept, schema = [], None
-    for part in query.split("&") if mark else ():
-        name, _, value = part.partition("=")
-        if name == "schema":
-            schema = unquote(value)
-        else:
-            kept.append(part)
-    return (f"{head}?{'&'.join(kept)}" if kept else head), schema

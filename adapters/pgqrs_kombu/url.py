@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Final
-from urllib.parse import parse_qsl, quote, urlencode
+from urllib.parse import quote, urlencode
 
 from psycopg.conninfo import make_conninfo
 
@@ -90,21 +90,9 @@ def _parameters(client: Connection) -> dict[str, str]:
 
 
 def _parse(address: str) -> dict[str, str]:
-    address, schema = _without_schema(address.removeprefix(f"{SCHEME}+"))
+    address, schema = config_address.split_schema(address.removeprefix(f"{SCHEME}+"))
     parameters = config_address.parse(address)
     return {**parameters, _SCHEMA: schema} if schema else parameters
-
-
-def _without_schema(address: str) -> tuple[str, str | None]:
-    """Take our own parameter out of a URL; libpq would refuse it."""
-    before, mark, query = address.partition("?")
-    if not mark or _SCHEMA not in query or "://" not in before:
-        return address, None
-    pairs = parse_qsl(query, keep_blank_values=True)
-    schema = next((value for key, value in pairs if key == _SCHEMA), None)
-    # What libpq percent-decodes, a "+" is not a space to.
-    rest = urlencode([pair for pair in pairs if pair[0] != _SCHEMA], quote_via=quote)
-    return before + (f"?{rest}" if rest else ""), schema
 
 
 def _tls(ssl: object) -> dict[str, str]:

@@ -16,6 +16,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from psycopg.conninfo import conninfo_to_dict
 
+from pgqrs_core import config_address
 from pgqrs_core.config import (
     SETTINGS,
     Config,
@@ -871,3 +872,16 @@ def test_the_documented_errors_are_the_real_ones() -> None:
     assert str(failure("\n\n\n\nqueue:\n  max_batch_size: many")) == first
     Path("pgqrs.yaml").unlink()
     assert str(failure(None, {"PGQRS_QUEUE_MAX_BATCHSIZE": "5"})) == second
+
+
+@pytest.mark.parametrize(
+    ("url", "rest", "schema"),
+    [
+        ("pgqrs://u:p%40x@h/db?schema=jobs", "pgqrs://u:p%40x@h/db", "jobs"),
+        ("pgqrs://h/db?sslmode=require&schema=a%20b&user=a%2Bb", "pgqrs://h/db?sslmode=require&user=a%2Bb", "a b"),
+        ("pgqrs://h/db?sslmode=require", "pgqrs://h/db?sslmode=require", None),
+        ("host=h password='what?schema=x'", "host=h password='what?schema=x'", None),
+    ],
+)
+def test_the_schema_is_taken_out_of_a_url_and_nothing_else_is_touched(url: str, rest: str, schema: str | None) -> None:
+    assert config_address.split_schema(url) == (rest, schema)
