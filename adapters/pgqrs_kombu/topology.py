@@ -10,15 +10,14 @@ import msgspec
 
 from pgqrs_core.arrays import numbers, texts
 from pgqrs_core.effects import Execute, Op
-from pgqrs_core.errors import QueueNotFound, SchemaError, SchemaMissing
+from pgqrs_core.errors import QueueNotFound, SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
 from pgqrs_core.messages import Queue, QueueOptions, check_name
 from pgqrs_core.operations.queues import create_queue, delete_queue, find_queue
-from pgqrs_core.operations.schema import SUPPORTED, check_schema, install_all
+from pgqrs_core.operations.schema import check_component, install_all
 from pgqrs_core.plugins import Plugins
-from pgqrs_core.sql import read_migrations
 from pgqrs_kombu.errors import not_equivalent, not_found, unknown_type
 from pgqrs_kombu.plugin import COMPONENT
-from pgqrs_kombu.sql import queries
+from pgqrs_kombu.sql import MIGRATIONS, queries
 
 __all__ = [
     "Declared",
@@ -47,6 +46,7 @@ __all__ = [
 ]
 
 TYPES: Final = ("direct", "topic", "fanout")
+_REMEDY: Final = "Run `pgqrs install`, or set the transport option create_schema=True."
 #: Seconds without a consumer after which an exclusive or auto-delete queue goes whose process has died.
 DESERTED: Final = 60.0
 
@@ -90,27 +90,16 @@ def prepare_schema(schema: str, plugins: Plugins, create: bool | None) -> Op[Non
     Several processes may do so at once: they take turns, and the later ones find it done.
     """
     try:
-        yield from check_schema(schema)
-        installed = {row[0] for row in (yield Execute(queries["migrated"]))}
-        newest = max(step.version for step in read_migrations("pgqrs_kombu.migrations"))
-        if newest in installed or max(installed, default=0) > newest:
-            return
-        problem: SchemaError = SchemaError(
-            f"schema {schema!r} lacks the tables of the Kombu transport (component {COMPONENT!r}). "
-            "Run `pgqrs install`, or set the transport option create_schema=True.",
-            schema=schema,
-            installed=max(installed, default=0),
-            supported=newest,
-        )
-    except SchemaMissing as error:
-        problem = error
-        if create is None:
-            rows = yield Execute(queries["is_empty_database"], {"schema": schema})
-            create = rows[0][0]
-            if not create:
-                problem = SchemaMissing(schema, SUPPORTED)
-    if not create:
-        raise problem
+        yield from check_component(schema, COMPONENT, MIGRATIONS, remedy=_REMEDY)
+    except (SchemaTooOld, SchemaTooNew):
+        raise
+    except SchemaError as error:
+        if create is None and isinstance(error, SchemaMissing):
+            create = (yield Execute(queries["is_empty_database"], {"schema": schema}))[0][0]
+        if not create:
+            raise
+    else:
+        return
     yield from install_all(schema, plugins)
 
 
@@ -160,20 +149,16 @@ def declare_queue(
     ephemeral = exclusive or auto_delete or expires is not None
     ttl = _milliseconds(arguments, "x-message-ttl")
     check_name(name)
-    rows = yield Execute(
-        queries["declare_queue"],
-        {
-            "name": name,
-            "ephemeral": ephemeral,
-            "exclusive": exclusive,
-            "auto_delete": auto_delete,
-            "owner": owner if exclusive else None,
-            "arguments": _json(arguments),
-            "message_ttl": ttl,
-            "expires": expires if expires is not None else DESERTED if ephemeral else None,
-        },
+    number, stored = yield from _declare(
+        name,
+        ephemeral=ephemeral,
+        exclusive=exclusive,
+        auto_delete=auto_delete,
+        owner=owner if exclusive else None,
+        arguments=_json(arguments),
+        message_ttl=ttl,
+        expires=expires if expires is not None else DESERTED if ephemeral else None,
     )
-    number, stored = rows[0]
     if stored != ephemeral:
         kinds = ("durable", "ephemeral (exclusive, auto_delete or x-expires)")
         raise not_equivalent("queue", name, f"is {kinds[stored]} and cannot be declared {kinds[ephemeral]}")
@@ -184,6 +169,32 @@ def declare_queue(
     except QueueNotFound:
         yield from create_queue(name, options)
     return Declared(name, None, ttl)
+
+
+def _declare(
+    name: str,
+    *,
+    ephemeral: bool = False,
+    exclusive: bool = False,
+    auto_delete: bool = False,
+    owner: int | None = None,
+    arguments: str | None = None,
+    message_ttl: float | None = None,
+    expires: float | None = None,
+) -> Op[tuple[int, bool]]:
+    """Write a declaration; return the queue's number, and whether it is an ephemeral one by now."""
+    params = {
+        "name": name,
+        "ephemeral": ephemeral,
+        "exclusive": exclusive,
+        "auto_delete": auto_delete,
+        "owner": owner,
+        "arguments": arguments,
+        "message_ttl": message_ttl,
+        "expires": expires,
+    }
+    number, stored = (yield Execute(queries["declare_queue"], params))[0]
+    return number, stored
 
 
 def find_declared(name: str) -> Op[Declared | None]:
@@ -249,19 +260,7 @@ def bind(queue: str, exchange: str, routing_key: str, arguments: Mapping[str, An
     if (yield from find_declared(queue)) is None:
         raise not_found("queue", queue)
     # A queue that was made by other means: it becomes known to the broker with its first binding.
-    yield Execute(
-        queries["declare_queue"],
-        {
-            "name": queue,
-            "ephemeral": False,
-            "exclusive": False,
-            "auto_delete": False,
-            "owner": None,
-            "arguments": None,
-            "message_ttl": None,
-            "expires": None,
-        },
-    )
+    yield from _declare(queue)
     yield Execute(queries["bind"], params)
 
 

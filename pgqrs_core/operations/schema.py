@@ -197,8 +197,12 @@ def check_schema(schema: str) -> Op[None]:
         raise SchemaTooNew(schema, installed, SUPPORTED)
 
 
-def check_component(schema: str, component: str, migrations: Sequence[Migration]) -> Op[None]:
+def check_component(
+    schema: str, component: str, migrations: Sequence[Migration], *, remedy: str = "Run `pgqrs install`."
+) -> Op[None]:
     """Raise unless a plugin's own tables are installed, as `check_schema` does for the core's.
+
+    ``remedy`` is the sentence that tells what to do where they are missing or too old.
 
     Raises:
         SchemaError: the core's tables are missing or do not fit, or the component's do not.
@@ -209,8 +213,7 @@ def check_component(schema: str, component: str, migrations: Sequence[Migration]
     installed = max((row[0] for row in rows), default=0)
     if installed < needed:
         raise SchemaError(
-            f"schema {schema!r} has version {installed} of the tables of {component}, this code needs {needed}. "
-            "Run `pgqrs install`.",
+            f"schema {schema!r} has version {installed} of the tables of {component}, this code needs {needed}. {remedy}",
             schema=schema,
             installed=installed,
             supported=needed,
