@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from kombu.exceptions import BatchPublishError
 
-from pgqrs_core.errors import PgqrsError, Unavailable
+from pgqrs_core.errors import Unavailable
 from pgqrs_kombu.errors import translated
 
 if TYPE_CHECKING:
@@ -63,26 +63,21 @@ class PublishBatch:
         try:
             with translated():
                 self.channel.broker.publisher.send(parcels)
-        except Unavailable as error:
+        except Exception as error:
             self._failed = error
-            if error.in_flight:
+            if isinstance(error, Unavailable) and error.in_flight:
                 raise BatchPublishError(
                     f"it is unknown whether {len(parcels)} messages were stored: {error}"
                 ) from error
             raise
-        except (PgqrsError, Exception) as error:
-            self._failed = error
-            raise
 
     def discard(self) -> None:
-        """Forget what was gathered."""
+        """Forget what was gathered, and be used no more."""
         self._parcels = []
         self._closed = True
 
-    def close(self) -> None:
-        """Be used no more."""
-        self._parcels = []
-        self._closed = True
+    #: What was gathered and not flushed goes with it.
+    close = discard
 
     def _check(self) -> None:
         if self._failed is not None:

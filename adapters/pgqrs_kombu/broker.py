@@ -18,15 +18,18 @@ from typing import TYPE_CHECKING, Any, Final
 from pgqrs_core.engine import Engine
 from pgqrs_core.errors import PgqrsError, Unavailable
 from pgqrs_core.leases import LeaseKeeper
-from pgqrs_core.messages import QueueOptions
+from pgqrs_core.messages import Delivery, Queue, QueueOptions
+from pgqrs_core.operations.traffic import incoming
 from pgqrs_kombu import mail, topology
 from pgqrs_kombu.directory import Directory
-from pgqrs_kombu.publishing import ADAPTER, Publisher
+from pgqrs_kombu.plugin import ADAPTER
+from pgqrs_kombu.publishing import Publisher
 from pgqrs_kombu.settling import Settler, Verdict
 from pgqrs_kombu.upkeep import HOLD, Upkeep
 
 if TYPE_CHECKING:
     from pgqrs_core.config import Config
+    from pgqrs_core.marks import Marks
     from pgqrs_kombu.options import Options
     from pgqrs_kombu.qos import QoS
 
@@ -120,6 +123,19 @@ class Broker:
         self.settler.close()
         self.keeper.close()
         self.engine.close()
+
+    def claim(self, queue: Queue, marks: Marks, limit: int) -> list[Delivery]:
+        """Take up to ``limit`` messages of a durable queue, for the time of a lease."""
+        return self.engine.run(
+            incoming,
+            queue,
+            marks,
+            limit=limit,
+            lease=self.options.lease,
+            patience=0.0,
+            plugins=self.engine.plugins,
+            adapter=ADAPTER,
+        )
 
     def give(self, verdict: Verdict) -> None:
         """Settle a delivery, soon. Verdicts on mail take effect at once: it is gone unless it is put back."""

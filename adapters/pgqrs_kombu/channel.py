@@ -17,12 +17,10 @@ from kombu.utils.uuid import uuid
 from pgqrs_core.marks import Marks
 from pgqrs_core.operations.metrics import measure
 from pgqrs_core.operations.queues import purge_queue
-from pgqrs_core.operations.traffic import incoming
 from pgqrs_kombu import envelope, mail, topology
 from pgqrs_kombu.batch import PublishBatch
 from pgqrs_kombu.errors import no_route, not_found, translated
 from pgqrs_kombu.intake import Source
-from pgqrs_kombu.publishing import ADAPTER
 from pgqrs_kombu.qos import QoS
 from pgqrs_kombu.settling import Verdict
 
@@ -317,23 +315,14 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         known = self._known(queue)
         now = time.time()
         if known.mailbox is not None:
-            found = [delivery for _, delivery in broker.engine.run(mail.take, [known.mailbox], 1)]
+            received = broker.engine.run(mail.receive, {known.mailbox: queue}, 1, broker.engine.plugins)
+            found = [delivery for _, delivery in received]
             place = topology.mailbox_queue(known.mailbox, queue)
         else:
             place = broker.engine.queue(queue)
-            lease = broker.options.lease
-            found = broker.engine.run(
-                incoming,
-                place,
-                Marks(),
-                limit=1,
-                lease=lease,
-                patience=0.0,
-                plugins=broker.engine.plugins,
-                adapter=ADAPTER,
-            )
+            found = broker.claim(place, Marks(), 1)
             if found and not no_ack:
-                broker.keeper.hold(place, [found[0].lease], lease)
+                broker.keeper.hold(place, [found[0].lease], broker.options.lease)
         if not found:
             return None
         tag = self._qos.next_tag()

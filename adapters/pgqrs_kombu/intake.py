@@ -20,12 +20,10 @@ from typing import TYPE_CHECKING, Any, Final
 from pgqrs_core.errors import PgqrsError, QueueNotFound, ServerError, TimedOut, Unavailable
 from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Delivery, Queue, QueueOptions
-from pgqrs_core.operations.traffic import incoming
 from pgqrs_core.subscriptions import Subscription
 from pgqrs_kombu import mail
 from pgqrs_kombu.envelope import Message
 from pgqrs_kombu.errors import QueueGone
-from pgqrs_kombu.publishing import ADAPTER
 from pgqrs_kombu.settling import Verdict
 from pgqrs_kombu.sql import queries
 
@@ -225,8 +223,9 @@ class Intake:
         }
         if not wanted:
             return False
+        names = {number: source.name for number, source in wanted.items()}
         try:
-            found = self._broker.engine.run(_take, list(wanted.values()), self._broker.engine.plugins)
+            found = self._broker.engine.run(mail.receive, names, MOST, self._broker.engine.plugins)
         except PgqrsError as error:
             self._failed(wanted.values(), error)
             return False
@@ -283,29 +282,15 @@ class Intake:
         return len(found)
 
     def _ask(self, source: Source, limit: int) -> list[Delivery]:
-        engine = self._broker.engine
-
-        def ask() -> list[Delivery]:
-            return engine.run(
-                incoming,
-                source.queue,
-                source.marks,
-                limit=limit,
-                lease=self._broker.options.lease,
-                patience=0.0,
-                plugins=engine.plugins,
-                adapter=ADAPTER,
-            )
-
         try:
-            return ask()
+            return self._broker.claim(source.queue, source.marks, limit)
         except TimedOut:
             raise
         except Unavailable as error:
             if not error.in_flight:
                 raise
             # One connection broke; another may not.
-            return ask()
+            return self._broker.claim(source.queue, source.marks, limit)
 
     def _failed(self, sources: Iterable[Source], error: PgqrsError) -> None:
         """Leave queues alone for a while; only a server that is away ends the connection."""
@@ -338,11 +323,3 @@ class Intake:
             self._broker.give(Verdict("release", source.queue, delivery, claimed_at))
             source.look = True
         self._ready = kept
-
-
-def _take(sources: list[Source], plugins: Any) -> Any:
-    found = yield from mail.take([source.mailbox or 0 for source in sources], MOST)
-    if not plugins.hooks.transforms_consume:
-        return found
-    names = {source.mailbox: source.name for source in sources}
-    return [item for number, delivery in found for item in mail.unwrapped(number, delivery, names[number], plugins)]

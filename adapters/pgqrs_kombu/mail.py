@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pgqrs_core.arrays import ByteaArray, numbers, texts
 from pgqrs_core.effects import Execute, Op
 from pgqrs_core.events import ConsumeBatch, Draft
 from pgqrs_core.messages import Delivery, encode_headers
+from pgqrs_kombu.plugin import ADAPTER
 from pgqrs_kombu.sql import queries
 
 if TYPE_CHECKING:
     from pgqrs_core.plugins import Plugins
 
-__all__ = ["Mail", "post", "post_to", "purge", "put_back", "size", "take", "unwrapped"]
+__all__ = ["Mail", "post", "post_to", "purge", "put_back", "receive", "size"]
 
 #: A message and the number of the queue it was taken from.
 Mail = tuple[int, Delivery]
@@ -34,10 +35,16 @@ def post_to(draft: Draft, queue: str, channel: str) -> Op[int]:
     return count
 
 
-def take(mailboxes: Sequence[int], limit: int) -> Op[list[Mail]]:
-    """Remove up to ``limit`` messages of these queues and return them, each queue's in order."""
-    rows = yield Execute(queries["take"], {"queue_ids": numbers(mailboxes), "limit": limit})
-    return [(row[0], Delivery(0, row[1], 1, *row[2:7])) for row in sorted(rows, key=_age)]
+def receive(names: Mapping[int, str], limit: int, plugins: Plugins) -> Op[list[Mail]]:
+    """Remove up to ``limit`` messages of these queues, given by number and name; return them, each queue's in order.
+
+    They are as plugins leave them: decrypted for instance, or not there.
+    """
+    rows = yield Execute(queries["take"], {"queue_ids": numbers(names), "limit": limit})
+    found = [(row[0], Delivery(0, row[1], 1, *row[2:7])) for row in sorted(rows, key=_age)]
+    if not plugins.hooks.transforms_consume:
+        return found
+    return [(number, kept) for number, item in found for kept in _unwrapped(names[number], item, plugins)]
 
 
 def put_back(mail: Sequence[Mail], channel: str) -> Op[None]:
@@ -85,8 +92,7 @@ def _age(row: tuple[object, ...]) -> tuple[object, object]:
     return row[3], row[1]
 
 
-def unwrapped(number: int, delivery: Delivery, queue: str, plugins: Plugins) -> list[Mail]:
-    """Return what plugins leave of a message: itself, decrypted for instance, or nothing."""
-    batch = ConsumeBatch(queue, "kombu", [delivery])
+def _unwrapped(queue: str, delivery: Delivery, plugins: Plugins) -> list[Delivery]:
+    batch = ConsumeBatch(queue, ADAPTER, [delivery])
     plugins.hooks.before_consume(batch)
-    return [(number, kept) for kept in batch.deliveries]
+    return batch.deliveries

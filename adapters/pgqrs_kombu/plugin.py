@@ -6,8 +6,10 @@ from importlib.util import find_spec
 
 from pgqrs_core.hookspecs import AdapterInfo, MigrationSource, hookimpl
 
-__all__ = ["COMPONENT", "pgqrs_adapters", "pgqrs_migrations"]
+__all__ = ["ADAPTER", "COMPONENT", "pgqrs_adapters", "pgqrs_migrations"]
 
+#: The name in metrics and hooks, and the one under which the applied scripts are recorded.
+ADAPTER = "kombu"
 COMPONENT = "kombu"
 
 
@@ -19,7 +21,7 @@ def _check() -> str | None:
 def pgqrs_adapters() -> AdapterInfo:
     """Describe the transport."""
     return AdapterInfo(
-        name="kombu", version="0.1.0", summary="the transport pgqrs:// for Kombu and Celery", check=_check
+        name=ADAPTER, version="0.1.0", summary="the transport pgqrs:// for Kombu and Celery", check=_check
     )
 
 

@@ -7,14 +7,15 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pgqrs_core.effects import Op
 from pgqrs_core.errors import QueueNotFound
-from pgqrs_core.events import Draft, EnqueueBatch, Enqueued
+from pgqrs_core.events import Draft
 from pgqrs_core.messages import Queue
 from pgqrs_core.operations.enqueue import ring
-from pgqrs_core.operations.traffic import outgoing
+from pgqrs_core.operations.traffic import announce, outgoing, prepared
 from pgqrs_kombu import mail
 from pgqrs_kombu.envelope import compose
 from pgqrs_kombu.errors import not_found
 from pgqrs_kombu.outbox import current_connection
+from pgqrs_kombu.plugin import ADAPTER
 
 if TYPE_CHECKING:
     from pgqrs_core.engine import Engine
@@ -22,9 +23,7 @@ if TYPE_CHECKING:
     from pgqrs_kombu.directory import Directory
     from pgqrs_kombu.topology import Route
 
-__all__ = ["ADAPTER", "Parcel", "Publisher"]
-
-ADAPTER = "kombu"
+__all__ = ["Parcel", "Publisher"]
 
 
 class Post(NamedTuple):
@@ -141,9 +140,7 @@ class Publisher:
         engine = self._engine
         for (queue, drafts), numbers in zip(groups, ids):
             engine.run(ring, queue, engine.doorbell)
-            if engine.plugins.hooks.observes_enqueue:
-                size = sum(len(draft.body) for draft in drafts)
-                engine.plugins.hooks.after_enqueue(Enqueued(queue.name, ADAPTER, numbers, len(numbers), size, 0.0))
+            announce(queue.name, drafts, numbers, 0.0, plugins=engine.plugins, adapter=ADAPTER)
 
 
 def _matching(routes: Sequence[Route], kind: str, routing_key: str) -> dict[str, float | None]:
@@ -164,11 +161,7 @@ def _write(
 
 
 def _post(post: Post, plugins: Plugins, channel: str) -> Op[int]:
-    draft = post.draft
-    if plugins.hooks.transforms_enqueue:
-        batch = EnqueueBatch(draft.queue, ADAPTER, [draft])
-        plugins.hooks.before_enqueue(batch)
-        draft = batch.drafts[0]
+    draft = prepared(post.draft.queue, [post.draft], plugins=plugins, adapter=ADAPTER)[0]
     if not post.exchange:
         return (yield from mail.post_to(draft, post.routing_key, channel))
     kind, count = yield from mail.post(draft, post.exchange, post.routing_key, channel)

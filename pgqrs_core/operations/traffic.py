@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pgqrs_core.marks import Marks
     from pgqrs_core.plugins import Plugins
 
-__all__ = ["incoming", "outgoing", "put_back"]
+__all__ = ["announce", "incoming", "outgoing", "prepared", "put_back"]
 
 
 def outgoing(
@@ -34,18 +34,31 @@ def outgoing(
 
     Inside the caller's transaction (no ``doorbell``) nothing is observed: it may yet roll back.
     """
-    hooks = plugins.hooks
-    if hooks.transforms_enqueue:
-        batch = EnqueueBatch(queue.name, adapter, drafts)
-        hooks.before_enqueue(batch)
-        drafts = batch.drafts
-    if not hooks.observes_enqueue or doorbell is None:
+    drafts = prepared(queue.name, drafts, plugins=plugins, adapter=adapter)
+    if not plugins.hooks.observes_enqueue or doorbell is None:
         return (yield from enqueue(queue, drafts, doorbell))
     began = clock()
     ids = yield from enqueue(queue, drafts, doorbell)
-    size = sum(len(draft.body) for draft in drafts)
-    hooks.after_enqueue(Enqueued(queue.name, adapter, ids, len(ids), size, clock() - began))
+    announce(queue.name, drafts, ids, clock() - began, plugins=plugins, adapter=adapter)
     return ids
+
+
+def prepared(queue: str, drafts: list[Draft], *, plugins: Plugins, adapter: str) -> list[Draft]:
+    """Return what plugins make of drafts before they are stored."""
+    if not plugins.hooks.transforms_enqueue:
+        return drafts
+    batch = EnqueueBatch(queue, adapter, drafts)
+    plugins.hooks.before_enqueue(batch)
+    return batch.drafts
+
+
+def announce(
+    queue: str, drafts: Sequence[Draft], ids: list[int], seconds: float, *, plugins: Plugins, adapter: str
+) -> None:
+    """Tell plugins what was stored and committed."""
+    if plugins.hooks.observes_enqueue:
+        size = sum(len(draft.body) for draft in drafts)
+        plugins.hooks.after_enqueue(Enqueued(queue, adapter, ids, len(ids), size, seconds))
 
 
 def incoming(
