@@ -12,6 +12,10 @@ from kombu.simple import SimpleQueue
 from kombu_support import Bench, Inbox, eventually, plain
 from pgqrs_native import Client
 
+from pgqrs_core.events import ConsumeBatch, EnqueueBatch
+from pgqrs_core.hookspecs import hookimpl
+from pgqrs_core.plugins import Plugins
+
 
 @pytest.mark.parametrize("ephemeral", [False, True])
 @pytest.mark.parametrize(
@@ -146,3 +150,34 @@ def test_basic_get_takes_one_and_purge_counts_the_rest(bench: Bench) -> None:
         assert channel.queue_declare(queue.name, passive=True).message_count == 4
         assert queue.purge() == 4
         assert queue.get() is None
+
+
+class Mirror:
+    """Stores bodies backwards, and turns them round again for consumers."""
+
+    @hookimpl
+    def pgqrs_before_enqueue(self, batch: EnqueueBatch) -> None:
+        for draft in batch.drafts:
+            draft.body = draft.body[::-1]
+
+    @hookimpl
+    def pgqrs_before_consume(self, batch: ConsumeBatch) -> None:
+        for delivery in batch.deliveries:
+            delivery.body = delivery.body[::-1]
+
+
+@pytest.mark.parametrize("ephemeral", [False, True])
+def test_whoever_takes_a_message_gets_it_as_plugins_prepare_it(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch, ephemeral: bool
+) -> None:
+    connection = bench.connect()
+    queue = plain("q", auto_delete=ephemeral)(connection.channel())
+    queue.declare()
+    plugins = Plugins.core()
+    plugins.register(Mirror(), "mirror")
+    monkeypatch.setattr(connection.transport.broker.engine, "plugins", plugins)
+    for body in (b"got", b"consumed"):
+        Producer(connection).publish(body, exchange="q", routing_key="q")
+
+    assert queue.get(no_ack=True).body == b"got"
+    assert Inbox(connection, queue).wait(1)[0].body == b"consumed"
