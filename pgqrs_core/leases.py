@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pgqrs_core.errors import PgqrsError
 from pgqrs_core.operations.settle import extend
+from pgqrs_core.threads import join
 
 if TYPE_CHECKING:
     from pgqrs_core.engine import AsyncEngine, Engine
@@ -166,8 +167,7 @@ class LeaseKeeper:
         with self._changed:
             self._closing = True
             self._changed.notify()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout=5)
+        join(self._thread)
 
     def _run(self) -> None:
         while True:

@@ -23,6 +23,7 @@ from pgqrs_core.effects import Execute, Rows
 from pgqrs_core.errors import PgqrsError, ServerError
 from pgqrs_core.pipe import Pipe
 from pgqrs_core.sql import queries
+from pgqrs_core.threads import join
 from pgqrs_core.watch import MARK_SECONDS, POLL, Agenda, Party, Watch
 
 if TYPE_CHECKING:
@@ -181,8 +182,7 @@ class Wakeups(Shared):
             self._tell()
             if self._thread is not None:
                 self._nudge()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout=5)
+        join(self._thread)
 
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():

@@ -24,6 +24,7 @@ from pgqrs_celery import operations
 from pgqrs_celery.interests import REGISTERED_SECONDS, Interests, Plan, Watcher
 from pgqrs_core.errors import PgqrsError
 from pgqrs_core.pipe import Pipe
+from pgqrs_core.threads import join
 from pgqrs_core.wakeups import SPARE
 
 if TYPE_CHECKING:
@@ -112,8 +113,7 @@ class Listener:
             self._closing = True
             self._nudge()
             thread = self._thread
-        if thread is not None and thread is not threading.current_thread():
-            thread.join(timeout=5)
+        join(thread)
 
     @property
     def is_connected(self) -> bool:

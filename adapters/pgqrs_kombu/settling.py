@@ -18,6 +18,7 @@ from pgqrs_core.errors import PgqrsError, Unavailable
 from pgqrs_core.events import Consumed, Outcome, OutcomeKind
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_core.operations.settle import Failure, ack, nack, release
+from pgqrs_core.threads import join
 
 if TYPE_CHECKING:
     from pgqrs_core.engine import Engine
@@ -86,8 +87,7 @@ class Settler:
         """Write what is left, if the server is there, and stop."""
         self._closing = True
         self._wake.set()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout=5)
+        join(self._thread)
         try:
             self.flush()
         except Unavailable as error:

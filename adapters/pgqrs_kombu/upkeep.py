@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from pgqrs_core.errors import PgqrsError
 from pgqrs_core.operations import maintenance
+from pgqrs_core.threads import join
 from pgqrs_kombu import topology
 
 if TYPE_CHECKING:
@@ -100,8 +101,7 @@ class Upkeep:
         with self._changed:
             self._closing = True
             self._changed.notify()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join(timeout=5)
+        join(self._thread)
 
     def _start(self) -> None:
         if self._thread is None and not self._closing:
