@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from functools import partial
 
 from pgqrs_core.hookspecs import AdapterInfo, MigrationSource, hookimpl
+from pgqrs_core.requirements import missing
 
 __all__ = ["pgqrs_adapters", "pgqrs_migrations"]
 
@@ -16,7 +17,7 @@ def pgqrs_adapters() -> AdapterInfo:
         name="celery",
         version="0.1.0",
         summary="result backend pgqrs:// for Celery: results, groups and chords",
-        check=lambda: None if find_spec("celery") else "Celery is not installed: pip install 'pgqrs-py[celery]'",
+        check=partial(missing, "celery", "celery"),
     )
 
 

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
+from functools import partial
 
 from pgqrs_core.hookspecs import AdapterInfo, MigrationSource, hookimpl
+from pgqrs_core.requirements import missing
 
 __all__ = ["ADAPTER", "COMPONENT", "pgqrs_adapters", "pgqrs_migrations"]
 
@@ -13,15 +14,14 @@ ADAPTER = "kombu"
 COMPONENT = "kombu"
 
 
-def _check() -> str | None:
-    return None if find_spec("kombu") else "kombu is not installed: pip install 'pgqrs-py[kombu]'"
-
-
 @hookimpl
 def pgqrs_adapters() -> AdapterInfo:
     """Describe the transport."""
     return AdapterInfo(
-        name=ADAPTER, version="0.1.0", summary="the transport pgqrs:// for Kombu and Celery", check=_check
+        name=ADAPTER,
+        version="0.1.0",
+        summary="the transport pgqrs:// for Kombu and Celery",
+        check=partial(missing, "kombu", "kombu"),
     )
 
 
