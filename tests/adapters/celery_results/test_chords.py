@@ -11,7 +11,6 @@ from typing import Any
 
 import pytest
 from celery import Celery, chord, states
-
 from pgqrs_celery import chord_operations
 from pgqrs_celery.housekeeping import Housekeeper
 
@@ -169,7 +168,9 @@ def test_the_result_and_the_count_are_stored_together_or_not_at_all(
     app: Celery, published: Published, pgqrs_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     begin(app, 2)
-    monkeypatch.setattr(chord_operations, "return_part", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("killed")))
+    monkeypatch.setattr(
+        chord_operations, "return_part", lambda *args, **kwargs: (_ for _ in ()).throw(OSError("killed"))
+    )
 
     with pytest.raises(OSError, match="killed"):
         finish(app, 0)

@@ -88,7 +88,9 @@ def test_while_it_waits_nothing_is_asked(
     run, run_in = engine.run, engine.run_in
     monkeypatch.setattr(engine, "run", lambda make, *args, **kwargs: (asked.append(make.__name__), run(make, *args))[1])
     monkeypatch.setattr(
-        engine, "run_in", lambda connection, make, *args: (asked.append(make.__name__), run_in(connection, make, *args))[1]
+        engine,
+        "run_in",
+        lambda connection, make, *args: (asked.append(make.__name__), run_in(connection, make, *args))[1],
     )
     # The looks for what was being stored meanwhile come at 0.05, 0.3, 1.55 and 7.8 s.
     time.sleep(2)
