@@ -15,6 +15,7 @@ import psycopg
 from celery import Celery
 from psycopg.rows import dict_row
 
+from . import files  # noqa: F401 - makes files:// known
 from .tasks import register
 
 __all__ = ["Broker", "Workers", "ask", "eventually", "make_app", "notes_in", "request_of"]
