@@ -55,7 +55,8 @@ def test_install_names_its_steps_and_does_nothing_the_second_time(native: Native
 
     assert first
     assert second == []
-    assert client.admin.schema_version() == len(first)
+    # Adapters and plugins bring steps of their own; the version is the core's.
+    assert client.admin.schema_version() == sum(step.startswith("pgqrs ") for step in first)
 
 
 def test_uninstall_names_the_queues_and_leaves_nothing(client: Any) -> None:
