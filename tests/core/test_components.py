@@ -36,7 +36,7 @@ def check(*component: tuple[int, str, bool]) -> None:
 
 
 def test_a_component_without_its_tables_is_named_with_the_remedy() -> None:
-    with pytest.raises(SchemaError, match="tables of mail.*pgqrs install"):
+    with pytest.raises(SchemaError, match=r"tables of mail.*pgqrs install"):
         check()
 
 

@@ -22,6 +22,7 @@ def canvas(app: Celery) -> dict[str, tuple[Any, Any]]:
         "a chain": (chain(add.s(1, 2), mul.s(10), add.s(1), app=app), 31),
         "a group": (group([add.s(i, i) for i in range(10)], app=app), [2 * i for i in range(10)]),
         "a chord": (chord([add.s(i, i) for i in range(10)], total.s()), 90),
+        "a chord of none": (chord([], total.s(), app=app), 0),
         "a chord of 100": (chord([add.s(i, i) for i in range(100)], total.s()), 9900),
         "a chord of one": (chord([add.s(1, 1)], total.s()), 2),
         "a group, then a task": (chain(one, total.s(), app=app), 6),
@@ -32,6 +33,10 @@ def canvas(app: Celery) -> dict[str, tuple[Any, Any]]:
         "a chord of chords": (
             chord([chord([add.s(i, 1), add.s(i, 2)], total.s()) for i in range(3)], total.s()),
             15,
+        ),
+        "a chord in a chord, in its place": (
+            chord([add.s(0, 1), chord([add.s(1, 1), add.s(2, 2)], total.s()), add.s(5, 5)], collect.s()),
+            [[1, 6, 10]],
         ),
         "a chord with groups in it": (chord([add.s(0, 1), group([add.s(1, 1), add.s(2, 2)], app=app)], collect.s()), 0),
         "a chord whose body is a chain": (chord([add.s(1, 1), add.s(2, 2)], chain(total.s(), mul.s(10), app=app)), 60),
@@ -165,16 +170,17 @@ def test_progress_is_seen_while_a_task_runs(app: Celery, workers: Workers) -> No
     assert heard[-2:] == ["PROGRESS", "SUCCESS"]
 
 
-def test_expired_results_are_removed_by_a_worker_without_beat(app: Celery, workers: Workers, pgqrs_dsn: str) -> None:
+def test_expired_results_are_removed_by_a_worker_without_beat(
+    app: Celery, workers: Workers, pgqrs_dsn: str, backend_url: str
+) -> None:
     app.backend.store_result("old", 1, states.SUCCESS)
     ask(pgqrs_dsn, "update pgqrs.celery_results set expires_at = '2020-01-01'")
 
-    workers.start(pool="prefork", concurrency=1)
+    workers.start(pool="prefork", concurrency=1, result_backend=f"{backend_url}&application_name=worker")
 
     eventually(lambda: ask(pgqrs_dsn, "select * from pgqrs.celery_results") == [])
     # Between two rounds an idle worker holds no connection for this.
-    idle = "select 1 from pg_stat_activity where datname = current_database() and application_name = 'pgqrs'"
-    app.backend.close()
+    idle = "select 1 from pg_stat_activity where datname = current_database() and application_name = 'worker'"
     eventually(lambda: ask(pgqrs_dsn, idle) == [])
 
 
