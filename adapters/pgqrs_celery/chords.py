@@ -29,6 +29,7 @@ from pgqrs_celery.chord_operations import Claimed, Part
 from pgqrs_celery.encoding import decode, id_of
 from pgqrs_celery.operations import store_result
 from pgqrs_celery.publishing import publishing_in, shares_database
+from pgqrs_core.errors import Unavailable
 
 __all__ = ["ChordsMixin"]
 
@@ -186,6 +187,10 @@ class ChordsMixin:
             with connection.transaction(), publishing_in(connection):
                 self._publish(maybe_signature(body, app=self.app), values)
         except Exception as error:
+            if connection.closed:
+                # Nothing of the transaction is left: all of it is to be tried again.
+                target = self.config.target
+                raise Unavailable(f"lost the connection to {target}: {error}", target=target, in_flight=True) from error
             return error
         return None
 

@@ -9,10 +9,12 @@ from typing import Any, Final
 
 from celery import signals
 
-from pgqrs_celery import operations
+from pgqrs_celery import chord_operations, operations
+from pgqrs_celery.sql import COMPONENT, MIGRATIONS
 from pgqrs_core.engine import Engine
-from pgqrs_core.errors import PgqrsError
+from pgqrs_core.errors import PgqrsError, SchemaMissing
 from pgqrs_core.operations.maintenance import elect, resign
+from pgqrs_core.operations.schema import check_component
 
 __all__ = ["Housekeeper"]
 
@@ -49,10 +51,17 @@ class Housekeeper:
     def round(self) -> bool:
         """Do one round if no other worker does; tell whether it was ours to do."""
         with Engine(self._backend.config) as engine:
+            try:
+                engine.run(check_component, engine.schema, COMPONENT, MIGRATIONS)
+            except SchemaMissing:
+                # Whoever stores the first result installs it, or says that it is missing.
+                return False
             if not engine.transact(elect, self._holder, self._interval * 2.5, role=_ROLE):
                 return False
             engine.run(operations.prune)
-        self._backend.take_over_chords()
+            abandoned = engine.run(chord_operations.abandoned)
+        if abandoned:
+            self._backend.take_over_chords()
         return True
 
     def _run(self) -> None:

@@ -10,7 +10,7 @@ from by_hand import make_queue, text_of
 
 import pgqrs_core.sql
 from pgqrs_core.effects import Execute
-from pgqrs_core.sql import MIGRATIONS, Query, queries, read_queries
+from pgqrs_core.sql import MIGRATIONS, Query, queries, read_migrations, read_queries
 
 CORE = Path(pgqrs_core.__file__).parent
 SHELVES = [CORE, CORE.parent / "adapters", CORE.parent / "plugins"]
@@ -45,9 +45,23 @@ CLEAR = frozenset(
     ]
 )
 
-STATEMENTS = [pytest.param(query, id=name) for name, query in queries.items()]
+#: The statements of each adapter that has some, by its package.
+CATALOGUES = {
+    path.parent.parent.name: read_queries(f"{path.parent.parent.name}.sql")
+    for path in CORE.parent.glob("adapters/*/sql/__init__.py")
+}
+STATEMENTS = [pytest.param(query, id=name) for name, query in queries.items()] + [
+    pytest.param(query, id=f"{package}-{name}")
+    for package, catalogue in CATALOGUES.items()
+    for name, query in catalogue.items()
+]
 BLOCKS = [
     pytest.param(block, id=f"{step.version:04}-{name}") for step in MIGRATIONS for name, block in step.blocks.items()
+] + [
+    pytest.param(block, id=f"{path.parent.parent.parent.name}-{step.version:04}-{name}")
+    for path in CORE.parent.glob("adapters/*/sql/migrations/__init__.py")
+    for step in read_migrations(f"{path.parent.parent.parent.name}.sql.migrations")
+    for name, block in step.blocks.items()
 ]
 
 
@@ -103,10 +117,10 @@ def test_every_statement_is_used() -> None:
 def test_every_name_that_is_used_exists() -> None:
     used = set(re.findall(r'queries\["(\w+)"\]', source()))
     # Adapters bring catalogues of their own, under the same name.
-    known = [set(queries), *(set(read_queries(f"{package}.sql")) for package in ("pgqrs_kombu", "pgqrs_celery"))]
+    known = set(queries).union(*CATALOGUES.values())
 
     assert used
-    assert used - set().union(*known) == set()
+    assert used - known == set()
 
 
 @pytest.mark.parametrize("query", STATEMENTS + BLOCKS)

@@ -59,7 +59,7 @@ def test_with_the_core_dependencies_alone_everything_but_the_extras_imports(whee
     python = tmp_path / "bare" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", str(wheel)], check=True)
     program = (
-        "import pgqrs_core, pgqrs_native, pgqrs_native.plugin, pgqrs_embedded\n"
+        "import pgqrs_core, pgqrs_native, pgqrs_native.plugin, pgqrs_celery.plugin, pgqrs_embedded\n"
         "from pgqrs_core import Plugins\n"
         "plugins = Plugins.load()\n"
         "print(sorted(one.name for one in plugins.loaded), plugins.broken)\n"

@@ -1360,3 +1360,26 @@ def test_an_engine_is_shared_by_many_threads(engine: SyncHarness) -> None:
         found = list(pool.map(lambda _: engine.bodies(), range(12)))
 
     assert sorted(int(body) for bodies in found for body in bodies) == list(range(120))
+
+
+class TestALentTransaction:
+    def test_what_runs_in_it_commits_together(self, engine: SyncHarness, pgqrs_dsn: str) -> None:
+        with engine.engine.transaction() as connection:
+            engine.engine.run_in(connection, queues.pause_queue, "jobs")
+            assert ask(pgqrs_dsn, "select count(*) from pgqrs.queues where paused_at is not null") == [(0,)]
+
+        assert ask(pgqrs_dsn, "select count(*) from pgqrs.queues where paused_at is not null") == [(1,)]
+
+    def test_it_rolls_back_when_the_block_fails_and_gives_its_connection_back(
+        self, engine: SyncHarness, pgqrs_dsn: str
+    ) -> None:
+        def fail_late() -> None:
+            with engine.engine.transaction() as connection:
+                engine.engine.run_in(connection, queues.pause_queue, "jobs")
+                raise KeyError
+
+        with pytest.raises(KeyError):
+            fail_late()
+
+        assert ask(pgqrs_dsn, "select count(*) from pgqrs.queues where paused_at is not null") == [(0,)]
+        assert engine.engine.connections.total == 1

@@ -51,11 +51,12 @@ on conflict (group_id) do update set
   expires_at = case
     when c.expires_at > excluded.expires_at - %(expires)s::float8 * interval '0.1 second' then c.expires_at
     else excluded.expires_at end,
-  claim = case when c.finished_at is null and c.done + 1 = c.size + c.added then %(claim)s else c.claim end,
+  claim = case when c.done + 1 = c.size + c.added then %(claim)s else c.claim end,
   claimed_until = case
-    when c.finished_at is null and c.done + 1 = c.size + c.added
-    then statement_timestamp() + %(seconds)s::float8 * interval '1 second'
+    when c.done + 1 = c.size + c.added then statement_timestamp() + %(seconds)s::float8 * interval '1 second'
     else c.claimed_until end
+-- The look above may be older than the chord's end, which removed the parts and with them what tells a second one.
+where c.finished_at is null
 returning c.claim = %(claim)s, c.header, c.content_type;
 
 -- name: claim_chord

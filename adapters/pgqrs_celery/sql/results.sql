@@ -37,9 +37,11 @@ from unnest(%(ids)s::text[]) wanted(task_id) join {schema}.celery_results r on r
 where r.expires_at is null or r.expires_at > statement_timestamp();
 
 -- name: forget_result
+-- A task whose result is forgotten is pending, as one that nobody has heard of.
 delete from {schema}.celery_results where task_id = %(task_id)s;
 
 -- name: save_group
+-- Keep the structure of a group's results; saved again, it is replaced.
 insert into {schema}.celery_groups as g (group_id, result, content_type, expires_at)
 values (%(group_id)s, %(result)s, %(content_type)s,
   statement_timestamp() + %(expires)s::float8 * interval '1 second')
@@ -47,10 +49,12 @@ on conflict (group_id) do update set result = excluded.result, content_type = ex
   date_done = statement_timestamp(), expires_at = excluded.expires_at;
 
 -- name: read_group
+-- The structure of a group's results, as it was saved.
 select result, content_type, date_done from {schema}.celery_groups
 where group_id = %(group_id)s and (expires_at is null or expires_at > statement_timestamp());
 
 -- name: delete_group
+-- Forget the structure; the results of the tasks stay.
 delete from {schema}.celery_groups where group_id = %(group_id)s;
 
 -- name: await_results
@@ -62,6 +66,7 @@ from unnest(%(ids)s::text[]) wanted(task_id)
 on conflict (task_id, channel) do update set until = excluded.until;
 
 -- name: await_no_more
+-- Take back what `await_results` asked for.
 delete from {schema}.celery_waiters w using unnest(%(ids)s::text[]) gone(task_id)
 where w.task_id = gone.task_id and w.channel = %(channel)s;
 
@@ -78,6 +83,7 @@ with gone as materialized (
 delete from {schema}.celery_results r using gone where r.task_id = gone.task_id returning 1;
 
 -- name: prune_groups
+-- Remove up to `limit` saved groups that have expired.
 with gone as materialized (
   select group_id from {schema}.celery_groups
   where expires_at <= statement_timestamp() order by expires_at limit %(limit)s for update skip locked

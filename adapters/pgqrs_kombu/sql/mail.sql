@@ -61,10 +61,12 @@ with stored as (
 select count(pg_notify(%(channel)s, (-s.queue_id)::text)::text)::int from stored s;
 
 -- name: mail_size
+-- How many pieces of mail wait: what a queue declared passively answers with.
 select count(*)::int from {schema}.kombu_mail
 where queue_id = %(queue_id)s and (expires_at is null or expires_at > statement_timestamp());
 
 -- name: purge_mail relaxed
+-- Remove all mail of an ephemeral queue; answers with how many there were.
 with gone as (delete from {schema}.kombu_mail where queue_id = %(queue_id)s returning queue_id)
 select count(*)::int from gone;
 

@@ -20,9 +20,11 @@ with made as (
 select type from made union all select type from {schema}.kombu_exchanges where name = %(name)s limit 1;
 
 -- name: find_exchange
+-- The type of a declared exchange.
 select type from {schema}.kombu_exchanges where name = %(name)s;
 
 -- name: exchange_names
+-- For the command: every declared exchange.
 select name from {schema}.kombu_exchanges order by name;
 
 -- name: delete_exchange
@@ -51,9 +53,11 @@ on conflict (name) do update set
 returning q.queue_id, q.ephemeral;
 
 -- name: find_declared
+-- What a queue was declared with; its name is known while it exists.
 select queue_id, ephemeral, message_ttl, arguments::text from {schema}.kombu_queues where name = %(name)s;
 
 -- name: consumer_count
+-- Consumers that have been heard of lately: a killed one counts until its time is up.
 select count(*) from {schema}.kombu_consumers where queue_id = %(queue_id)s and until > statement_timestamp();
 
 -- name: bind
@@ -71,6 +75,7 @@ with exchange as (
 select (select type from exchange), count(b.queue_id), count(pg_notify(%(channel)s, '0')::text) from bound b;
 
 -- name: unbind
+-- Take one binding back; an exchange declared with auto_delete goes with its last one.
 with gone as (
   delete from {schema}.kombu_bindings b using {schema}.kombu_queues q
   where q.name = %(queue)s and b.queue_id = q.queue_id and b.exchange = %(exchange)s
@@ -111,6 +116,7 @@ where q.queue_id = %(queue_id)s and q.auto_delete
                   where c.queue_id = q.queue_id and c.until > statement_timestamp());
 
 -- name: list_bindings
+-- For `celery list bindings`: each queue, its exchange and routing key.
 select q.name, b.exchange, b.routing_key
 from {schema}.kombu_bindings b join {schema}.kombu_queues q on q.queue_id = b.queue_id
 order by b.exchange, q.name, b.routing_key;

@@ -1,6 +1,6 @@
 """Fixtures of the tests of Celery's result backend.
 
-The broker is a fixture: any broker that several processes can share will do, so the same tests run on each.
+The broker is a fixture: any that several processes can share will do.
 """
 
 from __future__ import annotations
@@ -32,17 +32,22 @@ def backend_url(pgqrs_dsn: str) -> str:
 
 
 @pytest.fixture
-def broker(tmp_path: Path) -> Broker:
-    """A broker that processes of this test share, in files."""
-    folder = tmp_path / "broker"
+def broker(backend_url: str, tmp_path: Path) -> Broker:
+    """A broker that processes of this test share: pgqrs itself, or else files."""
+    if find_spec("pgqrs_kombu") is not None:
+        return Broker(backend_url, {})
+    folder, done = tmp_path / "broker", tmp_path / "done"
     folder.mkdir()
+    done.mkdir()
     options = {
         "data_folder_in": str(folder),
         "data_folder_out": str(folder),
+        "processed_folder": str(done),
+        "store_processed": True,
         "control_folder": str(tmp_path / "control"),
         "polling_interval": 0.02,
     }
-    return Broker("filesystem://", options)
+    return Broker("files://localhost", options)
 
 
 @pytest.fixture

@@ -15,9 +15,10 @@ import psycopg
 from celery import Celery
 from psycopg.rows import dict_row
 
+from . import files  # noqa: F401 - makes files:// known
 from .tasks import register
 
-__all__ = ["Broker", "Workers", "ask", "eventually", "listening", "make_app", "notes_in", "request_of"]
+__all__ = ["Broker", "Workers", "ask", "eventually", "make_app", "notes_in", "request_of"]
 
 
 class Broker(NamedTuple):
@@ -50,16 +51,6 @@ def ask(dsn: str, statement: str, *params: Any) -> list[dict[str, Any]]:
     with psycopg.connect(dsn, autocommit=True, row_factory=dict_row) as connection:
         cursor = connection.execute(statement, params or None)
         return cursor.fetchall() if cursor.description else []
-
-
-def listening(dsn: str) -> list[int]:
-    """The server processes whose last statement is about waiting, or that listen, in this database."""
-    rows = ask(
-        dsn,
-        "select pid from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
-        " and application_name = 'pgqrs' and pid in (select pid from pg_stat_activity)",
-    )
-    return [row["pid"] for row in rows]
 
 
 def eventually(condition: Callable[[], Any], seconds: float = 15.0) -> Any:
@@ -101,6 +92,8 @@ class Workers:
             **os.environ,
             "TEST_SETTINGS": json.dumps(settings_of(self._url, self._broker, settings)),
             "TEST_NOTES": str(self.notes),
+            # Or a worker of root's refuses pickle.
+            "C_FORCE_ROOT": "1",
             "PYTHONPATH": os.pathsep.join([str(Path(__file__).parent), *filter(None, sys.path)]),
         }
         command = [sys.executable, "-m", "celery", "-A", "tasks", "worker", "-P", pool, "-c", str(concurrency)]

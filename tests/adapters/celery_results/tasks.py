@@ -110,6 +110,9 @@ def note(entry: dict[str, Any]) -> None:
 
 
 if "TEST_SETTINGS" in os.environ:
+    # Here this folder is on the path.
+    import files  # noqa: F401 - makes files:// known
+
     app = Celery("tasks")
     app.conf.update(json.loads(os.environ["TEST_SETTINGS"]))
     register(app)

@@ -10,11 +10,11 @@ from collections.abc import Callable
 from typing import Any
 
 import pytest
-from celery import Celery, chord, states
+from celery import Celery, states
 from pgqrs_celery import chord_operations
 from pgqrs_celery.housekeeping import Housekeeper
 
-from .support import ask, eventually, request_of
+from .support import ask, request_of
 
 GROUP = "g1"
 
@@ -32,6 +32,12 @@ class Published:
             self.fails -= 1
             raise RuntimeError("the broker is gone")
         self.values.append(values)
+
+
+@pytest.fixture
+def app(open_app: Callable[..., Celery]) -> Celery:
+    """An application whose broker is elsewhere."""
+    return open_app(broker_url="memory://")
 
 
 @pytest.fixture
@@ -351,20 +357,3 @@ def test_a_broker_beside_the_results_is_recognised_by_its_address(
     assert not shares(f"{backend_url};pgqrs://elsewhere/db")
     assert not shares("pgqrs://elsewhere/db")
     assert not shares("amqp://guest@localhost//")
-
-
-def test_a_chord_of_no_tasks_calls_its_body(app: Celery, workers: Any) -> None:
-    workers.start(pool="solo")
-
-    assert chord([], app.signature("total"), app=app).delay().get(timeout=20) == 0
-
-
-def test_a_nested_header_keeps_its_shape(app: Celery, workers: Any) -> None:
-    workers.start(pool="threads", concurrency=2)
-    add, collect = app.tasks["add"], app.tasks["collect"]
-    inner = chord([add.s(1, 1), add.s(2, 2)], app.tasks["total"].s())
-
-    result = chord([add.s(0, 1), inner, add.s(5, 5)], collect.s()).delay()
-
-    assert result.get(timeout=30) == [[1, 6, 10]]
-    eventually(lambda: app.backend.store.run(chord_operations.abandoned) == [])
