@@ -5,9 +5,9 @@ Importing this package makes the scheme known; with the package installed Celery
 
 from __future__ import annotations
 
-from pgqrs_kombu.outbox import in_transaction
+from pgqrs_kombu.outbox import batch, in_transaction
 from pgqrs_kombu.registration import register
 
-__all__ = ["in_transaction"]
+__all__ = ["batch", "in_transaction"]
 
 register()

@@ -14,7 +14,7 @@ from pgqrs_core.operations.traffic import announce, outgoing, prepared
 from pgqrs_kombu import mail
 from pgqrs_kombu.envelope import compose
 from pgqrs_kombu.errors import not_found
-from pgqrs_kombu.outbox import current_connection
+from pgqrs_kombu.outbox import current_batch, current_connection
 from pgqrs_kombu.plugin import ADAPTER
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ class Publisher:
         self._hold_eta = hold_eta
 
     def publish(self, message: dict[str, Any], exchange: str, routing_key: str) -> bool:
-        """Store a message in every queue it is routed to, and tell whether there was one.
+        """Store a message in every queue it is routed to, and tell whether there was one; in a batch, at its end.
 
         Raises:
             NotFound: there is no such exchange.
@@ -63,6 +63,11 @@ class Publisher:
             Unavailable, EnqueueUnknown: the server is away.
         """
         parcel = self.route(message, exchange, routing_key)
+        gathering = current_batch()
+        if gathering is not None:
+            if not parcel.is_empty:
+                gathering.add(self, parcel)
+            return not parcel.is_empty
         if parcel.post is None and len(parcel.drafts) == 1 and current_connection() is None:
             return self._send_one(parcel.drafts[0])
         if parcel.post is not None and not parcel.drafts and current_connection() is None:

@@ -19,6 +19,7 @@ from pgqrs_kombu import channel as channels
 from pgqrs_kombu import topology
 from pgqrs_kombu.broker import Broker, broker_for
 from pgqrs_kombu.errors import CHANNEL_ERRORS, CONNECTION_ERRORS, RECOVERABLE_CONNECTION_ERRORS
+from pgqrs_kombu.groups import publish_groups_together
 from pgqrs_kombu.intake import STALE, Intake
 from pgqrs_kombu.options import Options
 from pgqrs_kombu.url import config_of, keep_alternates, masked, port_of
@@ -316,3 +317,4 @@ def _open_gates(client: Connection) -> None:
         gate = getattr(sys.modules.get(module), name, None)
         if gate is not None and (option is None or options.get(option)):
             gate.compatible_transports.add(Transport.driver_type)
+    publish_groups_together()
