@@ -7,6 +7,7 @@ few connections to PostgreSQL. It outlives each of them as long as another is op
 from __future__ import annotations
 
 import atexit
+import contextlib
 import logging
 import os
 import secrets
@@ -117,6 +118,14 @@ class Broker:
                 _brokers.pop(self.key, None)
             self.close()
 
+    def hang_up(self) -> None:
+        """The process ends, and with it all connections, closed or not: do what any broker does then."""
+        self.upkeep.release_all()
+        for user in list(self._users):
+            # One that cannot be closed leaves its deliveries to the end of their leases.
+            with contextlib.suppress(PgqrsError):
+                user.close_connection(user)
+
     def close(self) -> None:
         """Write what is left to write, and close all connections."""
         self.upkeep.close()
@@ -207,7 +216,7 @@ def _at_exit() -> None:
         if broker.pid == os.getpid():
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
-                broker.upkeep.release_all()
+                broker.hang_up()
                 broker.close()
 
 

@@ -17,6 +17,7 @@ from psycopg.rows import tuple_row
 
 from pgqrs_core.drivers import session
 from pgqrs_core.drivers.faults import RETRY, STALE, cannot_connect, translate
+from pgqrs_core.drivers.patience import AsyncConnection, limit_of
 from pgqrs_core.drivers.session import Link, Shelf
 from pgqrs_core.drivers.statements import NO_ROWS, Statements, has_rows, prepare_adapters
 from pgqrs_core.effects import Effect, Execute, Op, Rows, Wait
@@ -25,7 +26,7 @@ from pgqrs_core.errors import PgqrsError, ServerError, TimedOut, Unavailable
 __all__ = ["Connections", "drive", "open_link", "perform", "perform_borrowed"]
 
 T = TypeVar("T")
-AsyncLink = Link["psycopg.AsyncConnection[Any]", "psycopg.AsyncCursor[Any]"]
+AsyncLink = Link["AsyncConnection", "psycopg.AsyncCursor[Any]"]
 
 
 async def drive(op: Op[T], perform: Callable[[Effect], Awaitable[Any]]) -> T:
@@ -54,6 +55,8 @@ async def perform(link: AsyncLink, statements: Statements, effect: Execute, *, t
     text = statements.render(effect).named
     try:
         unusual = query.flags & session.UNUSUAL
+        if "patient" in unusual:
+            connection.limit = None
         if link.pooled:
             return await _perform_pooled(connection, text, effect, timeout)
         if unusual:
@@ -66,6 +69,8 @@ async def perform(link: AsyncLink, statements: Statements, effect: Execute, *, t
         return await cursor.fetchall() if has_rows(cursor) else NO_ROWS
     except psycopg.Error as error:
         raise translate(error, target=target, broken=connection.broken) from error
+    finally:
+        connection.limit = limit_of(timeout)
 
 
 async def _perform_pooled(
@@ -89,9 +94,7 @@ async def _perform_pooled(
 
 
 @asynccontextmanager
-async def _special(
-    connection: psycopg.AsyncConnection[Any], flags: frozenset[str], timeout: float
-) -> AsyncIterator[None]:
+async def _special(connection: AsyncConnection, flags: frozenset[str], timeout: float) -> AsyncIterator[None]:
     """Lift what would hinder a long or an unusual statement, and put it back."""
     wanted = {"patient": "statement_timeout = 0", "bitmap": "enable_bitmapscan = on"}
     before = {"patient": f"statement_timeout = {round(timeout * 1000)}", "bitmap": "enable_bitmapscan = off"}
@@ -123,9 +126,10 @@ async def perform_borrowed(
 async def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed: bool) -> AsyncLink:
     """Connect and set the session up."""
     try:
-        connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
+        connection = await AsyncConnection.connect(conninfo, autocommit=True)
     except psycopg.Error as error:
         raise cannot_connect(error, target=target) from error
+    connection.limit = limit_of(query_timeout)
     try:
         prepare_adapters(connection)
         row = await (await connection.execute(session.BACKEND)).fetchone()
@@ -162,7 +166,7 @@ class Connections:
         self._conninfo = conninfo
         self._patience = patience
         self._query_timeout = query_timeout
-        self._shelf: Shelf[psycopg.AsyncConnection[Any], psycopg.AsyncCursor[Any]] = Shelf(limit=limit, keep=keep)
+        self._shelf: Shelf[AsyncConnection, psycopg.AsyncCursor[Any]] = Shelf(limit=limit, keep=keep)
         self._waiting: set[asyncio.Future[None]] = set()
         self._closed = False
         self.target = target

@@ -1,10 +1,9 @@
-"""Prepared statements by libpq's own blocking call.
+"""Prepared statements by libpq's own calls.
 
 A psycopg cursor serves every query and every kind of waiting; of the 60 µs of Python that it takes a statement, two thirds
 are spent on generality that the catalogue's fixed statements do not need. This is the short way for them: the same
-connection, parameters in the simplest wire format, rows by psycopg's own loaders. The wait happens inside libpq with the
-GIL released; Ctrl-C is seen when the server has answered, which the query timeout bounds. Under gevent, behind a pooler
-and for rare kinds of parameters the cursor is used instead. See docs/adr/0005-short-way-for-prepared-statements.md.
+connection, parameters in the simplest wire format, rows by psycopg's own loaders. Under gevent, behind a pooler and for
+rare kinds of parameters the cursor is used instead. See docs/adr/0005-short-way-for-prepared-statements.md.
 """
 
 from __future__ import annotations
@@ -19,11 +18,14 @@ from psycopg.adapt import Transformer
 from psycopg.pq import ExecStatus, Format
 
 from pgqrs_core.arrays import ByteaArray
+from pgqrs_core.drivers.patience import answers
 from pgqrs_core.drivers.session import PREPARED_MAX
+from pgqrs_core.readiness import Readiness
 
 if TYPE_CHECKING:
-    import psycopg
+    from psycopg.pq.abc import PGresult
 
+    from pgqrs_core.drivers.patience import Connection
     from pgqrs_core.drivers.statements import Statement
 
 __all__ = ["Prepared", "is_usable", "wire"]
@@ -40,7 +42,7 @@ _TEXT: Final[Mapping[type, Callable[[Any], bytes]]] = {
 
 
 def is_usable() -> bool:
-    """Tell whether blocking inside libpq is right here: not where gevent has made blocking cooperative."""
+    """Tell whether blocking by ourselves is right here: not where gevent has made blocking cooperative."""
     monkey = sys.modules.get("gevent.monkey")
     return monkey is None or not monkey.is_module_patched("select")
 
@@ -71,8 +73,9 @@ def wire(values: Sequence[object]) -> tuple[list[bytes | None], list[int]] | Non
 class Prepared:
     """The statements prepared on one connection."""
 
-    def __init__(self, connection: psycopg.Connection[Any]) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection = connection
+        self._readiness = Readiness(connection.pgconn.socket)
         self._names: dict[bytes, bytes] = {}
         self._count = 0
 
@@ -84,10 +87,8 @@ class Prepared:
         """
         pgconn = self._connection.pgconn
         name = self._names.get(statement.positional) or self._prepare(statement)
-        # psycopg's annotation forgets that a parameter may be null.
-        result = pgconn.exec_prepared(name, data, formats, Format.BINARY)  # type: ignore[arg-type]
-        if result.status not in _GOOD:
-            raise errors.error_from_result(result, encoding="utf-8")
+        pgconn.send_query_prepared(name, data, formats, Format.BINARY)
+        result = self._answer()
         if not result.ntuples:
             return []
         transformer = Transformer(self._connection)
@@ -101,8 +102,15 @@ class Prepared:
             self._connection.execute("deallocate all")
         self._count += 1
         name = b"pgqrs_%d" % self._count
-        result = pgconn.prepare(name, statement.positional)
-        if result.status not in _GOOD:
-            raise errors.error_from_result(result, encoding="utf-8")
+        pgconn.send_prepare(name, statement.positional)
+        self._answer()
         self._names[statement.positional] = name
         return name
+
+    def _answer(self) -> PGresult:
+        """Return the last result, for what goes wrong in the commit comes after the rows."""
+        connection = self._connection
+        result = answers(connection.pgconn, self._readiness, connection.limit)[-1]
+        if result.status not in _GOOD:
+            raise errors.error_from_result(result, encoding="utf-8")
+        return result

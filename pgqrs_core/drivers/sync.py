@@ -17,6 +17,7 @@ from psycopg.rows import tuple_row
 
 from pgqrs_core.drivers import session
 from pgqrs_core.drivers.faults import RETRY, STALE, cannot_connect, translate
+from pgqrs_core.drivers.patience import Connection, limit_of
 from pgqrs_core.drivers.prepared import Prepared, is_usable, wire
 from pgqrs_core.drivers.session import Link, Shelf
 from pgqrs_core.drivers.statements import NO_ROWS, Statements, has_rows, prepare_adapters
@@ -26,7 +27,7 @@ from pgqrs_core.errors import PgqrsError, ServerError, TimedOut, Unavailable
 __all__ = ["Connections", "drive", "open_link", "perform", "perform_borrowed"]
 
 T = TypeVar("T")
-SyncLink = Link["psycopg.Connection[Any]", "psycopg.Cursor[Any]"]
+SyncLink = Link["Connection", "psycopg.Cursor[Any]"]
 
 
 def drive(op: Op[T], perform: Callable[[Effect], Any]) -> T:
@@ -60,6 +61,8 @@ def perform(link: SyncLink, statements: Statements, effect: Execute, *, timeout:
                 return link.prepared.execute(statement, *encoded)
         text = statement.named
         unusual = query.flags & session.UNUSUAL
+        if "patient" in unusual:
+            connection.limit = None
         if link.pooled:
             return _perform_pooled(connection, text, effect, timeout)
         if unusual:
@@ -72,6 +75,8 @@ def perform(link: SyncLink, statements: Statements, effect: Execute, *, timeout:
         return cursor.fetchall() if has_rows(cursor) else NO_ROWS
     except psycopg.Error as error:
         raise translate(error, target=target, broken=connection.broken) from error
+    finally:
+        connection.limit = limit_of(timeout)
 
 
 def _perform_pooled(connection: psycopg.Connection[Any], text: bytes, effect: Execute, timeout: float) -> Rows:
@@ -93,7 +98,7 @@ def _perform_pooled(connection: psycopg.Connection[Any], text: bytes, effect: Ex
 
 
 @contextmanager
-def _special(connection: psycopg.Connection[Any], flags: frozenset[str], timeout: float) -> Iterator[None]:
+def _special(connection: Connection, flags: frozenset[str], timeout: float) -> Iterator[None]:
     """Lift what would hinder a long or an unusual statement, and put it back."""
     wanted = {"patient": "statement_timeout = 0", "bitmap": "enable_bitmapscan = on"}
     before = {"patient": f"statement_timeout = {round(timeout * 1000)}", "bitmap": "enable_bitmapscan = off"}
@@ -123,9 +128,10 @@ def perform_borrowed(connection: psycopg.Connection[Any], statements: Statements
 def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed: bool) -> SyncLink:
     """Connect and set the session up."""
     try:
-        connection = psycopg.connect(conninfo, autocommit=True)
+        connection = Connection.connect(conninfo, autocommit=True)
     except psycopg.Error as error:
         raise cannot_connect(error, target=target) from error
+    connection.limit = limit_of(query_timeout)
     try:
         prepare_adapters(connection)
         row = connection.execute(session.BACKEND).fetchone()
@@ -166,7 +172,7 @@ class Connections:
         self._conninfo = conninfo
         self._patience = patience
         self._query_timeout = query_timeout
-        self._shelf: Shelf[psycopg.Connection[Any], psycopg.Cursor[Any]] = Shelf(limit=limit, keep=keep)
+        self._shelf: Shelf[Connection, psycopg.Cursor[Any]] = Shelf(limit=limit, keep=keep)
         self._free = threading.Condition()
         self._closed = False
         self.target = target

@@ -3,6 +3,7 @@
 The fixtures are in ``pgqrs_core.testing.postgres``: ``pytest_plugins = ["pgqrs_core.testing.postgres"]``.
 """
 
+from pgqrs_core.testing.proxy import Proxy
 from pgqrs_core.testing.servers import docker_server, find_bindir, throw_away_cluster, with_database
 
-__all__ = ["docker_server", "find_bindir", "throw_away_cluster", "with_database"]
+__all__ = ["Proxy", "docker_server", "find_bindir", "throw_away_cluster", "with_database"]

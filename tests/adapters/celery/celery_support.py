@@ -116,6 +116,26 @@ class Crew:
         self._workers.append(Worker(self, name, pool, arguments, env))
         return self._workers[-1].ready()
 
+    def command(self, *arguments: str, seconds: float | None = None) -> str:
+        """Run ``celery`` with these arguments, to its end or for some seconds, and return what it prints."""
+        process = subprocess.Popen(
+            [sys.executable, "-u", "-m", "celery", "-A", "celery_app", *arguments],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            env=self.environment,
+            cwd=self.directory,
+        )
+        try:
+            output, _ = process.communicate(timeout=seconds or 2 * PATIENCE)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            output, _ = process.communicate()
+            assert seconds, output
+            return output
+        assert process.returncode == 0, output
+        return output
+
     def notes(self) -> Counter[str]:
         """What tasks noted, and how often."""
         return Counter(self._notes.read_text().splitlines()) if self._notes.exists() else Counter()

@@ -11,6 +11,8 @@ import pytest
 from celery_support import Crew
 from kombu_support import eventually
 
+from pgqrs_core.testing import Proxy
+
 if TYPE_CHECKING:
     from pgqrs_core.cluster import Cluster
 
@@ -108,3 +110,23 @@ def test_children_that_are_replaced_leave_the_workers_connections_alone(crew: Cr
     crew.wait_for(*(f"say {number}" for number in range(20)))
     eventually(crew.is_empty)
     worker.stop()
+
+
+@pytest.mark.parametrize("pool", ["prefork", "threads"])
+def test_a_worker_whose_connections_hang_goes_on_over_new_ones(
+    make_crew: Callable[[str], Crew], pgqrs_dsn: str, pool: str
+) -> None:
+    with Proxy(pgqrs_dsn) as proxy:
+        crew = make_crew(proxy.dsn)
+        worker = crew.start(pool, "-c", "1", options={"lease": 2.0, "query_timeout": 1.0})
+        crew.tasks.slow.delay("a", 1)
+        crew.wait_for("begin a")
+        proxy.freeze()
+        # Not through what hangs.
+        near = Crew(pgqrs_dsn, crew.directory)
+        near.tasks.say.delay("next")
+        crew.wait_for("say next", "end a", patience=60)
+        eventually(near.is_empty, 60)
+        near.close()
+        os.kill(worker.process.pid, signal.SIGTERM)
+        assert worker.process.wait(30) == 0, worker.log

@@ -22,6 +22,18 @@ with Consumer(connection.channel(), [Queue("q")], on_message=got.append, accept=
     os._exit(0)
 """
 
+#: Ends without a word, with one message in hand and others on their way.
+HOLD_AND_END = """
+import sys
+from kombu import Connection, Consumer, Queue
+connection = Connection(sys.argv[1])
+got = []
+consumer = Consumer(connection.channel(), [Queue("q"), Queue("own", exclusive=True)], on_message=got.append, accept=None)
+consumer.consume()
+while not got:
+    connection.drain_events(timeout=20)
+"""
+
 
 def publish(bench: Bench, *bodies: object, queue: str = "q") -> None:
     producer = Producer(bench.connect())
@@ -88,6 +100,15 @@ def test_what_a_dead_process_held_is_delivered_again_and_marked(bench: Bench) ->
     message = Inbox(bench.connect(), Queue("q")).wait(1)[0]
     assert message.payload == "x"
     assert message.delivery_info["redelivered"] is True
+
+
+def test_what_a_process_held_that_ended_without_closing_is_given_back_at_once(bench: Bench) -> None:
+    publish(bench, "x", "y")
+
+    bench.python(HOLD_AND_END)
+
+    assert bench.sql("select count(*) from pgqrs.q_q where lease_until <= now()") == [(2,)]
+    assert bench.sql("select name from pgqrs.kombu_queues where name = 'own'") == []
 
 
 def test_requeueing_keeps_place_and_priority_and_ends_as_a_dead_letter(bench: Bench) -> None:

@@ -1,0 +1,116 @@
+"""An end to the wait for a server that has stopped answering.
+
+The server itself cancels a statement that runs for too long. One that does not answer even then – a host that froze, a
+proxy that hangs, a route that is gone while the kernel still keeps the connection – would be waited for without end, and
+with it a worker's loop, or the lock that its thread holds. TCP's own timeouts see only peers that acknowledge nothing.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Generator
+from typing import TYPE_CHECKING, Any, Final, TypeVar
+
+import psycopg
+from psycopg import errors
+
+from pgqrs_core.readiness import Readiness
+
+if TYPE_CHECKING:
+    from psycopg.pq.abc import PGconn, PGresult
+
+__all__ = ["AsyncConnection", "Connection", "answers", "give_up", "limit_of"]
+
+#: Seconds beyond the query timeout that a server has for saying that it has cancelled a statement.
+_GRACE: Final = 5.0
+#: Seconds between two looks at the clock.
+_INTERVAL: Final = 0.1
+
+RV = TypeVar("RV")
+
+
+def limit_of(query_timeout: float) -> float | None:
+    """Return the seconds after which a server that says nothing is given up; None for never, when nothing is cancelled."""
+    return query_timeout + _GRACE if query_timeout else None
+
+
+def give_up(seconds: float) -> psycopg.Error:
+    """Return the error for a server that has not answered for so long."""
+    return errors.ConnectionFailure(f"no answer within {seconds:g} s; the server, or the way to it, hangs")
+
+
+def answers(pgconn: PGconn, readiness: Readiness, limit: float | None) -> list[PGresult]:
+    """Return all results of what was sent, after at most ``limit`` seconds.
+
+    Raises:
+        psycopg.OperationalError: the connection broke, or the server did not answer in time.
+    """
+    deadline = time.monotonic() + limit if limit is not None else None
+    while pgconn.flush():
+        _await_room(pgconn, deadline, limit)
+    results: list[PGresult] = []
+    while True:
+        while pgconn.is_busy():
+            left = _left(deadline, limit)
+            if readiness.wait(left):
+                pgconn.consume_input()
+        result = pgconn.get_result()
+        if result is None:
+            return results
+        results.append(result)
+
+
+def _await_room(pgconn: PGconn, deadline: float | None, limit: float | None) -> None:
+    """Wait until more can be sent; what the server says meanwhile must be read, or it reads no more either."""
+    poll = select.poll()
+    poll.register(pgconn.socket, select.POLLIN | select.POLLOUT)
+    for _, event in poll.poll(_left(deadline, limit) * 1000):
+        if event & select.POLLIN:
+            pgconn.consume_input()
+
+
+def _left(deadline: float | None, limit: float | None) -> float:
+    if deadline is None or limit is None:
+        return 3600.0
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise give_up(limit)
+    return left
+
+
+def _bounded(waiting: Generator[Any, Any, RV], limit: float) -> Generator[Any, Any, RV]:
+    """Wait as psycopg does, which looks up at intervals, but for at most ``limit`` seconds."""
+    deadline = time.monotonic() + limit
+    try:
+        wanted = next(waiting)
+        while True:
+            ready = yield wanted
+            if not ready and time.monotonic() > deadline:
+                raise give_up(limit)
+            wanted = waiting.send(ready)
+    except StopIteration as end:
+        result: RV = end.value
+        return result
+
+
+class Connection(psycopg.Connection[Any]):
+    """A psycopg connection that waits for each answer for a limited time."""
+
+    #: Seconds; None for no limit.
+    limit: float | None = None
+
+    def wait(self, gen: Any, interval: float = _INTERVAL, **more: Any) -> Any:  # type: ignore[override]
+        """Wait for an answer."""
+        return super().wait(gen if self.limit is None else _bounded(gen, self.limit), interval, **more)
+
+
+class AsyncConnection(psycopg.AsyncConnection[Any]):
+    """The same on an event loop."""
+
+    #: Seconds; None for no limit.
+    limit: float | None = None
+
+    async def wait(self, gen: Any, interval: float = _INTERVAL, **more: Any) -> Any:  # type: ignore[override]
+        """Wait for an answer."""
+        return await super().wait(gen if self.limit is None else _bounded(gen, self.limit), interval, **more)

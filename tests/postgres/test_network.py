@@ -1,0 +1,110 @@
+"""What the network does to connections, each test on the blocking and on the asynchronous engine."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pytest
+from harness import ask, meanwhile, until
+
+from pgqrs_core.effects import Execute, Op
+from pgqrs_core.errors import EnqueueUnknown, Unavailable
+from pgqrs_core.operations import queues, schema
+from pgqrs_core.sql import Query
+from pgqrs_core.testing import Proxy
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from harness import Harness
+
+
+@pytest.fixture
+def proxy(pgqrs_dsn: str) -> Iterator[Proxy]:
+    with Proxy(pgqrs_dsn) as running:
+        yield running
+
+
+@pytest.fixture
+def far(open_harness: Callable[..., Harness], proxy: Proxy, monkeypatch: pytest.MonkeyPatch) -> Harness:
+    """An engine whose server is behind the proxy, and is given up after half a second."""
+    monkeypatch.setattr("pgqrs_core.drivers.patience._GRACE", 0.3)
+    harness = open_harness(proxy.dsn, query_timeout_seconds=0.2)
+    harness.transact(schema.install, harness.engine.schema)
+    harness.create("jobs")
+    return harness
+
+
+def stored(dsn: str) -> int:
+    return int(ask(dsn, "select count(*) from pgqrs.q_jobs")[0][0])
+
+
+def test_an_enqueue_whose_reply_never_comes_is_of_unknown_outcome(far: Harness, proxy: Proxy, pgqrs_dsn: str) -> None:
+    far.send(b"first")
+    proxy.swallow_replies()
+
+    with pytest.raises(EnqueueUnknown, match="no answer within"):
+        far.send(b"second")
+
+    # It did arrive, and the next one goes over a new connection.
+    far.send(b"third")
+    assert stored(pgqrs_dsn) == 3
+
+
+def test_a_server_that_hangs_is_given_up_and_met_again(far: Harness, proxy: Proxy, pgqrs_dsn: str) -> None:
+    far.send(b"first")
+    proxy.freeze()
+
+    with pytest.raises(Unavailable, match="no answer within"):
+        far.send(b"second")
+
+    far.send(b"third")
+    assert far.bodies() == [b"first", b"third"]
+
+
+def test_a_transaction_that_hangs_is_given_up(far: Harness, proxy: Proxy) -> None:
+    far.send(b"first")
+    proxy.freeze()
+
+    with pytest.raises(Unavailable, match="no answer within"):
+        far.create("more")
+
+    far.create("more")
+    assert far.run(queues.list_queues)[0].name == "jobs"
+
+
+def test_a_waiting_consumer_whose_connections_hang_is_told_so_and_served_over_new_ones(
+    far: Harness, proxy: Proxy, pgqrs_dsn: str
+) -> None:
+    def send_late() -> None:
+        until(far.waits_for, "it waits")
+        proxy.freeze()
+        ask(pgqrs_dsn, "insert into pgqrs.q_jobs (lane, body) values (0, 'late')")
+
+    with meanwhile(send_late), pytest.raises(Unavailable, match="no answer within"):
+        far.bodies(patience=30)
+
+    assert far.bodies() == [b"late"]
+
+
+def test_a_connection_that_is_cut_is_replaced(far: Harness, proxy: Proxy) -> None:
+    far.send(b"first")
+    proxy.cut()
+
+    assert far.bodies() == [b"first"]
+
+
+def test_a_statement_that_may_take_its_time_is_waited_for(far: Harness) -> None:
+    def nap() -> Op[Any]:
+        return (yield Execute(Query("nap", "select pg_sleep(1)", frozenset({"patient"}))))
+
+    assert far.run(nap)
+
+
+def test_a_body_larger_than_all_buffers_gets_through(far: Harness, proxy: Proxy) -> None:
+    far.create("large", max_body_bytes=50_000_000)
+    body = bytes(range(256)) * 40_000
+    proxy.delay = 0.0001
+    far.send(body, queue="large")
+
+    assert far.bodies(queue="large") == [body]
