@@ -15,8 +15,9 @@ POOLS = [
     pytest.param("prefork", ("-c", "2")),
     pytest.param("threads", ("-c", "4")),
     pytest.param("solo", ()),
-    pytest.param(
-        "gevent", ("-c", "10"), marks=pytest.mark.skipif(not importlib.util.find_spec("gevent"), reason="needs gevent")
+    *(
+        pytest.param(pool, ("-c", "10"), marks=pytest.mark.skipif(not importlib.util.find_spec(pool), reason="missing"))
+        for pool in ("gevent", "eventlet")
     ),
 ]
 
