@@ -60,16 +60,16 @@ def create_queue(name: str, options: QueueOptions) -> Op[Queue]:
     Raises:
         InvalidQueueName: if no queue may be called so.
         QueueExists: if it exists with other options; the error shows the difference.
-        SchemaTooNew: newer code has changed the schema since; what this code creates would not fit.
+        SchemaTooNew: it does not exist, and newer code has changed the schema since: what this code creates would not fit.
     """
     check_name(name)
     stored = msgspec.json.encode(options).decode()
     suffix = table_suffix(name)
-    yield from pause_migrations()
+    schema = yield from pause_migrations()
     rows = yield Execute(queries["insert_queue"], {"name": name, "suffix": suffix, "options": stored})
     if rows:
         queue = queue_of(rows[0])
-        yield from build_queue(queue)
+        yield from build_queue(queue, schema)
         return queue
     queue = yield from find_queue(name)
     if queue.options != options:

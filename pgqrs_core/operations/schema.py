@@ -113,21 +113,23 @@ def _apply(component: str, step: Migration) -> Op[None]:
     )
 
 
-def pause_migrations() -> Op[None]:
-    """Let no migration run until this transaction ends, so that a queue made in it gets every step.
+def pause_migrations() -> Op[str]:
+    """Let no migration run until this transaction ends, so that a queue made in it gets every step. Return the schema."""
+    rows = yield Execute(queries["migration_pause"])
+    schema: str = rows[0][0]
+    return schema
+
+
+def build_queue(queue: Queue, schema: str) -> Op[None]:
+    """Create the tables of a queue, as all migrations so far have left them.
 
     Raises:
-        SchemaTooNew: steps were applied that this code does not know, and would not apply to a new queue.
+        SchemaTooNew: steps were applied that this code does not know, and so cannot apply to these tables.
     """
-    rows = yield Execute(queries["migration_pause"])
     applied = yield Execute(queries["applied_migrations"], {"component": COMPONENT})
     installed = max((row[0] for row in applied), default=0)
     if installed > SUPPORTED:
-        raise SchemaTooNew(rows[0][0], installed, SUPPORTED)
-
-
-def build_queue(queue: Queue) -> Op[None]:
-    """Create the tables of a queue, as all migrations so far have left them."""
+        raise SchemaTooNew(schema, installed, SUPPORTED)
     for step in MIGRATIONS:
         yield from _apply_to_queue(step, queue)
 

@@ -560,8 +560,9 @@ class TestQueueNames:
         assert check_name(name) == name
 
 
-#: What a queue's creation is answered first: the schema's name, and its version.
-READY = ([("pgqrs", "")], [(schema.SUPPORTED, "c", True)])
+#: What a queue's creation is answered: the name of the schema that it locked, and later the steps that were applied to it.
+LOCKED = [("pgqrs", "")]
+APPLIED = [(schema.SUPPORTED, "c", True)]
 
 
 class TestQueues:
@@ -569,30 +570,35 @@ class TestQueues:
         op = queues.create_queue("jobs", QueueOptions())
 
         played = play(
-            op, *READY, [queue_row()], *[[] for step in MIGRATIONS for _ in step.blocks.keys() & {"queue", "archive"}]
+            op,
+            LOCKED,
+            [queue_row()],
+            APPLIED,
+            *[[] for step in MIGRATIONS for _ in step.blocks.keys() & {"queue", "archive"}],
         )
 
-        assert played.names[2:5] == ["insert_queue", "queue", "archive"]
+        assert played.names[1:5] == ["insert_queue", "applied_migrations", "queue", "archive"]
         assert played.result.name == "jobs"
 
     def test_without_an_archive_no_table_for_it_is_built(self) -> None:
         played = play(
             queues.create_queue("jobs", QueueOptions(archive=False)),
-            *READY,
+            LOCKED,
             [queue_row(archive=False)],
+            APPLIED,
             *[[] for step in MIGRATIONS if "queue" in step.blocks],
         )
 
         assert "archive" not in played.names
 
     def test_creating_it_again_with_the_same_options_changes_nothing(self) -> None:
-        played = play(queues.create_queue("jobs", QueueOptions()), *READY, [], [queue_row()])
+        played = play(queues.create_queue("jobs", QueueOptions()), LOCKED, [], [queue_row()])
 
-        assert played.names == ["migration_pause", "applied_migrations", "insert_queue", "find_queue"]
+        assert played.names == ["migration_pause", "insert_queue", "find_queue"]
 
     def test_creating_it_again_with_other_options_shows_the_difference(self) -> None:
         with pytest.raises(QueueExists) as caught:
-            play(queues.create_queue("jobs", QueueOptions(max_attempts=9)), *READY, [], [queue_row()])
+            play(queues.create_queue("jobs", QueueOptions(max_attempts=9)), LOCKED, [], [queue_row()])
 
         assert caught.value.differences == {"max_attempts": (5, 9)}
 
@@ -844,10 +850,10 @@ STEPS = [
 
 class TestSchema:
     def test_a_queue_is_not_made_by_code_that_does_not_know_its_newest_step(self) -> None:
-        newer = [*READY[1], (schema.SUPPORTED + 1, "d", True)]
+        newer = [*APPLIED, (schema.SUPPORTED + 1, "d", True)]
 
         with pytest.raises(SchemaTooNew):
-            play(queues.create_queue("jobs", QueueOptions()), READY[0], newer)
+            play(queues.create_queue("jobs", QueueOptions()), LOCKED, [queue_row()], newer)
 
     def test_a_missing_schema_is_created(self) -> None:
         played = play(schema.install("pgqrs", migrations=STEPS[:1]), [], [(False,)], [], [], [(1, "c", True)])
