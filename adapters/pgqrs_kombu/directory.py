@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from pgqrs_kombu import topology
-from pgqrs_kombu.topology import Declared, Table
+from pgqrs_kombu.routing import Table, exchange_table
+from pgqrs_kombu.topology import Declared
 
 if TYPE_CHECKING:
     from pgqrs_core.engine import Engine
@@ -45,7 +46,7 @@ class Directory:
     def read(self, exchange: str) -> Table | None:
         """Read an exchange's table anew."""
         now = time.monotonic()
-        found = self._engine.run(topology.exchange_table, exchange)
+        found = self._engine.run(exchange_table, exchange)
         if found is None:
             self._tables.pop(exchange, None)
         else:

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pgqrs_core.engine import Engine
     from pgqrs_core.plugins import Plugins
     from pgqrs_kombu.directory import Directory
-    from pgqrs_kombu.topology import Route
+    from pgqrs_kombu.routing import Route
 
 __all__ = ["Parcel", "Publisher"]
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -17,12 +16,11 @@ from pgqrs_core.operations.schema import check_component, install_all
 from pgqrs_core.plugins import Plugins
 from pgqrs_kombu.errors import not_equivalent, not_found, unknown_type
 from pgqrs_kombu.plugin import COMPONENT
+from pgqrs_kombu.routing import pattern_of
 from pgqrs_kombu.sql import MIGRATIONS, queries
 
 __all__ = [
     "Declared",
-    "Route",
-    "Table",
     "bind",
     "declare_exchange",
     "declare_queue",
@@ -31,14 +29,12 @@ __all__ = [
     "delete_exchange",
     "delete_if_left",
     "exchange_names",
-    "exchange_table",
     "find_declared",
     "forget",
     "leave",
     "list_bindings",
     "mailbox_queue",
     "migrated",
-    "pattern_of",
     "prepare_schema",
     "renew",
     "sweep_orphans",
@@ -57,31 +53,6 @@ class Declared(NamedTuple):
     name: str
     mailbox: int | None
     message_ttl: float | None
-
-
-class Route(NamedTuple):
-    """A binding of a durable queue."""
-
-    routing_key: str
-    pattern: re.Pattern[str] | None
-    queue: str
-    message_ttl: float | None
-
-    def matches(self, kind: str, routing_key: str) -> bool:
-        """Tell whether a message with this routing key goes this way."""
-        if kind == "fanout":
-            return True
-        if self.pattern is not None:
-            return self.pattern.fullmatch(routing_key + ".") is not None
-        return self.routing_key == routing_key
-
-
-class Table(NamedTuple):
-    """An exchange: its type, its bindings to durable queues, and whether there are others."""
-
-    kind: str
-    routes: tuple[Route, ...]
-    has_mailboxes: bool
 
 
 def prepare_schema(schema: str, plugins: Plugins, create: bool | None) -> Op[None]:
@@ -292,29 +263,6 @@ def exchange_names() -> Op[list[str]]:
 def list_bindings() -> Op[list[tuple[str, str, str]]]:
     """Return queue, exchange and routing key of every binding."""
     return [tuple(row) for row in (yield Execute(queries["list_bindings"]))]
-
-
-def exchange_table(name: str) -> Op[Table | None]:
-    """Return an exchange with its bindings, or None."""
-    rows = yield Execute(queries["exchange_table"], {"name": name})
-    if not rows:
-        return None
-    routes = [
-        Route(key, re.compile(pattern.removeprefix("^").removesuffix("$")) if pattern else None, queue, ttl)
-        for _, key, pattern, queue, ephemeral, ttl, _ in rows
-        if queue is not None and not ephemeral
-    ]
-    return Table(rows[0][0], tuple(routes), any(row[4] for row in rows))
-
-
-def pattern_of(routing_key: str) -> str:
-    """Return a binding key of a topic exchange as a regular expression on a routing key with a dot behind it.
-
-    ``*`` is one word, ``#`` any number of them, none included. With a dot behind every word each of them translates by
-    itself. The expression means the same to Python and to PostgreSQL.
-    """
-    words = {"*": r"[^.]*\.", "#": r"(?:[^.]*\.)*"}
-    return "".join(words.get(word, re.escape(word) + r"\.") for word in routing_key.split("."))
 
 
 def renew(consumer: int, mailboxes: Sequence[int], seconds: float, schema: str) -> Op[set[int]]:
