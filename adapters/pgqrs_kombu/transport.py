@@ -21,6 +21,7 @@ from pgqrs_kombu.broker import Broker, broker_for
 from pgqrs_kombu.errors import CHANNEL_ERRORS, CONNECTION_ERRORS, RECOVERABLE_CONNECTION_ERRORS
 from pgqrs_kombu.intake import STALE, Intake
 from pgqrs_kombu.options import Options
+from pgqrs_kombu.tasks import surround_tasks
 from pgqrs_kombu.url import config_of, keep_alternates, masked, port_of
 
 if TYPE_CHECKING:
@@ -80,6 +81,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self._stale_at: float | None = None
         keep_alternates(client)
         _open_gates(client)
+        surround_tasks()
 
     # Connecting
 

@@ -21,7 +21,7 @@ from pgqrs_native.roster import CLAIM, LATE, PAUSE, TICK, Roster
 from pgqrs_native.routing import Outcome, Reject, Retry, Task, note_refused, outcomes_of, sort_out
 from pgqrs_native.settler import portions
 from pgqrs_native.shared import check_archives, marker
-from pgqrs_native.traffic import ADAPTER
+from pgqrs_native.traffic import ADAPTER, surrounding
 
 __all__ = ["AsyncWorker"]
 
@@ -146,7 +146,15 @@ class AsyncWorker(Roster):
         marks = self._marks.take(queue.id)
         try:
             found = await engine.on(
-                name, incoming, marks, limit=limit, lease=lease, patience=0.0, plugins=engine.plugins, adapter=ADAPTER
+                name,
+                incoming,
+                marks,
+                limit=limit,
+                lease=lease,
+                patience=0.0,
+                plugins=engine.plugins,
+                adapter=ADAPTER,
+                managed=True,
             )
         finally:
             self._marks.give(queue.id, marks)
@@ -196,12 +204,13 @@ class AsyncWorker(Roster):
         failure: BaseException | None = None
         argument = task.messages if task.route.batch is not None else task.messages[0]
         try:
-            if inspect.iscoroutinefunction(task.route.function):
-                result = await task.route.function(argument)
-            else:
-                result = await asyncio.to_thread(task.route.function, argument)
-                if inspect.isawaitable(result):
-                    result = await result
+            with surrounding(self._client.engine.plugins, task.messages):
+                if inspect.iscoroutinefunction(task.route.function):
+                    result = await task.route.function(argument)
+                else:
+                    result = await asyncio.to_thread(task.route.function, argument)
+                    if inspect.isawaitable(result):
+                        result = await result
         except asyncio.CancelledError as error:
             failure = TimeoutError(LATE) if self._stopping.is_set() else error
         except BaseException as error:

@@ -6,6 +6,7 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from pgqrs_core.errors import PayloadError
+from pgqrs_core.events import Handled
 from pgqrs_core.messages import Delivery, Lease, Queue
 
 __all__ = ["Message"]
@@ -26,7 +27,9 @@ class Message(Generic[T]):
         "_delivery",
         "_payload",
         "_queue",
+        "began_at",
         "claimed_at",
+        "ended_at",
         "error",
         "lease_lost",
         "lease_seconds",
@@ -49,6 +52,9 @@ class Message(Generic[T]):
         self._payload = payload
         #: When it was claimed, in seconds since the epoch by this machine's clock.
         self.claimed_at = claimed_at
+        #: When its handler began and ended, by the same clock; for a reader without handlers, the claim. None: not yet.
+        self.began_at: float | None = None
+        self.ended_at: float | None = None
         #: For how many seconds it was claimed.
         self.lease_seconds = lease_seconds
         self.error = error
@@ -118,6 +124,12 @@ class Message(Generic[T]):
     def body(self) -> bytes:
         """The payload as it was stored."""
         return self._delivery.body
+
+    @property
+    def handled(self) -> Handled:
+        """What plugins are told of it when its handler is called."""
+        delivery = self._delivery
+        return Handled(delivery.id, delivery.attempt, delivery.raw_headers)
 
     @property
     def lease(self) -> Lease:

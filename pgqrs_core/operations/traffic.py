@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pgqrs_core.effects import Op
-from pgqrs_core.events import ConsumeBatch, Draft, EnqueueBatch, Enqueued
+from pgqrs_core.events import Claimed, ConsumeBatch, Draft, EnqueueBatch, Enqueued
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_core.operations.claim import receive
 from pgqrs_core.operations.enqueue import enqueue
@@ -34,6 +34,22 @@ def outgoing(
 
     Inside the caller's transaction (no ``doorbell``) nothing is observed: it may yet roll back.
     """
+    if plugins.hooks.surrounds_enqueue:
+        batch = EnqueueBatch(queue.name, adapter, drafts)
+        with plugins.hooks.around_enqueue(batch):
+            batch.ids = ids = yield from _outgoing(queue, drafts, plugins, adapter, doorbell, clock)
+        return ids
+    return (yield from _outgoing(queue, drafts, plugins, adapter, doorbell, clock))
+
+
+def _outgoing(
+    queue: Queue,
+    drafts: list[Draft],
+    plugins: Plugins,
+    adapter: str,
+    doorbell: Doorbell | None,
+    clock: Callable[[], float],
+) -> Op[list[int]]:
     drafts = prepared(queue.name, drafts, plugins=plugins, adapter=adapter)
     if not plugins.hooks.observes_enqueue or doorbell is None:
         return (yield from enqueue(queue, drafts, doorbell))
@@ -70,10 +86,27 @@ def incoming(
     patience: float,
     plugins: Plugins,
     adapter: str,
+    managed: bool = False,
+    clock: Callable[[], float] = time.time,
 ) -> Op[list[Delivery]]:
-    """Claim, letting plugins change what was claimed before anybody decodes it."""
-    found = yield from receive(queue, marks, limit=limit, lease=lease, patience=patience)
+    """Claim, letting plugins see and change what was claimed before anybody decodes it.
+
+    ``managed`` says that the adapter calls handlers, surrounded by plugins, for what was claimed.
+    """
     hooks = plugins.hooks
+    looks: list[float] = []
+    watch = hooks.observes_claim
+    found = yield from receive(
+        queue,
+        marks,
+        limit=limit,
+        lease=lease,
+        patience=patience,
+        on_look=(lambda: looks.append(clock())) if watch else None,
+    )
+    if found and watch:
+        now = clock()
+        hooks.after_claim(Claimed(queue.name, adapter, found, now, max(now - looks[-1], 0.0), managed))
     if not found or not hooks.transforms_consume:
         return found
     batch = ConsumeBatch(queue.name, adapter, found)
