@@ -52,7 +52,7 @@ class _Base:
         self.plugins = plugins or default_plugins(frozenset(self.config.plugins.blocked))
         self.statements = Statements(self.schema)
         self._begin()
-        note_engine(self)  # type: ignore[arg-type]
+        self._number = note_engine(self)  # type: ignore[arg-type]
 
     def _begin(self) -> None:
         """Forget everything that belongs to one process; a forked child begins anew and closes nothing it inherited."""
@@ -68,7 +68,8 @@ class _Base:
 
     def figures(self) -> EngineFigures:
         """Return what the engine is doing, without asking the server."""
-        return figures_of(self.connections.usage, self._wakeups.watch if self._wakeups is not None else None)
+        watch = self._wakeups.watch if self._wakeups is not None else None
+        return figures_of(self._number, self.connections.usage, watch)
 
     def _stop_server(self) -> None:
         if self._server is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 import weakref
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -27,6 +28,7 @@ class EngineFigures(msgspec.Struct, frozen=True):
     """One engine at this moment. Counts of events run from its beginning.
 
     Attributes:
+        number: Which engine of this process it is, counted from 1.
         pool: Its connections; the one of wake-ups is not among them.
         listening: Whether notifications can arrive; None if nobody has waited yet.
         watched: Queues that somebody here waits for.
@@ -35,6 +37,7 @@ class EngineFigures(msgspec.Struct, frozen=True):
         losses: How often that connection broke, or could not be made.
     """
 
+    number: int
     pool: PoolUsage
     listening: bool | None
     watched: int
@@ -43,21 +46,23 @@ class EngineFigures(msgspec.Struct, frozen=True):
     losses: int
 
 
-def figures_of(pool: PoolUsage, watch: Watch | None) -> EngineFigures:
+def figures_of(number: int, pool: PoolUsage, watch: Watch | None) -> EngineFigures:
     """Put the figures of a pool and of the wake-ups together; ``watch`` is None while there are none."""
     if watch is None:
-        return EngineFigures(pool, None, 0, 0, 0, 0)
-    return EngineFigures(pool, watch.listening, watch.watched, watch.rings, watch.probes, watch.losses)
+        return EngineFigures(number, pool, None, 0, 0, 0, 0)
+    return EngineFigures(number, pool, watch.listening, watch.watched, watch.rings, watch.probes, watch.losses)
 
 
 _lock = threading.Lock()
 _engines: Final[weakref.WeakSet[Engine | AsyncEngine]] = weakref.WeakSet()
+_numbers: Final = itertools.count(1)
 
 
-def note_engine(engine: Engine | AsyncEngine) -> None:
-    """Let `process_figures` know of an engine, as long as somebody keeps it."""
+def note_engine(engine: Engine | AsyncEngine) -> int:
+    """Let `process_figures` know of an engine, as long as somebody keeps it, and return its number."""
     with _lock:
         _engines.add(engine)
+        return next(_numbers)
 
 
 def process_figures() -> list[EngineFigures]:

@@ -62,8 +62,6 @@ def compose(
     encode = plugins.serializers.encode
     drafts: list[Draft] = []
     known: dict[Any, dict[str, Any] | None] = {}
-    # Plugins change headers in place: then each draft, and the caller, must have its own.
-    own = plugins.hooks.transforms_enqueue
     for payload in payloads:
         kind, body = encode(payload, content_type)
         cls: Any = type(payload)
@@ -71,7 +69,7 @@ def compose(
             name = type_name(cls)
             known[cls] = {"message_type": name, **(headers or {})} if name else headers
         shared = known[cls]
-        drafts.append(Draft(queue, body, kind, dict(shared) if shared and own else shared, priority, delay, at, ttl))
+        drafts.append(Draft(queue, body, kind, shared, priority, delay, at, ttl))
     return drafts
 
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pgqrs_core.marks import Marks
     from pgqrs_core.plugins import Plugins
 
-__all__ = ["announce", "incoming", "outgoing", "prepared", "put_back"]
+__all__ = ["announce", "incoming", "outgoing", "prepared", "put_back", "written"]
 
 
 def outgoing(
@@ -34,22 +34,23 @@ def outgoing(
 
     Inside the caller's transaction (no ``doorbell``) nothing is observed: it may yet roll back.
     """
-    if plugins.hooks.surrounds_enqueue:
-        batch = EnqueueBatch(queue.name, adapter, drafts)
-        with plugins.hooks.around_enqueue(batch):
-            batch.ids = ids = yield from _outgoing(queue, drafts, plugins, adapter, doorbell, clock)
-        return ids
-    return (yield from _outgoing(queue, drafts, plugins, adapter, doorbell, clock))
+    if not plugins.hooks.surrounds_enqueue:
+        return (yield from written(queue, drafts, plugins, adapter, doorbell, clock))
+    batch = EnqueueBatch(queue.name, adapter, drafts)
+    with plugins.hooks.around_enqueue(batch):
+        batch.ids = yield from written(queue, drafts, plugins, adapter, doorbell, clock)
+    return list(batch.ids)
 
 
-def _outgoing(
+def written(
     queue: Queue,
     drafts: list[Draft],
     plugins: Plugins,
     adapter: str,
     doorbell: Doorbell | None,
-    clock: Callable[[], float],
+    clock: Callable[[], float] = time.perf_counter,
 ) -> Op[list[int]]:
+    """Enqueue as `outgoing` does, for whoever has surrounded it already."""
     drafts = prepared(queue.name, drafts, plugins=plugins, adapter=adapter)
     if not plugins.hooks.observes_enqueue or doorbell is None:
         return (yield from enqueue(queue, drafts, doorbell))
@@ -63,6 +64,10 @@ def prepared(queue: str, drafts: list[Draft], *, plugins: Plugins, adapter: str)
     """Return what plugins make of drafts before they are stored."""
     if not plugins.hooks.transforms_enqueue:
         return drafts
+    for draft in drafts:
+        # Plugins change headers in place: each draft has its own then, and the caller keeps his.
+        if draft.headers is not None:
+            draft.headers = dict(draft.headers)
     batch = EnqueueBatch(queue, adapter, drafts)
     plugins.hooks.before_enqueue(batch)
     return batch.drafts
