@@ -12,8 +12,10 @@ process QUEUE   consumer  the producer's span, or for a batch a link to each pro
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
+from functools import lru_cache
+from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
 from opentelemetry import context, propagate, trace
@@ -25,6 +27,7 @@ from pgqrs_otel.conventions import ATTEMPT, BATCH_COUNT, ERROR_TYPE, MESSAGE_ID,
 
 if TYPE_CHECKING:
     from opentelemetry.context import Context
+    from opentelemetry.propagators.textmap import TextMapPropagator
     from opentelemetry.trace import TracerProvider
 
     from pgqrs_core.events import Claimed, Draft, EnqueueBatch, Handling
@@ -44,8 +47,7 @@ class Tracing:
         self._tracer = trace.get_tracer("pgqrs", tracer_provider=provider)
 
     @hookimpl
-    @contextmanager
-    def pgqrs_around_enqueue(self, batch: EnqueueBatch) -> Iterator[None]:
+    def pgqrs_around_enqueue(self, batch: EnqueueBatch) -> AbstractContextManager[None]:
         """Trace the enqueueing, and put its context into the headers of messages that carry none."""
         attributes = about(batch.queue, batch.adapter, "enqueue", "send")
         if len(batch.drafts) > 1:
@@ -56,10 +58,7 @@ class Tracing:
         )
         inner = trace.set_span_in_context(span)
         _inject(bare, inner)
-        with _running(span, inner):
-            yield
-            if len(batch.ids) == 1:
-                span.set_attribute(MESSAGE_ID, str(batch.ids[0]))
+        return _Work(span, inner, batch)
 
     @hookimpl
     def pgqrs_after_claim(self, event: Claimed) -> None:
@@ -81,8 +80,7 @@ class Tracing:
         span.end(ended)
 
     @hookimpl
-    @contextmanager
-    def pgqrs_around_handler(self, handling: Handling) -> Iterator[None]:
+    def pgqrs_around_handler(self, handling: Handling) -> AbstractContextManager[None]:
         """Trace a call of a handler, as the current span."""
         messages = handling.messages
         attributes = about(handling.queue, handling.adapter, "process", "process")
@@ -101,8 +99,7 @@ class Tracing:
         span = self._tracer.start_span(
             f"process {handling.queue}", outer, kind=SpanKind.CONSUMER, attributes=attributes, links=links
         )
-        with _running(span, trace.set_span_in_context(span, outer)):
-            yield
+        return _Work(span, trace.set_span_in_context(span, outer))
 
     def _is_idle(self) -> bool:
         """Tell whether nobody collects spans."""
@@ -110,35 +107,55 @@ class Tracing:
         return isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
 
 
-@contextmanager
-def _running(span: Span, inner: Context) -> Iterator[None]:
-    """Make a span the current one, and note how its work ends."""
-    token = context.attach(inner)
-    try:
-        yield
-    except BaseException as error:
+class _Work(AbstractContextManager[None]):
+    """Makes a span the current one, and ends it with what became of its work.
+
+    Written out: a generator, as contextlib would have it, takes longer than all of this.
+    """
+
+    __slots__ = ("_batch", "_inner", "_span", "_token")
+
+    def __init__(self, span: Span, inner: Context, batch: EnqueueBatch | None = None) -> None:
+        self._span = span
+        self._inner = inner
+        self._batch = batch
+
+    def __enter__(self) -> None:
+        self._token = context.attach(self._inner)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace_back: TracebackType | None
+    ) -> None:
+        context.detach(self._token)
+        span = self._span
         if span.is_recording():
-            span.set_attribute(ERROR_TYPE, type(error).__qualname__)
-            span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
-            span.record_exception(error)
-        raise
-    finally:
-        context.detach(token)
+            if self._batch is not None and len(self._batch.ids) == 1:
+                span.set_attribute(MESSAGE_ID, str(self._batch.ids[0]))
+            if error is not None:
+                span.set_attribute(ERROR_TYPE, type(error).__qualname__)
+                span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
+                span.record_exception(error)
         span.end()
 
 
 def _sort(drafts: Iterable[Draft]) -> tuple[list[Draft], list[Link]]:
     """Return the drafts that carry no trace context yet, and links to the contexts that the others carry."""
-    fields = propagate.get_global_textmap().fields
+    fields = _fields(propagate.get_global_textmap())
     bare: list[Draft] = []
-    found: dict[SpanContext, None] = {}
+    found: dict[tuple[int, int], SpanContext] = {}
     for draft in drafts:
         headers = draft.headers
         if headers is None or fields.isdisjoint(headers):
             bare.append(draft)
         elif len(found) < _MOST:
-            found[_context_of(headers)] = None
-    return bare, [Link(one) for one in found if one.is_valid]
+            _note(headers, found)
+    return bare, [Link(one) for one in found.values()]
+
+
+@lru_cache(maxsize=4)
+def _fields(propagator: TextMapPropagator) -> frozenset[str]:
+    """Return the headers that a propagator writes. It puts them together anew at each call."""
+    return frozenset(propagator.fields)
 
 
 def _inject(drafts: Iterable[Draft], inner: Context) -> None:
@@ -162,15 +179,17 @@ def _inject(drafts: Iterable[Draft], inner: Context) -> None:
 
 def _links(stored: Iterable[str | None]) -> list[Link]:
     """Return links to the contexts that stored headers carry, each once: a batch that was sent together has one."""
-    found: dict[SpanContext, None] = {}
+    found: dict[tuple[int, int], SpanContext] = {}
     for text in dict.fromkeys(stored):
         if text and len(found) < _MOST:
-            found[_context_of(_texts(text))] = None
-    return [Link(one) for one in found if one.is_valid]
+            _note(_texts(text), found)
+    return [Link(one) for one in found.values()]
 
 
-def _context_of(headers: dict[str, Any]) -> SpanContext:
-    return trace.get_current_span(propagate.extract(headers, _EMPTY)).get_span_context()
+def _note(headers: dict[str, Any], found: dict[tuple[int, int], SpanContext]) -> None:
+    one = trace.get_current_span(propagate.extract(headers, _EMPTY)).get_span_context()
+    if one.is_valid:
+        found[one.trace_id, one.span_id] = one
 
 
 def _texts(stored: str) -> dict[str, str]:

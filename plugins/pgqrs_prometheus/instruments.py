@@ -44,15 +44,12 @@ class Instruments:
             return BulkHistogram(name, text, _LABELS, buckets=buckets, registry=registry)
 
         self.enqueued = counter("pgqrs_messages_enqueued_total", "Messages written and committed.")
-        self.bytes = counter("pgqrs_enqueued_bytes_total", "Bytes of their bodies.")
         self.claimed = counter("pgqrs_messages_claimed_total", "Messages claimed; a retry is claimed again.")
         self.settled = counter(
             "pgqrs_messages_settled_total",
             "What became of claimed messages: acked, archived, nacked, dead, released, lost (the lease).",
             (*_LABELS, "outcome"),
         )
-        self.enqueue = histogram("pgqrs_enqueue_seconds", "Writing one batch, the commit included.", _SECONDS)
-        self.claim = histogram("pgqrs_claim_seconds", "One claim that found something.", _SECONDS)
         self.batch = histogram("pgqrs_claim_batch_size", "Messages per claim that found something.", _SIZES)
         self.waited = histogram(
             "pgqrs_time_in_queue_seconds", "From enqueue to claim; delays and earlier attempts included.", _WAITS

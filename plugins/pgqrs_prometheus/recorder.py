@@ -19,14 +19,11 @@ __all__ = ["Recorder"]
 class _Line:
     """The metrics of one queue by one adapter, their labels looked up once."""
 
-    __slots__ = ("batch", "bytes", "claim", "claimed", "enqueue", "enqueued", "handled", "pickup", "settled", "waited")
+    __slots__ = ("batch", "claimed", "enqueued", "handled", "pickup", "settled", "waited")
 
     def __init__(self, of: Instruments, queue: str, adapter: str) -> None:
         self.enqueued: Counter = of.enqueued.labels(queue, adapter)
-        self.bytes: Counter = of.bytes.labels(queue, adapter)
         self.claimed: Counter = of.claimed.labels(queue, adapter)
-        self.enqueue: BulkHistogram = of.enqueue.labels(queue, adapter)
-        self.claim: BulkHistogram = of.claim.labels(queue, adapter)
         self.batch: BulkHistogram = of.batch.labels(queue, adapter)
         self.waited: BulkHistogram = of.waited.labels(queue, adapter)
         self.pickup: BulkHistogram = of.pickup.labels(queue, adapter)
@@ -45,10 +42,7 @@ class Recorder:
     @hookimpl
     def pgqrs_after_enqueue(self, event: Enqueued) -> None:
         """Count what was enqueued."""
-        line = self._line(event)
-        line.enqueued.inc(event.count)
-        line.bytes.inc(event.bytes)
-        line.enqueue.observe(event.seconds)
+        self._line(event).enqueued.inc(event.count)
 
     @hookimpl
     def pgqrs_after_claim(self, event: Claimed) -> None:
@@ -67,7 +61,6 @@ class Recorder:
                 fresh.append(waited)
         line.claimed.inc(len(waits))
         line.batch.observe(len(waits))
-        line.claim.observe(event.seconds)
         line.waited.observe_all(waits)
         if fresh:
             line.pickup.observe_all(fresh)
