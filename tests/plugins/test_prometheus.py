@@ -108,20 +108,21 @@ def test_every_step_of_a_message_is_counted_with_its_queue_and_adapter(
 def test_pickup_counts_neither_retries_nor_messages_that_had_to_wait(
     client: Client, registry: CollectorRegistry
 ) -> None:
-    client.producer.enqueue("jobs", 1)
-    client.producer.enqueue_delayed("jobs", 2, delay=0.05)
-    for _ in range(3):
-        message = client.consumer.read("jobs", wait=PATIENCE)
+    client.producer.enqueue("jobs", "fails once")
+    client.producer.enqueue_delayed("jobs", "late", delay=0.05)
+    client.producer.enqueue("jobs", "lost once")
+    for _ in range(5):
+        message = client.consumer.read("jobs", wait=PATIENCE, lock_time=0.1)
         assert message is not None
-        if message.payload == 1 and message.attempt == 1:
+        if message.payload == "fails once" and message.attempt == 1:
             client.consumer.nack(message)
-        else:
+        elif message.payload != "lost once" or message.attempt > 1:
             client.consumer.dequeue(message)
 
     found = scrape(registry)
 
-    assert value(found, "pgqrs_time_in_queue_seconds_count") == 3
-    assert value(found, "pgqrs_pickup_latency_seconds_count") == 1
+    assert value(found, "pgqrs_time_in_queue_seconds_count") == 5
+    assert value(found, "pgqrs_pickup_latency_seconds_count") == 2
 
 
 def test_the_time_in_a_workers_handler_is_that_of_the_handler_alone(
@@ -270,6 +271,7 @@ def test_messages_of_kombu_are_counted_too(pgqrs_dsn: str, monkeypatch: pytest.M
 # The endpoint
 
 
+COMMAND = "from pgqrs_native.command import main; main()"
 PRODUCER = """
 import sys
 from pgqrs_native import Client
