@@ -18,7 +18,7 @@ from pgqrs_core.operations.maintenance import elect, maintain, resign
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_native.async_client import AsyncClient
 from pgqrs_native.roster import CLAIM, LATE, PAUSE, TICK, Roster
-from pgqrs_native.routing import Outcome, Reject, Retry, Task, note_refused, outcomes_of, sort_out
+from pgqrs_native.routing import Outcome, Task, note_failed, note_refused, outcomes_of, sort_out
 from pgqrs_native.settler import portions
 from pgqrs_native.shared import check_archives, marker
 from pgqrs_native.traffic import ADAPTER, surrounding
@@ -215,8 +215,7 @@ class AsyncWorker(Roster):
             failure = TimeoutError(LATE) if self._stopping.is_set() else error
         except BaseException as error:
             failure = error
-            if not isinstance(error, (Retry, Reject)):
-                _log.warning("handler of queue %r failed: %r", task.queue.name, error, exc_info=error)
+            note_failed(task, error, _log)
         self._report(outcomes_of(task, result, failure, success=self._success))
 
     def _report(self, outcomes: list[Outcome]) -> None:

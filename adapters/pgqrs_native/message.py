@@ -7,6 +7,7 @@ from typing import Any, Generic, TypeVar
 
 from pgqrs_core.errors import PayloadError
 from pgqrs_core.events import Handled
+from pgqrs_core.logs import bound_logger, message_fields
 from pgqrs_core.messages import Delivery, Lease, Queue
 
 __all__ = ["Message"]
@@ -135,6 +136,19 @@ class Message(Generic[T]):
     def lease(self) -> Lease:
         """What fences this delivery from others of the same message."""
         return self._delivery.lease
+
+    @property
+    def log_fields(self) -> dict[str, Any]:
+        """What a line in a log should say of this message: ``queue``, ``message_id``, ``attempt``, ``worker``."""
+        return message_fields(self.queue, self.id, self.attempt)
+
+    def logger(self, logger: Any = "pgqrs.handler") -> Any:
+        """Return a logger that adds ``log_fields`` to whatever it logs. It never sees the payload or the headers.
+
+        Args:
+            logger: a logger of `logging` or of structlog, or the name of one; see `pgqrs_core.logs.bound_logger`.
+        """
+        return bound_logger(logger, self.log_fields)
 
     def __repr__(self) -> str:
         return f"<Message {self.id} of {self.queue!r}, attempt {self.attempt}>"

@@ -23,7 +23,7 @@ from pgqrs_core.operations.maintenance import elect, maintain, resign
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_native.client import Client
 from pgqrs_native.roster import CLAIM, LATE, PAUSE, TICK, Roster
-from pgqrs_native.routing import Outcome, Reject, Retry, Task, note_refused, outcomes_of, sort_out
+from pgqrs_native.routing import Outcome, Task, note_failed, note_refused, outcomes_of, sort_out
 from pgqrs_native.settler import portions
 from pgqrs_native.shared import check_archives, marker
 from pgqrs_native.traffic import ADAPTER, surrounding
@@ -238,8 +238,7 @@ class Worker(Roster):
                     result = function(task.messages if task.route.batch is not None else task.messages[0])
             except BaseException as error:
                 failure = error
-                if not isinstance(error, (Retry, Reject)):
-                    _log.warning("handler of queue %r failed: %r", task.queue.name, error, exc_info=error)
+                note_failed(task, error, _log)
             outcomes = outcomes_of(task, result, failure, success=self._success)
             with self._changed:
                 self._running.pop(key, None)
