@@ -229,14 +229,20 @@ def _report(
     errors: Sequence[str | None] | None = None,
 ) -> None:
     now = time.time()
-    outcomes: list[Outcome] = []
-    for place, (message, kind) in enumerate(zip(messages, kinds)):
-        delivery, began_at = message._delivery, message.began_at
-        waited = message.claimed_at - delivery.enqueued_at.timestamp()
-        handled = None if began_at is None or kind == "released" else (message.ended_at or now) - began_at
-        error = errors[place] if errors else None
-        # By hand, and clamped: two clocks are compared.
-        outcomes.append(Outcome(delivery.id, kind, delivery.attempt, waited if waited > 0 else 0.0, handled, error))
+    outcomes = [
+        Outcome(
+            (delivery := message._delivery).id,
+            kind,
+            delivery.attempt,
+            # Two clocks are compared.
+            waited if (waited := message.claimed_at - delivery.enqueued_at.timestamp()) > 0 else 0.0,
+            None
+            if (began_at := message.began_at) is None or kind == "released"
+            else (message.ended_at or now) - began_at,
+            error,
+        )
+        for message, kind, error in zip(messages, kinds, errors or [None] * len(messages))
+    ]
     plugins.hooks.after_consume(Consumed(queue.name, ADAPTER, outcomes))
 
 

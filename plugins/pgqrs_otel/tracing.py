@@ -67,9 +67,10 @@ class Tracing:
             return
         ended = round(event.claimed_at * 1e9)
         attributes = about(event.queue, event.adapter, "receive", "receive")
-        attributes[BATCH_COUNT] = len(event.deliveries)
         if len(event.deliveries) == 1:
             attributes[MESSAGE_ID] = str(event.deliveries[0].id)
+        else:
+            attributes[BATCH_COUNT] = len(event.deliveries)
         span = self._tracer.start_span(
             f"receive {event.queue}",
             kind=SpanKind.CLIENT,

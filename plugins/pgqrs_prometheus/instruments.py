@@ -20,9 +20,12 @@ class BulkHistogram(Histogram):
     """A histogram that takes many values at once, at a fraction of the cost of one call for each."""
 
     def observe_all(self, values: list[float]) -> None:
-        """Observe every value; the list is sorted by that."""
+        """Observe every value; the list is sorted by that.
+
+        Negative ones, which only two clocks that disagree can make, count as 0.
+        """
         values.sort()
-        self._sum.inc(sum(values))
+        self._sum.inc(sum(values) if values[0] >= 0 else sum(value for value in values if value > 0))
         place = 0
         for bucket, bound in zip(self._buckets, self._upper_bounds):
             upto = bisect_right(values, bound, place)

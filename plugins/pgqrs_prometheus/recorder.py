@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter as Counts
 from typing import TYPE_CHECKING
 
 from prometheus_client import REGISTRY, CollectorRegistry, Counter
@@ -48,17 +49,9 @@ class Recorder:
     def pgqrs_after_claim(self, event: Claimed) -> None:
         """Count what was claimed, and how long it had waited."""
         line = self._line(event)
-        now = event.claimed_at
-        waits: list[float] = []
-        fresh: list[float] = []
-        for delivery in event.deliveries:
-            # Two clocks are compared.
-            waited = now - delivery.enqueued_at.timestamp()
-            if waited < 0:
-                waited = 0.0
-            waits.append(waited)
-            if delivery.attempt == 1 and delivery.lane >= 0:
-                fresh.append(waited)
+        now, deliveries = event.claimed_at, event.deliveries
+        waits = [now - delivery.enqueued_at.timestamp() for delivery in deliveries]
+        fresh = [wait for wait, one in zip(waits, deliveries) if one.attempt == 1 and one.lane >= 0]
         line.claimed.inc(len(waits))
         line.batch.observe(len(waits))
         line.waited.observe_all(waits)
@@ -70,12 +63,9 @@ class Recorder:
     def pgqrs_after_consume(self, event: Consumed) -> None:
         """Count what became of messages, and how long their handlers took."""
         line = self._line(event)
-        kinds: dict[str, int] = {}
-        seconds: list[float] = []
-        for outcome in event.outcomes:
-            kinds[outcome.kind] = kinds.get(outcome.kind, 0) + 1
-            if outcome.seconds_in_handler is not None:
-                seconds.append(outcome.seconds_in_handler)
+        outcomes = event.outcomes
+        kinds = Counts(one.kind for one in outcomes)
+        seconds = [one.seconds_in_handler for one in outcomes if one.seconds_in_handler is not None]
         for kind, count in kinds.items():
             counter = line.settled.get(kind)
             if counter is None:
