@@ -52,12 +52,12 @@ class Tracing:
         attributes = about(batch.queue, batch.adapter, "enqueue", "send")
         if len(batch.drafts) > 1:
             attributes[BATCH_COUNT] = len(batch.drafts)
-        bare, links = _sort(batch.drafts)
+        known, links = _known(batch.drafts)
         span = self._tracer.start_span(
             f"enqueue {batch.queue}", kind=SpanKind.PRODUCER, attributes=attributes, links=links
         )
         inner = trace.set_span_in_context(span)
-        _inject(bare, inner)
+        _inject(batch.drafts, known, inner)
         return _Work(span, inner, batch)
 
     @hookimpl
@@ -139,18 +139,15 @@ class _Work(AbstractContextManager[None]):
         span.end()
 
 
-def _sort(drafts: Iterable[Draft]) -> tuple[list[Draft], list[Link]]:
-    """Return the drafts that carry no trace context yet, and links to the contexts that the others carry."""
+def _known(drafts: Iterable[Draft]) -> tuple[dict[int, dict[str, Any] | None], list[Link]]:
+    """Return the different headers of drafts by identity, and links to the trace contexts that some carry already."""
+    known = {id(draft.headers): draft.headers for draft in drafts}
     fields = _fields(propagate.get_global_textmap())
-    bare: list[Draft] = []
     found: dict[tuple[int, int], SpanContext] = {}
-    for draft in drafts:
-        headers = draft.headers
-        if headers is None or fields.isdisjoint(headers):
-            bare.append(draft)
-        elif len(found) < _MOST:
+    for headers in known.values():
+        if headers is not None and not fields.isdisjoint(headers) and len(found) < _MOST:
             _note(headers, found)
-    return bare, [Link(one) for one in found.values()]
+    return known, [Link(one) for one in found.values()]
 
 
 @lru_cache(maxsize=4)
@@ -159,23 +156,22 @@ def _fields(propagator: TextMapPropagator) -> frozenset[str]:
     return frozenset(propagator.fields)
 
 
-def _inject(drafts: Iterable[Draft], inner: Context) -> None:
-    """Put a trace context into the headers of drafts. Those that shared their headers share them still."""
+def _inject(drafts: Iterable[Draft], known: dict[int, dict[str, Any] | None], inner: Context) -> None:
+    """Put a trace context into the headers that carry none. Drafts that shared their headers share them still."""
     carrier: dict[str, Any] = {}
     propagate.inject(carrier, inner)
     if not carrier:
         return
-    # By identity, which holds as long as the old headers are kept.
-    changed: dict[int, tuple[dict[str, Any], dict[str, Any]]] = {}
-    for draft in drafts:
-        headers = draft.headers
+    fields = _fields(propagate.get_global_textmap())
+    changed: dict[int, dict[str, Any]] = {}
+    for place, headers in known.items():
         if headers is None:
-            draft.headers = carrier
-            continue
-        pair = changed.get(id(headers))
-        if pair is None:
-            pair = changed[id(headers)] = headers, {**headers, **carrier}
-        draft.headers = pair[1]
+            changed[place] = carrier
+        else:
+            changed[place] = {**headers, **carrier} if fields.isdisjoint(headers) else headers
+    for draft in drafts:
+        # What is known keeps the old headers, so no identity is used twice.
+        draft.headers = changed[id(draft.headers)]
 
 
 def _links(stored: Iterable[str | None]) -> list[Link]:
