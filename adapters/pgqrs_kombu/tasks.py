@@ -8,6 +8,7 @@ nothing of Celery is imported that is not there already.
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from typing import Any, Final, NamedTuple
 
 from pgqrs_core.errors import InvalidArgument
@@ -25,6 +26,8 @@ _SURROUNDING: Final = "pgqrs_surrounding"
 #: States in which what a task returned is not an error.
 _FINE: Final = frozenset(["SUCCESS", "IGNORED"])
 
+_blocked: frozenset[str] = frozenset()
+
 
 class Origin(NamedTuple):
     """Which delivery a message is of."""
@@ -39,8 +42,10 @@ def origin_of(queue: str, delivery: Delivery) -> Origin:
     return Origin(queue, delivery.id, delivery.attempt)
 
 
-def surround_tasks() -> None:
-    """Listen to Celery's signals, if there is Celery. May be repeated."""
+def surround_tasks(blocked: Iterable[str]) -> None:
+    """Listen to Celery's signals, if there is Celery, for all plugins but the blocked ones. The last call counts."""
+    global _blocked
+    _blocked = frozenset(blocked)
     signals: Any = sys.modules.get("celery.signals")
     if signals is not None:
         # A receiver is known by its identifier, so it is connected once.
@@ -53,8 +58,7 @@ def _before(task: Any = None, **_: Any) -> None:
     origin = _origin(request)
     if origin is None:
         return
-    # Those of every broker: its configuration comes from the address, which blocks none.
-    hooks = default_plugins(frozenset()).hooks
+    hooks = default_plugins(_blocked).hooks
     if hooks.surrounds_handler:
         handled = Handled(origin.message_id, origin.attempt, _headers(request))
         surrounding = hooks.around_handler(Handling(origin.queue, ADAPTER, [handled]))

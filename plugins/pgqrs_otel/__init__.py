@@ -23,7 +23,7 @@ def record_metrics(
     """Record metrics by OpenTelemetry, in place of Prometheus or beside it; call it once, after the provider is set.
 
     Args:
-        plugins: for engines with these plugins; by default those with the installed ones.
+        plugins: for engines with these plugins; by default those of ``engine``, or the installed ones.
         engine: where the queues are whose lengths are to be observed; None for none. One process of a system is enough.
         meter_provider: where to record; the global one if None.
     """
@@ -31,4 +31,5 @@ def record_metrics(
     from pgqrs_core.plugins import default_plugins
     from pgqrs_otel.metering import Metering
 
-    (plugins or default_plugins(frozenset())).register(Metering(meter_provider, engine), "otel-metrics")
+    chosen = plugins or (engine.plugins if engine is not None else default_plugins(frozenset()))
+    chosen.register(Metering(meter_provider, engine), "otel-metrics")

@@ -24,6 +24,8 @@ class BulkHistogram(Histogram):
 
         Negative ones, which only two clocks that disagree can make, count as 0.
         """
+        if not values:
+            return
         values.sort()
         self._sum.inc(sum(values) if values[0] >= 0 else sum(value for value in values if value > 0))
         place = 0

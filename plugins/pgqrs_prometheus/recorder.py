@@ -55,8 +55,7 @@ class Recorder:
         line.claimed.inc(len(waits))
         line.batch.observe(len(waits))
         line.waited.observe_all(waits)
-        if fresh:
-            line.pickup.observe_all(fresh)
+        line.pickup.observe_all(fresh)
         self._engines.refresh_if_due()
 
     @hookimpl
@@ -71,8 +70,7 @@ class Recorder:
             if counter is None:
                 counter = line.settled[kind] = self._of.settled.labels(event.queue, event.adapter, kind)
             counter.inc(count)
-        if seconds:
-            line.handled.observe_all(seconds)
+        line.handled.observe_all(seconds)
 
     def _line(self, event: Enqueued | Claimed | Consumed) -> _Line:
         key = event.queue, event.adapter

@@ -469,7 +469,7 @@ def test_celerys_tasks_run_in_spans_wherever_they_run(pgqrs_dsn: str, tmp_path: 
 def test_metrics_are_recorded_by_the_conventions(pgqrs_dsn: str) -> None:
     reader, plugins = InMemoryMetricReader(), Plugins.core()
     with Client(pgqrs_dsn, plugins=plugins) as client:
-        record_metrics(plugins, engine=client.engine, meter_provider=MeterProvider([reader]))
+        record_metrics(engine=client.engine, meter_provider=MeterProvider([reader]))
         client.admin.install()
         client.admin.create_queue("jobs", max_attempts=2)
         client.producer.batch_enqueue("jobs", [1, 2, 3])

@@ -160,10 +160,14 @@ def test_many_values_at_once_are_observed_as_one_by_one(registry: CollectorRegis
     one = BulkHistogram("one", "x", buckets=bounds, registry=registry)
     many = BulkHistogram("many", "x", buckets=bounds, registry=registry)
     values = [0.0, 5.0, 0.1, 1.0, 100.0, 0.10001, 1e9, 0.5]
+    many.observe_all([])
 
     for each in values:
         one.observe(each)
-    many.observe_all(values)
+    many.observe_all(list(values))
+    # Of two clocks that disagree.
+    one.observe(0.0)
+    many.observe_all([-0.5])
 
     found = scrape(registry)
     for part in ("bucket", "sum", "count"):
@@ -266,6 +270,22 @@ def test_messages_of_kombu_are_counted_too(pgqrs_dsn: str, monkeypatch: pytest.M
     assert value(found, "pgqrs_messages_settled_total", outcome="acked", **mine) == 2
     assert value(found, "pgqrs_messages_settled_total", outcome="dead", **mine) == 1
     assert value(found, "pgqrs_handler_seconds_count", **mine) == 3
+
+
+def test_a_plugin_can_be_blocked_for_kombu_and_for_celerys_tasks(pgqrs_dsn: str) -> None:
+    kombu = pytest.importorskip("kombu")
+    sys.path.insert(0, str(Path(__file__).parents[1] / "adapters" / "kombu"))
+    from kombu_support import url_of
+    from pgqrs_kombu import tasks
+
+    with kombu.Connection(url_of(pgqrs_dsn), transport_options={"blocked_plugins": ["prometheus"]}) as connection:
+        plugins = connection.transport.broker.engine.plugins
+        assert "prometheus" in {one.name for one in plugins.blocked}
+        assert "prometheus" not in {one.name for one in plugins.loaded}
+        assert tasks._blocked == {"prometheus"}
+    wrong = kombu.Connection(url_of(pgqrs_dsn), transport_options={"blocked_plugins": "prometheus"})
+    with pytest.raises(ConfigurationError, match="blocked_plugins"):
+        wrong.transport.broker  # noqa: B018
 
 
 # The endpoint

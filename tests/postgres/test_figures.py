@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import threading
 import time
 
 import pytest
-from pgqrs_native import Client
+from pgqrs_native import AsyncClient, Client
 
 from pgqrs_core import Plugins
 from pgqrs_core.engine import Engine
-from pgqrs_core.figures import process_figures
+from pgqrs_core.figures import EngineFigures, process_figures
 from pgqrs_core.messages import Queue, QueueOptions
 from pgqrs_core.watch import Watch
 
@@ -44,6 +45,24 @@ def test_an_engine_counts_its_connections_and_what_wakes_it(pgqrs_dsn: str) -> N
     assert 1 <= figures.pool.open <= figures.pool.limit
     assert figures.pool.idle <= figures.pool.open
     assert client.engine.figures().pool.open == 0
+
+
+def test_an_asynchronous_engine_counts_the_same(pgqrs_dsn: str) -> None:
+    async def run() -> EngineFigures:
+        async with AsyncClient(pgqrs_dsn, plugins=Plugins.core()) as client:
+            await client.admin.install()
+            await client.admin.create_queue("jobs")
+            reading = asyncio.create_task(client.consumer.read("jobs", wait=PATIENCE))
+            while not client.engine.figures().watched:
+                await asyncio.sleep(0.01)
+            await client.producer.enqueue("jobs", 1)
+            assert await reading is not None
+            return client.engine.figures()
+
+    figures = asyncio.run(asyncio.wait_for(run(), PATIENCE))
+
+    assert figures.listening is True
+    assert 1 <= figures.pool.open <= figures.pool.limit
 
 
 def test_a_watch_counts_what_happens_to_it() -> None:
