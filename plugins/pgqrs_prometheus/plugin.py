@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import threading
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
@@ -15,12 +15,20 @@ if TYPE_CHECKING:
 __all__ = ["pgqrs_cli"]
 
 
-@lru_cache(maxsize=1)
-def _recorder() -> Recorder:
-    # Imported with the first message, not with the first engine.
-    from pgqrs_prometheus.recorder import Recorder
+_making = threading.Lock()
+_made: list[Recorder] = []
 
-    return Recorder()
+
+def _recorder() -> Recorder:
+    if not _made:
+        # Of two that are made at once neither could register all of its names.
+        with _making:
+            if not _made:
+                # Imported with the first message, not with the first engine.
+                from pgqrs_prometheus.recorder import Recorder
+
+                _made.append(Recorder())
+    return _made[0]
 
 
 @hookimpl

@@ -425,6 +425,44 @@ def test_a_port_that_is_taken_and_a_directory_that_is_missing_are_said_plainly(
         make_registry(client.engine, seconds=1)
 
 
+# The installed plugin
+
+
+FIRST = """
+import sys, threading
+sys.setswitchinterval(1e-6)
+from prometheus_client import REGISTRY
+from pgqrs_core.events import Enqueued
+from pgqrs_core.plugins import Plugins
+hooks = Plugins.load().hooks
+gate = threading.Barrier(8)
+
+def count():
+    gate.wait()
+    hooks.after_enqueue(Enqueued("jobs", "native", [1], 1, 1, 0.0))
+
+threads = [threading.Thread(target=count) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+print(REGISTRY.get_sample_value("pgqrs_messages_enqueued_total", {"queue": "jobs", "adapter": "native"}))
+"""
+
+
+def test_threads_that_send_first_messages_at_once_are_all_counted() -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", FIRST],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+
+    assert done.stdout == "8.0\n", done.stderr
+    assert done.stderr == ""
+
+
 # Without the library
 
 
