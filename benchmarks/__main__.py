@@ -27,6 +27,7 @@ SCENARIOS: Final = {
     "pickup": "Latency of an idle consumer",
     "idle": "What an idle consumer process takes",
     "celery": "Celery beside RabbitMQ, Redis, pgmq and SQLAlchemy",
+    "observers": "What metrics and traces cost",
 }
 
 

@@ -9,20 +9,33 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from contextlib import contextmanager
 from datetime import datetime
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pgqrs_core.errors import InvalidArgument, PgqrsError, PluginError
 from pgqrs_core.messages import MAX_PRIORITY, MAX_SECONDS, check_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Iterator, Mapping
+    from contextlib import AbstractContextManager
 
     import pluggy
 
-    from pgqrs_core.events import ConsumeBatch, Consumed, Draft, EnqueueBatch, Enqueued
+    from pgqrs_core.events import Claimed, ConsumeBatch, Consumed, Draft, EnqueueBatch, Enqueued, Handling
 
 __all__ = ["SLOW_SECONDS", "Hooks"]
+
+#: The hooks of a batch; the others are asked while a plugin is loaded.
+_CALLED: Final = (
+    "pgqrs_before_enqueue",
+    "pgqrs_after_enqueue",
+    "pgqrs_after_claim",
+    "pgqrs_before_consume",
+    "pgqrs_after_consume",
+    "pgqrs_around_enqueue",
+    "pgqrs_around_handler",
+)
 
 #: An observing hook that takes longer than this many seconds is warned about, once.
 SLOW_SECONDS = 1.0
@@ -62,18 +75,21 @@ class Hooks:
         transforms_enqueue: Whether any plugin implements ``pgqrs_before_enqueue``; so for the others.
         transforms_consume: ``pgqrs_before_consume``.
         observes_enqueue: ``pgqrs_after_enqueue``.
+        observes_claim: ``pgqrs_after_claim``.
         observes_consume: ``pgqrs_after_consume``.
+        surrounds_enqueue: ``pgqrs_around_enqueue``.
+        surrounds_handler: ``pgqrs_around_handler``.
     """
 
     __slots__ = (
-        "_after_consume",
-        "_after_enqueue",
-        "_before_consume",
-        "_before_enqueue",
+        "_calls",
         "_lock",
         "_reported",
+        "observes_claim",
         "observes_consume",
         "observes_enqueue",
+        "surrounds_enqueue",
+        "surrounds_handler",
         "transforms_consume",
         "transforms_enqueue",
     )
@@ -81,7 +97,7 @@ class Hooks:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._reported: set[tuple[str, ...]] = set()
-        self._set((), (), (), ())
+        self._set(dict.fromkeys(_CALLED, ()))
 
     def refresh(self, manager: pluggy.PluginManager, distributions: Mapping[str, str | None]) -> None:
         """Take over what is registered now. Calls under way finish with what they began with.
@@ -102,18 +118,17 @@ class Hooks:
                 found = [*first, *reversed(between), *last]
             return tuple(_Call.of(one, distributions.get(one.plugin_name)) for one in found)
 
-        self._set(
-            calls("pgqrs_before_enqueue"),
-            calls("pgqrs_after_enqueue"),
-            calls("pgqrs_before_consume", mirrored=True),
-            calls("pgqrs_after_consume"),
-        )
+        self._set({hook: calls(hook, mirrored=hook == "pgqrs_before_consume") for hook in _CALLED})
 
-    def _set(self, *found: tuple[_Call, ...]) -> None:
-        self._before_enqueue, self._after_enqueue, self._before_consume, self._after_consume = found
-        self.transforms_enqueue, self.observes_enqueue, self.transforms_consume, self.observes_consume = map(
-            bool, found
-        )
+    def _set(self, calls: dict[str, tuple[_Call, ...]]) -> None:
+        self._calls = calls
+        self.transforms_enqueue = bool(calls["pgqrs_before_enqueue"])
+        self.transforms_consume = bool(calls["pgqrs_before_consume"])
+        self.observes_enqueue = bool(calls["pgqrs_after_enqueue"])
+        self.observes_claim = bool(calls["pgqrs_after_claim"])
+        self.observes_consume = bool(calls["pgqrs_after_consume"])
+        self.surrounds_enqueue = bool(calls["pgqrs_around_enqueue"])
+        self.surrounds_handler = bool(calls["pgqrs_around_handler"])
 
     def before_enqueue(self, batch: EnqueueBatch) -> None:
         """Let each plugin change or veto a batch that is about to be written.
@@ -126,7 +141,7 @@ class Hooks:
         hook, count = "pgqrs_before_enqueue", len(batch.drafts)
         for draft in batch.drafts:
             _check_draft(draft, batch.queue)
-        for call in self._before_enqueue:
+        for call in self._calls[hook]:
             call.transform(hook, batch)
             if len(batch.drafts) != count:
                 raise call.failed(hook, "it added or removed drafts")
@@ -144,7 +159,7 @@ class Hooks:
             PluginError: A plugin raised something else, or lost a delivery.
         """
         hook, count = "pgqrs_before_consume", len(batch.deliveries) + len(batch.dropped) + len(batch.buried)
-        for call in self._before_consume:
+        for call in self._calls[hook]:
             call.transform(hook, batch)
             # A delivery that is simply missing would stay leased until its lease runs out.
             if len(batch.deliveries) + len(batch.dropped) + len(batch.buried) != count:
@@ -157,18 +172,51 @@ class Hooks:
 
     def after_enqueue(self, event: Enqueued) -> None:
         """Tell each plugin what was written. Raises nothing of theirs."""
-        for call in self._after_enqueue:
-            self._observe(call, "pgqrs_after_enqueue", event)
+        self._observe("pgqrs_after_enqueue", event)
+
+    def after_claim(self, event: Claimed) -> None:
+        """Tell each plugin what was claimed. Raises nothing of theirs."""
+        self._observe("pgqrs_after_claim", event)
 
     def after_consume(self, event: Consumed) -> None:
         """Tell each plugin what became of claimed messages. Raises nothing of theirs."""
-        for call in self._after_consume:
-            self._observe(call, "pgqrs_after_consume", event)
+        self._observe("pgqrs_after_consume", event)
 
-    def _observe(self, call: _Call, hook: str, event: object) -> None:
-        began = time.perf_counter()
+    def around_enqueue(self, batch: EnqueueBatch) -> AbstractContextManager[None]:
+        """Return what plugins put around the writing of a batch. It raises nothing of theirs, and swallows nothing."""
+        return self._around("pgqrs_around_enqueue", batch)
+
+    def around_handler(self, handling: Handling) -> AbstractContextManager[None]:
+        """Return what plugins put around a handler. It raises nothing of theirs, and swallows nothing."""
+        return self._around("pgqrs_around_handler", handling)
+
+    def _observe(self, hook: str, event: object) -> None:
+        for call in self._calls[hook]:
+            self._contain(call, hook, call.function, event)
+
+    @contextmanager
+    def _around(self, hook: str, event: object) -> Iterator[None]:
+        entered: list[tuple[_Call, AbstractContextManager[object]]] = []
+        for call in self._calls[hook]:
+            manager: Any = self._contain(call, hook, call.function, event)
+            if manager is not None and self._contain(call, hook, _enter, manager):
+                entered.append((call, manager))
+        ended: tuple[Any, Any, Any] = (None, None, None)
         try:
-            call.function(event)
+            yield
+        except BaseException as error:
+            ended = type(error), error, error.__traceback__
+            raise
+        finally:
+            for call, manager in reversed(entered):
+                self._contain(call, hook, manager.__exit__, *ended)
+
+    def _contain(self, call: _Call, hook: str, function: Callable[..., object], *arguments: object) -> object:
+        """Call something of a plugin's; what it raises is logged once, and so is slowness."""
+        began = time.perf_counter()
+        result = None
+        try:
+            result = function(*arguments)
         except Exception as error:
             if self._first_time(call.plugin, hook, type(error).__qualname__):
                 _logger.exception(
@@ -185,6 +233,7 @@ class Hooks:
                 hook,
                 seconds,
             )
+        return result
 
     def _first_time(self, *kind: str) -> bool:
         with self._lock:
@@ -192,6 +241,11 @@ class Hooks:
                 return False
             self._reported.add(kind)
             return True
+
+
+def _enter(manager: AbstractContextManager[object]) -> bool:
+    manager.__enter__()
+    return True
 
 
 def _check_draft(draft: Draft, queue: str) -> None:

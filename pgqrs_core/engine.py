@@ -22,6 +22,7 @@ from pgqrs_core.drivers import aio, borrowed, sync
 from pgqrs_core.drivers.statements import Statements
 from pgqrs_core.effects import Effect, Execute, Op, Wait
 from pgqrs_core.errors import ServerError
+from pgqrs_core.figures import EngineFigures, figures_of, note_engine
 from pgqrs_core.messages import Queue
 from pgqrs_core.operations.queues import find_queue
 from pgqrs_core.operations.schema import check_schema
@@ -42,12 +43,16 @@ _UNDEFINED_TABLE = "42P01"
 class _Base:
     """What both engines know: the configuration, the plugins, and the queues seen lately."""
 
+    connections: sync.Connections | aio.Connections
+    _wakeups: Wakeups | AsyncWakeups | None = None
+
     def __init__(self, config: str | Config | None = None, *, plugins: Plugins | None = None) -> None:
         self.config, self._server = start_if_asked(Config.from_value(config))
         self.schema: str = self.config.database.schema
         self.plugins = plugins or default_plugins(frozenset(self.config.plugins.blocked))
         self.statements = Statements(self.schema)
         self._begin()
+        self._number = note_engine(self)  # type: ignore[arg-type]
 
     def _begin(self) -> None:
         """Forget everything that belongs to one process; a forked child begins anew and closes nothing it inherited."""
@@ -55,6 +60,16 @@ class _Base:
         self.doorbell = Doorbell(self.schema)
         self._queues: dict[str, tuple[float, Queue]] = {}
         self._checked = False
+
+    @property
+    def is_ours(self) -> bool:
+        """Whether it is this process's, and not one that a fork inherited."""
+        return self._pid == os.getpid()
+
+    def figures(self) -> EngineFigures:
+        """Return what the engine is doing, without asking the server."""
+        watch = self._wakeups.watch if self._wakeups is not None else None
+        return figures_of(self._number, self.connections.usage, watch)
 
     def _stop_server(self) -> None:
         if self._server is not None:
@@ -117,7 +132,7 @@ class Engine(_Base):
 
     def _begin(self) -> None:
         super()._begin()
-        self.connections = sync.Connections(**self._pool_options())
+        self.connections: sync.Connections = sync.Connections(**self._pool_options())
         self._wakeups: Wakeups | None = None
 
     def __enter__(self) -> Self:
@@ -213,7 +228,7 @@ class AsyncEngine(_Base):
 
     def _begin(self) -> None:
         super()._begin()
-        self.connections = aio.Connections(**self._pool_options())
+        self.connections: aio.Connections = aio.Connections(**self._pool_options())
         self._wakeups: AsyncWakeups | None = None
 
     async def __aenter__(self) -> Self:

@@ -3,13 +3,17 @@
 =================  ========  ==================================  ==========================================
 object             may set   fields                              meaning
 =================  ========  ==================================  ==========================================
-``EnqueueBatch``   drafts'   ``queue adapter drafts``            about to be written
+``EnqueueBatch``   drafts'   ``queue adapter drafts ids``        about to be written
 ``Draft``          yes       ``queue body content_type headers   one message, encoded
                              priority delay at ttl``
 ``ConsumeBatch``   methods   ``queue adapter deliveries          just claimed, not yet decoded
                              dropped buried``
 ``Enqueued``       frozen    ``queue adapter ids count bytes     written and committed
                              seconds``
+``Claimed``        frozen    ``queue adapter deliveries          just claimed, not yet decoded
+                             claimed_at seconds managed``
+``Handling``       frozen    ``queue adapter messages``          about to be handled
+``Handled``        frozen    ``message_id attempt raw_headers``  one message of it
 ``Consumed``       frozen    ``queue adapter outcomes``          settled
 ``Outcome``        frozen    ``message_id kind attempt           what became of one message
                              seconds_in_queue
@@ -19,19 +23,31 @@ object             may set   fields                              meaning
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
 
 from pgqrs_core.errors import InvalidArgument
+from pgqrs_core.messages import decode_headers
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
     from datetime import datetime
 
     from pgqrs_core.messages import Delivery
 
-__all__ = ["ConsumeBatch", "Consumed", "Draft", "EnqueueBatch", "Enqueued", "Outcome", "OutcomeKind"]
+__all__ = [
+    "Claimed",
+    "ConsumeBatch",
+    "Consumed",
+    "Draft",
+    "EnqueueBatch",
+    "Enqueued",
+    "Handled",
+    "Handling",
+    "Outcome",
+    "OutcomeKind",
+]
 
 OutcomeKind: TypeAlias = Literal["acked", "archived", "nacked", "dead", "released", "lost"]
 
@@ -67,11 +83,13 @@ class EnqueueBatch(msgspec.Struct):
         queue: The queue's name.
         adapter: Which front end enqueues, for example ``native``.
         drafts: The messages, in order. Change them in place; do not add or remove any.
+        ids: Their ids, in the same order, once they are written; empty before.
     """
 
     queue: str
     adapter: str
     drafts: list[Draft]
+    ids: Sequence[int] = ()
 
 
 class ConsumeBatch(msgspec.Struct):
@@ -146,6 +164,59 @@ class Enqueued(msgspec.Struct, frozen=True):
     seconds: float
 
 
+class Claimed(msgspec.Struct, frozen=True):
+    """Messages were claimed from one queue by one statement.
+
+    Attributes:
+        queue: The queue's name.
+        adapter: Which front end consumes.
+        deliveries: The messages as stored, before any plugin has changed them. They are not the plugin's to change.
+        claimed_at: When, in seconds since the epoch by this machine's clock.
+        seconds: How long the claim took that found them; waiting for something to claim is not counted.
+        managed: Whether the front end calls handlers itself, so that ``pgqrs_around_handler`` follows.
+    """
+
+    queue: str
+    adapter: str
+    deliveries: Sequence[Delivery]
+    claimed_at: float
+    seconds: float
+    managed: bool
+
+
+class Handled(msgspec.Struct, frozen=True, gc=False):
+    """One message that is about to be handled.
+
+    Attributes:
+        message_id: Its id within the queue.
+        attempt: 1 at the first delivery.
+        raw_headers: The headers as JSON, None for none.
+    """
+
+    message_id: int
+    attempt: int
+    raw_headers: str | None
+
+    @property
+    def headers(self) -> dict[str, Any]:
+        """The headers, parsed at each access."""
+        return decode_headers(self.raw_headers)
+
+
+class Handling(msgspec.Struct, frozen=True):
+    """One call of a handler.
+
+    Attributes:
+        queue: The queue's name.
+        adapter: Which front end consumes.
+        messages: What the handler gets: one message, or several if it takes batches.
+    """
+
+    queue: str
+    adapter: str
+    messages: Sequence[Handled]
+
+
 class Outcome(msgspec.Struct, frozen=True, gc=False):
     """What became of one claimed message.
 
@@ -155,7 +226,8 @@ class Outcome(msgspec.Struct, frozen=True, gc=False):
             ``dead`` dead-lettered; ``released`` given back untried; ``lost`` the lease had passed to another.
         attempt: 1 at the first delivery.
         seconds_in_queue: From enqueue to claim.
-        seconds_in_handler: None if no handler saw it.
+        seconds_in_handler: How long its handler ran; without handlers, from the claim, or from the delivery to Kombu's
+            consumer, to the settling. None if no handler saw it.
         error: One line, for ``nacked`` and ``dead``; else None.
     """
 

@@ -15,8 +15,9 @@ import pluggy
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from contextlib import AbstractContextManager
 
-    from pgqrs_core.events import ConsumeBatch, Consumed, EnqueueBatch, Enqueued
+    from pgqrs_core.events import Claimed, ConsumeBatch, Consumed, EnqueueBatch, Enqueued, Handling
     from pgqrs_core.serializers import Serializer
 
 __all__ = [
@@ -25,8 +26,11 @@ __all__ = [
     "hookimpl",
     "hookspec",
     "pgqrs_adapters",
+    "pgqrs_after_claim",
     "pgqrs_after_consume",
     "pgqrs_after_enqueue",
+    "pgqrs_around_enqueue",
+    "pgqrs_around_handler",
     "pgqrs_before_consume",
     "pgqrs_before_enqueue",
     "pgqrs_cli",
@@ -173,6 +177,20 @@ def pgqrs_after_enqueue(event: Enqueued) -> None:
 
 
 @hookspec
+def pgqrs_after_claim(event: Claimed) -> None:
+    """Observe messages that were claimed.
+
+    When: once for each claim that found something, after its commit and before ``pgqrs_before_consume``, in the thread
+        or on the event loop that claims.
+    Order: pluggy's: the last loaded first, ``tryfirst`` and ``trylast`` are honoured.
+    Args: ``event`` is a :class:`~pgqrs_core.events.Claimed`, frozen.
+    Returns: nothing; a return value is ignored.
+    Errors: contained: logged once for each plugin, hook and kind of exception. One that takes over a second
+        is warned about once.
+    """
+
+
+@hookspec
 def pgqrs_after_consume(event: Consumed) -> None:
     """Observe what became of messages that were claimed.
 
@@ -183,4 +201,37 @@ def pgqrs_after_consume(event: Consumed) -> None:
     Returns: nothing; a return value is ignored.
     Errors: contained: logged once for each plugin, hook and kind of exception. One that takes over a second
         is warned about once.
+    """
+
+
+# Surrounding: a context manager around a piece of work. It sees how the work ends, and changes nothing of it.
+
+
+@hookspec
+def pgqrs_around_enqueue(batch: EnqueueBatch) -> AbstractContextManager[object] | None:
+    """Surround the writing of a batch, to make something current meanwhile and to see how it ends.
+
+    When: once a batch, around ``pgqrs_before_enqueue`` and the statement that writes; within a transaction of the
+        caller's too, and then it ends before the commit. In the thread or the task that enqueues.
+    Order: pluggy's: the last loaded is the outermost, ``tryfirst`` and ``trylast`` are honoured.
+    Args: ``batch`` is an :class:`~pgqrs_core.events.EnqueueBatch`. A draft's ``headers`` may be replaced by another
+        dict, never changed in place: drafts share them. All else is for ``pgqrs_before_enqueue``. Its ``ids`` are there
+        when the context manager is left, unless the write failed.
+    Returns: a context manager, entered and left in the same context, or None.
+    Errors: contained, those of entering and leaving included: logged once for each plugin, hook and kind of exception.
+        It is told of the exception that ends the work, and cannot swallow it.
+    """
+
+
+@hookspec
+def pgqrs_around_handler(handling: Handling) -> AbstractContextManager[object] | None:
+    """Surround a call of a handler, to make something current meanwhile and to see how it ends.
+
+    When: once for each call, in the thread, the task or the process that runs the handler: around the functions of a
+        ``Worker``, around the block of ``consumer.lease()``, and around Celery's tasks.
+    Order: pluggy's: the last loaded is the outermost, ``tryfirst`` and ``trylast`` are honoured.
+    Args: ``handling`` is a :class:`~pgqrs_core.events.Handling`, frozen.
+    Returns: a context manager, entered and left in the same context, or None.
+    Errors: contained, those of entering and leaving included: logged once for each plugin, hook and kind of exception.
+        It is told of the exception that ends the handler, and cannot swallow it.
     """

@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pgqrs_core.errors import PgqrsError
+from pgqrs_core.logs import worker_name
 from pgqrs_core.operations.settle import extend
 from pgqrs_core.threads import join
 
@@ -110,7 +111,10 @@ class Ledger:
                 held.due_at = due_at
                 continue
             del self._held[lease]
-            _log.warning("the lease on message %d of queue %r was lost", lease.message_id, renewal.queue.name)
+            fields = {"queue": renewal.queue.name, "message_id": lease.message_id, "worker": worker_name()}
+            _log.warning(
+                "the lease on message %d of queue %r was lost", lease.message_id, renewal.queue.name, extra=fields
+            )
             if held.on_lost is not None:
                 told.append((held.on_lost, lease))
         return told

@@ -56,6 +56,10 @@ CLAIM_LANES: Final[tuple[int, ...]] = tuple(
 )
 
 
+#: Made once: `json.dumps` makes another one at each call.
+_encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
+
 def check_name(name: object) -> str:
     """Return ``name`` if a queue may be called so.
 
@@ -84,7 +88,7 @@ def encode_headers(headers: dict[str, Any] | None) -> str | None:
     if not headers:
         return None
     try:
-        text = json.dumps(headers, separators=(",", ":"), allow_nan=False)
+        text = _encode(headers)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidArgument("headers", headers, f"a dict of JSON values ({error})") from error
     return text

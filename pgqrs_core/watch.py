@@ -76,6 +76,8 @@ class Watch:
         self.clock = clock
         #: Whether notifications can arrive. Without them nothing is marked and probes alone wake consumers.
         self.listening = True
+        #: How many notifications, probes and breaks of the connection there have been.
+        self.rings = self.probes = self.losses = 0
         self._interests: dict[int, _Interest] = {}
         self._healthy_at = clock()
 
@@ -155,6 +157,7 @@ class Watch:
     def probed(self, queues: Sequence[Queue], rows: Iterable[tuple[Any, ...]], cost: float) -> None:
         """Note what a probe of these queues found, and that it took ``cost`` seconds."""
         now = self._healthy_at = self.clock()
+        self.probes += 1
         found = {row[0]: row for row in rows}
         for queue in queues:
             item = self._interests.get(queue.id)
@@ -171,15 +174,22 @@ class Watch:
         """Note a notification. It is a hint, and may name any number."""
         item = self._interests.get(queue_id)
         if item is not None:
+            self.rings += 1
             self._wake(item)
             if queue_id > 0:
                 self._look_soon(item, self.clock())
 
     def lost(self) -> None:
         """Note that the connection broke: marks and notifications may be gone, so everybody looks for himself."""
+        self.losses += 1
         for item in self._interests.values():
             item.marked_at = None
             self._wake(item)
+
+    @property
+    def watched(self) -> int:
+        """How many queues somebody waits for."""
+        return sum(1 for item in list(self._interests.values()) if item.waiting)
 
     def marks(self) -> list[int]:
         """Return the queues that are marked."""

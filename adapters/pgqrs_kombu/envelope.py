@@ -18,6 +18,7 @@ from kombu.utils import json as kombu_json
 from pgqrs_core.errors import InvalidArgument
 from pgqrs_core.events import Draft
 from pgqrs_core.messages import MAX_PRIORITY, MAX_SECONDS, Delivery, encode_headers
+from pgqrs_kombu import tasks
 
 __all__ = ["KEY", "Message", "compose"]
 
@@ -127,6 +128,7 @@ class Message(kombu.message.Message):  # type: ignore[misc]
             encoding = "utf-8" if _TEXTUAL.match(delivery.content_type) else "binary"
         info = properties.get("delivery_info") or {"exchange": "", "routing_key": queue}
         info["redelivered"] = delivery.attempt > 1
+        info[tasks.KEY] = tasks.origin_of(queue, delivery)
         properties.update(delivery_info=info, delivery_tag=tag, priority=delivery.priority)
         super().__init__(
             body=delivery.body,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -87,8 +88,9 @@ class Publisher:
         if connection is not None:
             ids, count = engine.run_in(connection, _write, groups, posts, engine.plugins, engine.doorbell.channel)
             return sum(map(len, ids)) + count
+        began = time.perf_counter()
         ids, count = engine.transact(_write, groups, posts, engine.plugins, engine.doorbell.channel)
-        self._announce(groups, ids)
+        self._announce(groups, ids, time.perf_counter() - began)
         return sum(map(len, ids)) + count
 
     def route(self, message: dict[str, Any], exchange: str, routing_key: str) -> Parcel:
@@ -140,12 +142,12 @@ class Publisher:
             self._directory.forget(name)
             return None
 
-    def _announce(self, groups: Sequence[tuple[Queue, list[Draft]]], ids: Sequence[list[int]]) -> None:
+    def _announce(self, groups: Sequence[tuple[Queue, list[Draft]]], ids: Sequence[list[int]], seconds: float) -> None:
         """After the commit: wake consumers, once for each queue, and tell the plugins."""
         engine = self._engine
         for (queue, drafts), numbers in zip(groups, ids):
             engine.run(ring, queue, engine.doorbell)
-            announce(queue.name, drafts, numbers, 0.0, plugins=engine.plugins, adapter=ADAPTER)
+            announce(queue.name, drafts, numbers, seconds, plugins=engine.plugins, adapter=ADAPTER)
 
 
 def _matching(routes: Sequence[Route], kind: str, routing_key: str) -> dict[str, float | None]:

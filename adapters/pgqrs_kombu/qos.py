@@ -7,6 +7,7 @@ there is: so an ack still holds after the connection that delivered the message 
 from __future__ import annotations
 
 import logging
+import time
 import weakref
 from itertools import count
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -29,6 +30,8 @@ class _Held(NamedTuple):
     queue: Queue
     delivery: Delivery
     claimed_at: float
+    #: When the consumer got it, on the monotonic clock.
+    handed_at: float
     #: The message, or once the channel is lost a weak reference to it.
     message: Any
 
@@ -55,7 +58,7 @@ class QoS(virtual.QoS):  # type: ignore[misc]
 
     def hold(self, tag: int, queue: Queue, delivery: Delivery, claimed_at: float, message: Any) -> None:
         """Note a delivery that is to be settled by its tag."""
-        self._held[tag] = _Held(queue, delivery, claimed_at, message)
+        self._held[tag] = _Held(queue, delivery, claimed_at, time.monotonic(), message)
 
     def can_consume(self) -> bool:
         """Tell whether one more message may be delivered."""
@@ -119,7 +122,8 @@ class QoS(virtual.QoS):  # type: ignore[misc]
             if held is None:
                 _log.warning("delivery tag %r cannot be settled (%s): it is unknown, or was settled before", tag, kind)
                 continue
-            give(Verdict(kind, held.queue, held.delivery, held.claimed_at))
+            seconds = None if kind == "release" else time.monotonic() - held.handed_at
+            give(Verdict(kind, held.queue, held.delivery, held.claimed_at, seconds))
         if kind == "requeue" and self.on_requeue is not None and not self._lost:
             self.on_requeue()
         if self.on_credit is not None and not self._lost:

@@ -49,6 +49,8 @@ class Verdict(NamedTuple):
     queue: Queue
     delivery: Delivery
     claimed_at: float
+    #: For how many seconds the consumer had it; None if it never got it.
+    seconds: float | None = None
 
 
 class Settler:
@@ -177,4 +179,4 @@ def _outcome(verdict: Verdict, fate: object) -> Outcome:
     delivery = verdict.delivery
     error = _REJECTED["message"] if verdict.kind in ("requeue", "reject") else None
     waited = max(verdict.claimed_at - delivery.enqueued_at.timestamp(), 0.0)
-    return Outcome(delivery.id, kind, delivery.attempt, waited, time.time() - verdict.claimed_at, error)
+    return Outcome(delivery.id, kind, delivery.attempt, waited, verdict.seconds, error)

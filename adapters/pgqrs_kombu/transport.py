@@ -22,6 +22,7 @@ from pgqrs_kombu.errors import CHANNEL_ERRORS, CONNECTION_ERRORS, RECOVERABLE_CO
 from pgqrs_kombu.groups import publish_groups_together
 from pgqrs_kombu.intake import STALE, Intake
 from pgqrs_kombu.options import Options
+from pgqrs_kombu.tasks import surround_tasks
 from pgqrs_kombu.url import config_of, keep_alternates, masked, port_of
 
 if TYPE_CHECKING:
@@ -81,6 +82,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self._stale_at: float | None = None
         keep_alternates(client)
         _open_gates(client)
+        surround_tasks(_blocked(client))
 
     # Connecting
 
@@ -308,6 +310,12 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def default_connection_params(self) -> dict[str, Any]:
         """What the address says, for those who ask for its parts."""
         return {"hostname": "localhost", "port": port_of(self.client)}
+
+
+def _blocked(client: Connection) -> list[str]:
+    """Return the plugins that are not to be loaded. What is wrong with the options is said when they are used."""
+    given = (client.transport_options or {}).get("blocked_plugins") or ()
+    return [name for name in given if isinstance(name, str)] if isinstance(given, (list, tuple)) else []
 
 
 def _open_gates(client: Connection) -> None:

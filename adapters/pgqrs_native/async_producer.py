@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any
 
 from pgqrs_core.engine import AsyncEngine
+from pgqrs_core.events import EnqueueBatch
 from pgqrs_core.operations.enqueue import check_draft
-from pgqrs_core.operations.traffic import outgoing
+from pgqrs_core.operations.traffic import outgoing, written
 from pgqrs_native.coalescing import Coalescer
 from pgqrs_native.shared import check_batch
 from pgqrs_native.traffic import ADAPTER, compose
@@ -115,7 +116,14 @@ class AsyncProducer:
             coalescer = self._coalescers.get(queue)
             if coalescer is None:
                 coalescer = self._coalescers[queue] = Coalescer(partial(self._write, queue))
-            return await coalescer.send(drafts)
+            # Others' messages may go with these: each caller is surrounded by himself.
+            hooks = engine.plugins.hooks
+            if not hooks.surrounds_enqueue:
+                return await coalescer.send(drafts)
+            batch = EnqueueBatch(queue, ADAPTER, drafts)
+            with hooks.around_enqueue(batch):
+                batch.ids = await coalescer.send(drafts)
+            return list(batch.ids)
         return await engine.run_in(
             connection,
             outgoing,
@@ -128,6 +136,4 @@ class AsyncProducer:
 
     async def _write(self, queue: str, drafts: list[Any]) -> list[int]:
         engine = self._engine
-        return await engine.on(
-            queue, outgoing, drafts, plugins=engine.plugins, adapter=ADAPTER, doorbell=engine.doorbell
-        )
+        return await engine.on(queue, written, drafts, engine.plugins, ADAPTER, engine.doorbell)

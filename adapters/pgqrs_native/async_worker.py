@@ -18,10 +18,10 @@ from pgqrs_core.operations.maintenance import elect, maintain, resign
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_native.async_client import AsyncClient
 from pgqrs_native.roster import CLAIM, LATE, PAUSE, TICK, Roster
-from pgqrs_native.routing import Outcome, Reject, Retry, Task, note_refused, outcomes_of, sort_out
+from pgqrs_native.routing import Outcome, Task, note_failed, note_refused, outcomes_of, sort_out
 from pgqrs_native.settler import portions
 from pgqrs_native.shared import check_archives, marker
-from pgqrs_native.traffic import ADAPTER
+from pgqrs_native.traffic import ADAPTER, surrounding
 
 __all__ = ["AsyncWorker"]
 
@@ -146,7 +146,15 @@ class AsyncWorker(Roster):
         marks = self._marks.take(queue.id)
         try:
             found = await engine.on(
-                name, incoming, marks, limit=limit, lease=lease, patience=0.0, plugins=engine.plugins, adapter=ADAPTER
+                name,
+                incoming,
+                marks,
+                limit=limit,
+                lease=lease,
+                patience=0.0,
+                plugins=engine.plugins,
+                adapter=ADAPTER,
+                managed=True,
             )
         finally:
             self._marks.give(queue.id, marks)
@@ -196,18 +204,18 @@ class AsyncWorker(Roster):
         failure: BaseException | None = None
         argument = task.messages if task.route.batch is not None else task.messages[0]
         try:
-            if inspect.iscoroutinefunction(task.route.function):
-                result = await task.route.function(argument)
-            else:
-                result = await asyncio.to_thread(task.route.function, argument)
-                if inspect.isawaitable(result):
-                    result = await result
+            with surrounding(self._client.engine.plugins, task.messages):
+                if inspect.iscoroutinefunction(task.route.function):
+                    result = await task.route.function(argument)
+                else:
+                    result = await asyncio.to_thread(task.route.function, argument)
+                    if inspect.isawaitable(result):
+                        result = await result
         except asyncio.CancelledError as error:
             failure = TimeoutError(LATE) if self._stopping.is_set() else error
         except BaseException as error:
             failure = error
-            if not isinstance(error, (Retry, Reject)):
-                _log.warning("handler of queue %r failed: %r", task.queue.name, error, exc_info=error)
+            note_failed(task, error, _log)
         self._report(outcomes_of(task, result, failure, success=self._success))
 
     def _report(self, outcomes: list[Outcome]) -> None:

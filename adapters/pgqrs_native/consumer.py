@@ -21,7 +21,7 @@ from pgqrs_native.shared import (
     marker,
     scatter,
 )
-from pgqrs_native.traffic import Mismatch, failing, reading, settling
+from pgqrs_native.traffic import Mismatch, failing, reading, settling, surrounding
 
 __all__ = ["Consumer"]
 
@@ -326,7 +326,8 @@ class Consumer:
         messages = self.read_batch(queue, type, count=count, lock_time=lock_time, wait=wait)
         self.hold(messages)
         try:
-            yield messages
+            with surrounding(self._engine.plugins, messages):
+                yield messages
         except Exception as error:
             left = [message for message in messages if message.open]
             self.nack_batch(left, errors=[error] * len(left))

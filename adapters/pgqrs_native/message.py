@@ -6,6 +6,8 @@ from datetime import datetime
 from typing import Any, Generic, TypeVar
 
 from pgqrs_core.errors import PayloadError
+from pgqrs_core.events import Handled
+from pgqrs_core.logs import bound_logger, message_fields
 from pgqrs_core.messages import Delivery, Lease, Queue
 
 __all__ = ["Message"]
@@ -26,7 +28,9 @@ class Message(Generic[T]):
         "_delivery",
         "_payload",
         "_queue",
+        "began_at",
         "claimed_at",
+        "ended_at",
         "error",
         "lease_lost",
         "lease_seconds",
@@ -49,6 +53,9 @@ class Message(Generic[T]):
         self._payload = payload
         #: When it was claimed, in seconds since the epoch by this machine's clock.
         self.claimed_at = claimed_at
+        #: When its handler began and ended, by the same clock; for a reader without handlers, the claim. None: not yet.
+        self.began_at: float | None = None
+        self.ended_at: float | None = None
         #: For how many seconds it was claimed.
         self.lease_seconds = lease_seconds
         self.error = error
@@ -120,9 +127,28 @@ class Message(Generic[T]):
         return self._delivery.body
 
     @property
+    def handled(self) -> Handled:
+        """What plugins are told of it when its handler is called."""
+        delivery = self._delivery
+        return Handled(delivery.id, delivery.attempt, delivery.raw_headers)
+
+    @property
     def lease(self) -> Lease:
         """What fences this delivery from others of the same message."""
         return self._delivery.lease
+
+    @property
+    def log_fields(self) -> dict[str, Any]:
+        """What a line in a log should say of this message: ``queue``, ``message_id``, ``attempt``, ``worker``."""
+        return message_fields(self.queue, self.id, self.attempt)
+
+    def logger(self, logger: Any = "pgqrs.handler") -> Any:
+        """Return a logger that adds ``log_fields`` to whatever it logs. It never sees the payload or the headers.
+
+        Args:
+            logger: a logger of `logging` or of structlog, or the name of one; see `pgqrs_core.logs.bound_logger`.
+        """
+        return bound_logger(logger, self.log_fields)
 
     def __repr__(self) -> str:
         return f"<Message {self.id} of {self.queue!r}, attempt {self.attempt}>"

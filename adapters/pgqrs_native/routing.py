@@ -9,12 +9,24 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from pgqrs_core.errors import DecodeError, InvalidArgument, PayloadError, PgqrsError
+from pgqrs_core.logs import worker_name
 from pgqrs_core.messages import MAX_SECONDS, Delivery, Queue, check_name, check_number
 from pgqrs_core.plugins import Plugins
 from pgqrs_core.serializers import check_type, type_name
 from pgqrs_native.message import Message
 
-__all__ = ["Outcome", "Reject", "Retry", "Route", "Routes", "Task", "note_refused", "outcomes_of", "sort_out"]
+__all__ = [
+    "Outcome",
+    "Reject",
+    "Retry",
+    "Route",
+    "Routes",
+    "Task",
+    "note_failed",
+    "note_refused",
+    "outcomes_of",
+    "sort_out",
+]
 
 
 class Retry(PgqrsError):
@@ -176,7 +188,18 @@ def note_refused(outcomes: Iterable[Outcome], log: logging.Logger) -> None:
     """Say which messages no handler will see, and why."""
     for outcome in outcomes:
         what = "is dead-lettered" if outcome.action == "bury" else "cannot be decoded now and is tried again"
-        log.warning("%r %s: %s", outcome.message, what, outcome.error)
+        log.warning("%r %s: %s", outcome.message, what, outcome.error, extra=outcome.message.log_fields)
+
+
+def note_failed(task: Task, error: BaseException, log: logging.Logger) -> None:
+    """Say that a handler failed, unless it asked for what is done now."""
+    if isinstance(error, (Retry, Reject)):
+        return
+    first, *more = task.messages
+    # Of a batch nobody knows which message it was.
+    batch = {"queue": task.queue.name, "messages": len(task.messages), "worker": worker_name()}
+    fields = batch if more else first.log_fields
+    log.warning("handler of queue %r failed: %r", task.queue.name, error, exc_info=error, extra=fields)
 
 
 def outcome_of(message: Message[Any], error: BaseException | None, *, success: Action) -> Outcome:

@@ -56,7 +56,8 @@ class Portion:
         """Report the outcomes that came too late."""
         for outcome in self.outcomes:
             if outcome.message.lease_lost and not outcome.message.provisional:
-                log.warning("%r was lost before its outcome (%s) was written", outcome.message, outcome.action)
+                text = "%r was lost before its outcome (%s) was written"
+                log.warning(text, outcome.message, outcome.action, extra=outcome.message.log_fields)
 
 
 def portions(outcomes: Iterable[Outcome]) -> list[Portion]:

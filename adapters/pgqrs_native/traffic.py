@@ -5,13 +5,14 @@ from __future__ import annotations
 import random
 import time
 import traceback
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from pgqrs_core.effects import Op
 from pgqrs_core.errors import InvalidArgument, PayloadError, PgqrsError
-from pgqrs_core.events import Consumed, Draft, Outcome, OutcomeKind
+from pgqrs_core.events import Consumed, Draft, Handling, Outcome, OutcomeKind
 from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_core.operations.settle import Failure, Fate, ack, archive, nack, release
@@ -20,16 +21,18 @@ from pgqrs_core.serializers import type_name
 from pgqrs_native.message import Message
 
 if TYPE_CHECKING:
+    from pgqrs_core.dispatch import Hooks
     from pgqrs_core.doorbell import Doorbell
     from pgqrs_core.plugins import Plugins
 
-__all__ = ["Mismatch", "compose", "describe_error", "failing", "reading", "settling"]
+__all__ = ["Mismatch", "compose", "describe_error", "failing", "reading", "settling", "surrounding"]
 
 Mismatch: TypeAlias = Literal["bury", "return"]
 
 ADAPTER: Final = "native"
 #: Characters of a traceback that a dead letter keeps, the innermost part.
 _TRACE: Final = 4_000
+_NOTHING: Final = nullcontext()
 
 
 def compose(
@@ -59,8 +62,6 @@ def compose(
     encode = plugins.serializers.encode
     drafts: list[Draft] = []
     known: dict[Any, dict[str, Any] | None] = {}
-    # Plugins change headers in place: then each draft, and the caller, must have its own.
-    own = plugins.hooks.transforms_enqueue
     for payload in payloads:
         kind, body = encode(payload, content_type)
         cls: Any = type(payload)
@@ -68,7 +69,7 @@ def compose(
             name = type_name(cls)
             known[cls] = {"message_type": name, **(headers or {})} if name else headers
         shared = known[cls]
-        drafts.append(Draft(queue, body, kind, dict(shared) if shared and own else shared, priority, delay, at, ttl))
+        drafts.append(Draft(queue, body, kind, shared, priority, delay, at, ttl))
     return drafts
 
 
@@ -121,8 +122,36 @@ def _decode(
         except PayloadError as failure:
             error = failure
         message = Message(queue, delivery, payload, claimed_at=now, lease_seconds=lease, error=error)
+        if error is None:
+            message.began_at = now
         (broken if error is not None and mismatch == "bury" else messages).append(message)
     return messages, broken
+
+
+def surrounding(plugins: Plugins, messages: Sequence[Message[Any]]) -> AbstractContextManager[None]:
+    """Return what surrounds a call of a handler: what plugins have for it, and a note of when it began and ended."""
+    hooks = plugins.hooks
+    if not messages or not (hooks.surrounds_handler or hooks.observes_consume):
+        return _NOTHING
+    return _surrounded(hooks, messages)
+
+
+@contextmanager
+def _surrounded(hooks: Hooks, messages: Sequence[Message[Any]]) -> Iterator[None]:
+    began = time.time()
+    for message in messages:
+        message.began_at = began
+    try:
+        if hooks.surrounds_handler:
+            handled = [message.handled for message in messages]
+            with hooks.around_handler(Handling(messages[0].queue, ADAPTER, handled)):
+                yield
+        else:
+            yield
+    finally:
+        ended = time.time()
+        for message in messages:
+            message.ended_at = ended
 
 
 def settling(
@@ -202,14 +231,17 @@ def _report(
     now = time.time()
     outcomes = [
         Outcome(
-            message.id,
+            (delivery := message._delivery).id,
             kind,
-            message.attempt,
-            max(message.claimed_at - message.enqueued_at.timestamp(), 0.0),
-            now - message.claimed_at,
-            errors[place] if errors else None,
+            delivery.attempt,
+            # Two clocks are compared.
+            waited if (waited := message.claimed_at - delivery.enqueued_at.timestamp()) > 0 else 0.0,
+            None
+            if (began_at := message.began_at) is None or kind == "released"
+            else (message.ended_at or now) - began_at,
+            error,
         )
-        for place, (message, kind) in enumerate(zip(messages, kinds))
+        for message, kind, error in zip(messages, kinds, errors or [None] * len(messages))
     ]
     plugins.hooks.after_consume(Consumed(queue.name, ADAPTER, outcomes))
 

@@ -23,10 +23,10 @@ from pgqrs_core.operations.maintenance import elect, maintain, resign
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_native.client import Client
 from pgqrs_native.roster import CLAIM, LATE, PAUSE, TICK, Roster
-from pgqrs_native.routing import Outcome, Reject, Retry, Task, note_refused, outcomes_of, sort_out
+from pgqrs_native.routing import Outcome, Task, note_failed, note_refused, outcomes_of, sort_out
 from pgqrs_native.settler import portions
 from pgqrs_native.shared import check_archives, marker
-from pgqrs_native.traffic import ADAPTER
+from pgqrs_native.traffic import ADAPTER, surrounding
 
 __all__ = ["Worker"]
 
@@ -177,7 +177,15 @@ class Worker(Roster):
         marks = self._marks.take(queue.id)
         try:
             found = engine.on(
-                name, incoming, marks, limit=limit, lease=lease, patience=0.0, plugins=engine.plugins, adapter=ADAPTER
+                name,
+                incoming,
+                marks,
+                limit=limit,
+                lease=lease,
+                patience=0.0,
+                plugins=engine.plugins,
+                adapter=ADAPTER,
+                managed=True,
             )
         finally:
             self._marks.give(queue.id, marks)
@@ -226,11 +234,11 @@ class Worker(Roster):
             failure: BaseException | None = None
             try:
                 function = task.route.function
-                result = function(task.messages if task.route.batch is not None else task.messages[0])
+                with surrounding(self._client.engine.plugins, task.messages):
+                    result = function(task.messages if task.route.batch is not None else task.messages[0])
             except BaseException as error:
                 failure = error
-                if not isinstance(error, (Retry, Reject)):
-                    _log.warning("handler of queue %r failed: %r", task.queue.name, error, exc_info=error)
+                note_failed(task, error, _log)
             outcomes = outcomes_of(task, result, failure, success=self._success)
             with self._changed:
                 self._running.pop(key, None)

@@ -22,6 +22,7 @@ from pgqrs_core.drivers.session import Link, Shelf
 from pgqrs_core.drivers.statements import NO_ROWS, Statements, has_rows, prepare_adapters
 from pgqrs_core.effects import Effect, Execute, Op, Rows, Wait
 from pgqrs_core.errors import PgqrsError, ServerError, TimedOut, Unavailable
+from pgqrs_core.figures import PoolUsage
 
 __all__ = ["Connections", "drive", "open_link", "perform", "perform_borrowed"]
 
@@ -273,6 +274,11 @@ class Connections:
     def total(self) -> int:
         """How many connections are open."""
         return self._shelf.total
+
+    @property
+    def usage(self) -> PoolUsage:
+        """How many connections are open, how many of them idle, and how many there may be."""
+        return self._shelf.usage
 
     async def _wait_for_one(self, seconds: float) -> None:
         turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()

@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 from psycopg.pq import ConnStatus, TransactionStatus
 
+from pgqrs_core.figures import PoolUsage
 from pgqrs_core.readiness import Readiness
 
 if TYPE_CHECKING:
@@ -160,6 +161,11 @@ class Shelf(Generic[C, K]):
     def total(self) -> int:
         """How many connections are open."""
         return self._open[True] + self._open[False]
+
+    @property
+    def usage(self) -> PoolUsage:
+        """How many are open, how many of them idle, and how many there may be."""
+        return PoolUsage(self.total, len(self._idle), self._limit)
 
     def take(self, *, relaxed: bool | None) -> Link[C, K] | None:
         """Return an idle connection of this kind, the most recently used first; None: open one, or wait."""

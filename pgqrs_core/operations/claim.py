@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from pgqrs_core.arrays import numbers
@@ -54,9 +55,22 @@ def claim(queue: Queue, marks: Marks, *, limit: int, lease: float) -> Op[list[De
             return found
 
 
-def receive(queue: Queue, marks: Marks, *, limit: int, lease: float, patience: float = 0.0) -> Op[list[Delivery]]:
-    """Claim like `claim`; while there is nothing, wait up to ``patience`` seconds for something."""
+def receive(
+    queue: Queue,
+    marks: Marks,
+    *,
+    limit: int,
+    lease: float,
+    patience: float = 0.0,
+    on_look: Callable[[], None] | None = None,
+) -> Op[list[Delivery]]:
+    """Claim like `claim`; while there is nothing, wait up to ``patience`` seconds for something.
+
+    ``on_look`` is called before each look, so that whoever times it need not count the waiting.
+    """
     while True:
+        if on_look is not None:
+            on_look()
         found = yield from claim(queue, marks, limit=limit, lease=lease)
         if found or patience <= 0:
             return found

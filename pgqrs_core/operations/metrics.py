@@ -29,15 +29,18 @@ SAMPLE: Final = 400
 _LIMITS: Final = {"cap": CAP, "parts": PARTS, "sample": SAMPLE}
 
 
-def measure(queues: Sequence[Queue]) -> Op[list[Metrics]]:
-    """Return the figures of these queues, in their order, with two statements however many there are."""
+def measure(queues: Sequence[Queue], *, with_archives: bool = True) -> Op[list[Metrics]]:
+    """Return the figures of these queues, in their order, with two statements however many there are.
+
+    Without archives it is one, and archived messages are not counted.
+    """
     if not queues:
         return []
     lanes: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
     for row in (yield Execute(queries["metrics"], _LIMITS, queues=tuple(queues))):
         lanes[row[0]].append(row[1:])
     archives: dict[int, tuple[Any, ...]] = {}
-    archiving = tuple(queue for queue in queues if queue.options.archive)
+    archiving = tuple(queue for queue in queues if with_archives and queue.options.archive)
     if archiving:
         for row in (yield Execute(queries["archive_metrics"], _LIMITS, queues=archiving)):
             archives[row[0]] = row[1:]

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pgqrs_core.effects import Op
-from pgqrs_core.events import ConsumeBatch, Draft, EnqueueBatch, Enqueued
+from pgqrs_core.events import Claimed, ConsumeBatch, Draft, EnqueueBatch, Enqueued
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_core.operations.claim import receive
 from pgqrs_core.operations.enqueue import enqueue
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pgqrs_core.marks import Marks
     from pgqrs_core.plugins import Plugins
 
-__all__ = ["announce", "incoming", "outgoing", "prepared", "put_back"]
+__all__ = ["announce", "incoming", "outgoing", "prepared", "put_back", "written"]
 
 
 def outgoing(
@@ -34,6 +34,23 @@ def outgoing(
 
     Inside the caller's transaction (no ``doorbell``) nothing is observed: it may yet roll back.
     """
+    if not plugins.hooks.surrounds_enqueue:
+        return (yield from written(queue, drafts, plugins, adapter, doorbell, clock))
+    batch = EnqueueBatch(queue.name, adapter, drafts)
+    with plugins.hooks.around_enqueue(batch):
+        batch.ids = yield from written(queue, drafts, plugins, adapter, doorbell, clock)
+    return list(batch.ids)
+
+
+def written(
+    queue: Queue,
+    drafts: list[Draft],
+    plugins: Plugins,
+    adapter: str,
+    doorbell: Doorbell | None,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Op[list[int]]:
+    """Enqueue as `outgoing` does, for whoever has surrounded it already."""
     drafts = prepared(queue.name, drafts, plugins=plugins, adapter=adapter)
     if not plugins.hooks.observes_enqueue or doorbell is None:
         return (yield from enqueue(queue, drafts, doorbell))
@@ -47,6 +64,10 @@ def prepared(queue: str, drafts: list[Draft], *, plugins: Plugins, adapter: str)
     """Return what plugins make of drafts before they are stored."""
     if not plugins.hooks.transforms_enqueue:
         return drafts
+    for draft in drafts:
+        # Plugins change headers in place: each draft has its own then, and the caller keeps his.
+        if draft.headers is not None:
+            draft.headers = dict(draft.headers)
     batch = EnqueueBatch(queue, adapter, drafts)
     plugins.hooks.before_enqueue(batch)
     return batch.drafts
@@ -70,10 +91,27 @@ def incoming(
     patience: float,
     plugins: Plugins,
     adapter: str,
+    managed: bool = False,
+    clock: Callable[[], float] = time.time,
 ) -> Op[list[Delivery]]:
-    """Claim, letting plugins change what was claimed before anybody decodes it."""
-    found = yield from receive(queue, marks, limit=limit, lease=lease, patience=patience)
+    """Claim, letting plugins see and change what was claimed before anybody decodes it.
+
+    ``managed`` says that the adapter calls handlers, surrounded by plugins, for what was claimed.
+    """
     hooks = plugins.hooks
+    looks: list[float] = []
+    watch = hooks.observes_claim
+    found = yield from receive(
+        queue,
+        marks,
+        limit=limit,
+        lease=lease,
+        patience=patience,
+        on_look=(lambda: looks.append(clock())) if watch else None,
+    )
+    if found and watch:
+        now = clock()
+        hooks.after_claim(Claimed(queue.name, adapter, found, now, max(now - looks[-1], 0.0), managed))
     if not found or not hooks.transforms_consume:
         return found
     batch = ConsumeBatch(queue.name, adapter, found)

@@ -57,7 +57,7 @@ def test_every_hook_states_its_whole_contract(hook: str) -> None:
 
 
 def test_the_page_names_no_hook_that_does_not_exist() -> None:
-    assert set(re.findall(r"pgqrs_(?:before|after)_\w+|pgqrs_\w+(?=\()", PAGE)) == set(HOOKS)
+    assert set(re.findall(r"pgqrs_(?:before|after|around)_\w+|pgqrs_\w+(?=\()", PAGE)) == set(HOOKS)
 
 
 @pytest.mark.parametrize(
@@ -66,6 +66,9 @@ def test_the_page_names_no_hook_that_does_not_exist() -> None:
         ("pgqrs_before_enqueue", EnqueueBatch, "batch."),
         ("pgqrs_before_enqueue", Draft, "draft."),
         ("pgqrs_after_enqueue", events.Enqueued, ""),
+        ("pgqrs_after_claim", events.Claimed, ""),
+        ("pgqrs_around_handler", events.Handling, ""),
+        ("pgqrs_around_handler", events.Handled, ""),
         ("pgqrs_after_consume", Consumed, ""),
         ("pgqrs_after_consume", Outcome, ""),
     ],
@@ -86,7 +89,7 @@ def test_every_event_is_in_the_table_of_its_module_with_its_fields() -> None:
 
 def test_the_example_plugin_does_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
     module = ModuleType("shop_origin")
-    exec(block("import hookimpl"), module.__dict__)
+    exec(block("Stamp each message"), module.__dict__)
     names: dict[str, Any] = {"Plugins": Plugins, "shop_origin": module}
     exec(block("plugins.register"), names)
     hooks = names["plugins"].hooks
@@ -102,6 +105,21 @@ def test_the_example_plugin_does_what_it_says(capsys: pytest.CaptureFixture[str]
     assert [one.id for one in received.deliveries] == [1]
     assert [(one.id, reason) for one, reason in received.dropped] == [(4, "nobody waits for it any more")]
     assert capsys.readouterr().out == "jobs 1 acked\n"
+
+
+def test_the_example_that_surrounds_does_what_it_says(capsys: pytest.CaptureFixture[str]) -> None:
+    module = ModuleType("shop_request")
+    module.current_request = lambda: "r1"  # type: ignore[attr-defined]
+    exec(block("current_request"), module.__dict__)
+    plugins = Plugins.core()
+    plugins.register(module, "request")
+    batch = EnqueueBatch("jobs", "native", [Draft("jobs", b"{}", "application/json")])
+
+    with plugins.hooks.around_enqueue(batch):
+        batch.ids = [7]
+
+    assert batch.drafts[0].headers == {"request": "r1"}
+    assert capsys.readouterr().out == "wrote [7]\n"
 
 
 def test_the_example_serializer_works() -> None:

@@ -15,7 +15,17 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 from pgqrs_core.errors import InvalidArgument, PgqrsError, PluginError, QueueNotFound
-from pgqrs_core.events import ConsumeBatch, Consumed, Draft, EnqueueBatch, Enqueued, Outcome
+from pgqrs_core.events import (
+    Claimed,
+    ConsumeBatch,
+    Consumed,
+    Draft,
+    EnqueueBatch,
+    Enqueued,
+    Handled,
+    Handling,
+    Outcome,
+)
 from pgqrs_core.hookspecs import AdapterInfo, MigrationSource, hookimpl
 from pgqrs_core.plugin_contract import HOOKS
 from pgqrs_core.plugins import BlockedPlugin, BrokenPlugin, LoadedPlugin, Plugins, default_plugins
@@ -99,6 +109,8 @@ def claimed(*ids: int) -> ConsumeBatch:
 
 
 WRITTEN = Enqueued("jobs", "native", [1, 2], 2, 20, 0.001)
+TAKEN = Claimed("jobs", "native", [], 1_700_000_000.0, 0.001, managed=True)
+HANDLING = Handling("jobs", "native", [Handled(1, 1, '{"tenant":"a"}')])
 SETTLED = Consumed("jobs", "native", [Outcome(1, "acked", 1, 0.5, 0.1)])
 
 
@@ -528,6 +540,107 @@ def test_hook_after_enqueue() -> None:
         WRITTEN.count = 3  # type: ignore[misc]
 
 
+def test_hook_after_claim() -> None:
+    seen = Collector()
+    plugins = with_plugins(a=seen.hook("after_claim"))
+
+    plugins.hooks.after_claim(TAKEN)
+
+    assert seen == [TAKEN]
+    assert plugins.hooks.observes_claim
+
+
+def around(name: str, seen: list[Any], hook: str = "handling", answer: object = None) -> Callable[[Any], Any]:
+    """A hook that notes when it is entered and left, and with what."""
+
+    class Manager:
+        def __init__(self, subject: Any) -> None:
+            seen.append((name, type(subject).__name__))
+
+        def __enter__(self) -> None:
+            seen.append((name, "in"))
+
+        def __exit__(self, kind: Any, value: Any, trace: Any) -> object:
+            seen.append((name, value))
+            return answer
+
+    if hook == "batch":
+        return lambda batch: Manager(batch)
+    return lambda handling: Manager(handling)
+
+
+def test_hook_around_enqueue() -> None:
+    seen: list[Any] = []
+    plugins = with_plugins(
+        inner=plugin(around_enqueue=around("inner", seen, "batch")), none=plugin(around_enqueue=lambda: None)
+    )
+    plugins.register(plugin(around_enqueue=around("outer", seen, "batch")), "outer")
+
+    with plugins.hooks.around_enqueue(drafts(b"x")):
+        seen.append("written")
+
+    assert plugins.hooks.surrounds_enqueue
+    assert seen == [
+        ("outer", "EnqueueBatch"),
+        ("outer", "in"),
+        ("inner", "EnqueueBatch"),
+        ("inner", "in"),
+        "written",
+        ("inner", None),
+        ("outer", None),
+    ]
+
+
+def test_hook_around_handler() -> None:
+    seen: list[Any] = []
+    plugins = with_plugins(a=plugin(around_handler=around("a", seen, answer=True)))
+    error = ValueError("no")
+
+    with pytest.raises(ValueError, match="no"), plugins.hooks.around_handler(HANDLING):
+        raise error
+
+    assert plugins.hooks.surrounds_handler
+    # It was told of the error, and its wish to swallow it was not granted.
+    assert seen == [("a", "Handling"), ("a", "in"), ("a", error)]
+    assert HANDLING.messages[0].headers == {"tenant": "a"}
+
+
+class BreaksOnEntry:
+    def __enter__(self) -> None:
+        raise RuntimeError
+
+    def __exit__(self, *_: object) -> None:
+        raise AssertionError("it was never entered")
+
+
+class BreaksOnExit:
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, *_: object) -> None:
+        raise RuntimeError
+
+
+def fails(handling: object) -> None:
+    raise RuntimeError
+
+
+@pytest.mark.parametrize(
+    "made",
+    [fails, lambda handling: BreaksOnEntry(), lambda handling: BreaksOnExit(), lambda handling: "no context manager"],
+)
+def test_what_surrounds_work_cannot_break_it(made: Any, caplog: pytest.LogCaptureFixture) -> None:
+    seen: list[Any] = []
+    plugins = with_plugins(good=plugin(around_handler=around("good", seen)), bad=plugin(around_handler=made))
+
+    for _ in range(2):
+        with plugins.hooks.around_handler(HANDLING):
+            seen.append("handled")
+
+    assert seen == [("good", "Handling"), ("good", "in"), "handled", ("good", None)] * 2
+    [record] = caplog.records
+    assert "'bad': pgqrs_around_handler failed" in record.getMessage()
+
+
 def test_hook_after_consume() -> None:
     """Every plugin gets the one frozen event."""
     seen = Collector()
@@ -596,10 +709,13 @@ def test_without_implementations_the_engine_need_not_build_a_batch() -> None:
         hooks.transforms_enqueue,
         hooks.transforms_consume,
         hooks.observes_enqueue,
+        hooks.observes_claim,
         hooks.observes_consume,
+        hooks.surrounds_enqueue,
+        hooks.surrounds_handler,
     )
 
-    assert flags == (False, False, False, False)
+    assert not any(flags)
 
 
 def test_hooks_may_be_called_from_many_threads_while_a_plugin_is_registered() -> None:

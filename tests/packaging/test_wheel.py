@@ -23,18 +23,27 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_installs_exactly_our_top_level_names(wheel: Path):
     names = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist() if ".dist-info" not in name}
 
-    assert names == {"pgqrs_core", "pgqrs_native", "pgqrs_kombu", "pgqrs_celery", "pgqrs_embedded"}
+    assert names == {
+        "pgqrs_core",
+        "pgqrs_native",
+        "pgqrs_kombu",
+        "pgqrs_celery",
+        "pgqrs_embedded",
+        "pgqrs_otel",
+        "pgqrs_prometheus",
+    }
 
 
 def test_the_wheel_holds_every_sql_file_and_type_marker(wheel: Path):
     shipped = set(zipfile.ZipFile(wheel).namelist())
     adapters = [(ROOT / "adapters", name) for name in ("pgqrs_native", "pgqrs_kombu", "pgqrs_celery")]
-    shelves = [(ROOT, "pgqrs_core"), *adapters, (ROOT / "plugins", "pgqrs_embedded")]
+    plugins = [(ROOT / "plugins", name) for name in ("pgqrs_embedded", "pgqrs_otel", "pgqrs_prometheus")]
+    shelves = [(ROOT, "pgqrs_core"), *adapters, *plugins]
 
     wanted = {
         str(path.relative_to(base))
         for base, package in shelves
-        for pattern in ("**/*.sql", "**/py.typed", "**/*.py")
+        for pattern in ("**/*.sql", "**/py.typed", "**/*.py", "**/*.json")
         for path in (base / package).glob(pattern)
     }
 
@@ -60,14 +69,19 @@ def test_with_the_core_dependencies_alone_everything_but_the_extras_imports(whee
     subprocess.run([python, "-m", "pip", "install", "-q", str(wheel)], check=True)
     program = (
         "import pgqrs_core, pgqrs_native, pgqrs_native.plugin, pgqrs_celery.plugin, pgqrs_embedded\n"
+        "import pgqrs_otel.plugin, pgqrs_prometheus.plugin\n"
         "from pgqrs_core import Plugins\n"
         "plugins = Plugins.load()\n"
         "print(sorted(one.name for one in plugins.loaded), plugins.broken)\n"
+        "hooks = plugins.hooks\n"
+        "print(hooks.observes_claim, hooks.observes_consume, hooks.surrounds_enqueue, hooks.surrounds_handler)\n"
     )
 
     done = subprocess.run([python, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     command = subprocess.run([python.parent / "pgqrs", "--help"], capture_output=True, text=True, check=False)
 
-    assert done.stdout == "['celery', 'json', 'kombu', 'native'] ()\n", done.stderr
+    names = "['celery', 'json', 'kombu', 'native', 'otel', 'prometheus'] ()"
+    # Without their libraries, plugins that watch messages watch none.
+    assert done.stdout == f"{names}\nFalse False False False\n", done.stderr
     assert command.returncode == 1
     assert "pip install 'pgqrs-py[cli]'" in command.stderr

@@ -39,6 +39,13 @@ class Given:
             if value:
                 setattr(self, name, value)
 
+    def load(self) -> Config:
+        """Return the configuration that these options ask for. Commands of plugins use it: ``context.obj.load()``."""
+        if self.embedded and self.url is not None:
+            raise InvalidInput("--embedded and --url are both given; leave one of them out")
+        url = "embedded://" if self.embedded else self.url
+        return Config.load(self.config, url=url, schema=self.schema)
+
 
 class _Globals(typing.TypedDict):
     """The global options as parameters: name, type and what `--help` says."""
@@ -89,11 +96,7 @@ class Session(contextlib.AbstractContextManager["Session"]):
     @functools.cached_property
     def settings(self) -> Config:
         """The configuration as given; starts nothing."""
-        given = self.given
-        if given.embedded and given.url is not None:
-            raise InvalidInput("--embedded and --url are both given; leave one of them out")
-        url = "embedded://" if given.embedded else given.url
-        return Config.load(given.config, url=url, schema=given.schema)
+        return self.given.load()
 
 
 Command = Callable[..., None]

@@ -1,0 +1,96 @@
+"""Surrounds Celery's tasks with what plugins have for a handler.
+
+A task may run in another process than the one that took its message, so this hangs on Celery's signals, which are sent
+where the task runs. What is known of the message travels with it, see `Origin`. Without Celery nothing here is used, and
+nothing of Celery is imported that is not there already.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable
+from typing import Any, Final, NamedTuple
+
+from pgqrs_core.errors import InvalidArgument
+from pgqrs_core.events import Handled, Handling
+from pgqrs_core.messages import Delivery, encode_headers
+from pgqrs_core.plugins import default_plugins
+
+__all__ = ["ADAPTER", "Origin", "origin_of", "surround_tasks"]
+
+#: What handlers that Celery runs are told to be of.
+ADAPTER: Final = "celery"
+#: Where in a message's delivery information its origin stands, and on a task's request what surrounds it.
+KEY: Final = "pgqrs"
+_SURROUNDING: Final = "pgqrs_surrounding"
+#: States in which what a task returned is not an error.
+_FINE: Final = frozenset(["SUCCESS", "IGNORED"])
+
+_blocked: frozenset[str] = frozenset()
+
+
+class Origin(NamedTuple):
+    """Which delivery a message is of."""
+
+    queue: str
+    message_id: int
+    attempt: int
+
+
+def origin_of(queue: str, delivery: Delivery) -> Origin:
+    """Return what a task will need to know of its delivery."""
+    return Origin(queue, delivery.id, delivery.attempt)
+
+
+def surround_tasks(blocked: Iterable[str]) -> None:
+    """Listen to Celery's signals, if there is Celery, for all plugins but the blocked ones. The last call counts."""
+    global _blocked
+    _blocked = frozenset(blocked)
+    signals: Any = sys.modules.get("celery.signals")
+    if signals is not None:
+        # A receiver is known by its identifier, so it is connected once.
+        signals.task_prerun.connect(_before, weak=False, dispatch_uid="pgqrs")
+        signals.task_postrun.connect(_after, weak=False, dispatch_uid="pgqrs")
+
+
+def _before(task: Any = None, **_: Any) -> None:
+    request = task.request
+    origin = _origin(request)
+    if origin is None:
+        return
+    hooks = default_plugins(_blocked).hooks
+    if hooks.surrounds_handler:
+        handled = Handled(origin.message_id, origin.attempt, _headers(request))
+        surrounding = hooks.around_handler(Handling(origin.queue, ADAPTER, [handled]))
+        surrounding.__enter__()
+        setattr(request, _SURROUNDING, surrounding)
+
+
+def _after(task: Any = None, retval: Any = None, state: str | None = None, **_: Any) -> None:
+    surrounding = vars(task.request).pop(_SURROUNDING, None)
+    if surrounding is None:
+        return
+    error = retval if isinstance(retval, BaseException) and state not in _FINE else None
+    try:
+        surrounding.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)
+    except BaseException as raised:
+        # The task's error is Celery's to deal with, which has done so.
+        if raised is not error:
+            raise
+
+
+def _origin(request: Any) -> Origin | None:
+    """Return where a task's message came from; None if it came by another broker, or by none."""
+    info = (request.properties or {}).get("delivery_info")
+    found = info.get(KEY) if isinstance(info, dict) else None
+    return Origin(*found) if isinstance(found, (list, tuple)) and len(found) == len(Origin._fields) else None
+
+
+def _headers(request: Any) -> str | None:
+    """Return the headers that are not Celery's own."""
+    own = request.headers if isinstance(request.headers, dict) else {}
+    try:
+        return encode_headers(own)
+    except InvalidArgument:
+        # Kombu carries more than JSON: times, for instance.
+        return encode_headers({key: value for key, value in own.items() if isinstance(value, (str, int, bool))})

@@ -1,0 +1,216 @@
+"""What plugins that watch every message cost: none, Prometheus, OpenTelemetry; in batches and one at a time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from datetime import datetime, timezone
+from functools import partial
+from statistics import median
+from typing import Any, Final
+
+from opentelemetry import trace
+from opentelemetry.sdk.metrics import MeterProvider
+from opentelemetry.sdk.metrics.export import InMemoryMetricReader
+from opentelemetry.sdk.trace import TracerProvider
+from opentelemetry.trace import NoOpTracerProvider, SpanKind
+from pgqrs_native import Client
+from pgqrs_otel.conventions import about
+from pgqrs_otel.metering import Metering
+from pgqrs_otel.tracing import Tracing
+from pgqrs_prometheus.recorder import Recorder
+from prometheus_client import CollectorRegistry
+
+from benchmarks.load import BATCH
+from benchmarks.measure import interleave
+from benchmarks.payloads import BYTES
+from benchmarks.report import Figure, Target, at_least, at_most, compare, single
+from benchmarks.server import Setting
+from pgqrs_core.effects import Op
+from pgqrs_core.events import Draft
+from pgqrs_core.marks import Marks
+from pgqrs_core.messages import Queue, QueueOptions
+from pgqrs_core.operations.claim import receive
+from pgqrs_core.operations.enqueue import enqueue
+from pgqrs_core.operations.traffic import incoming, outgoing
+from pgqrs_core.plugins import Plugins
+
+__all__ = ["run"]
+
+#: What is loaded, and whether it has to meet the targets.
+WATCHERS: Final[Mapping[str, bool]] = {
+    "none again": False,
+    "Prometheus": True,
+    "OTel traces, no SDK": True,
+    "OTel traces, SDK, no exporter": True,
+    "OTel metrics, SDK": False,
+}
+
+
+def run(setting: Setting) -> list[Figure]:
+    """Compare each plugin with none, in short turns."""
+    with ExitStack() as stack:
+        queue = stack.enter_context(setting.queue("observers"))
+        sides = {"none": stack.enter_context(_client(setting.dsn))}
+        for name in WATCHERS:
+            sides[name] = stack.enter_context(_client(setting.dsn, _plugin(name)))
+        return [*_without(setting), *_batches(setting, sides, queue), *_singles(setting, sides, queue), _spans(setting)]
+
+
+def _plugin(name: str) -> object | None:
+    """Make what is loaded, with a registry or a provider of its own."""
+    makers: dict[str, Callable[[], object | None]] = {
+        "none again": lambda: None,
+        "Prometheus": lambda: Recorder(CollectorRegistry()),
+        "OTel traces, no SDK": lambda: Tracing(NoOpTracerProvider()),
+        "OTel traces, SDK, no exporter": lambda: Tracing(TracerProvider()),
+        "OTel metrics, SDK": lambda: Metering(MeterProvider([InMemoryMetricReader()])),
+    }
+    return makers[name]()
+
+
+@contextmanager
+def _client(dsn: str, plugin: object | None = None) -> Iterator[Client]:
+    plugins = Plugins.core()
+    if plugin is not None:
+        plugins.register(plugin, "watcher")
+    with Client(dsn, plugins=plugins) as client:
+        yield client
+
+
+def _batches(setting: Setting, sides: Mapping[str, Client], queue: str) -> list[Figure]:
+    """``batch_enqueue``, ``read_batch`` and ``dequeue_batch`` of 100."""
+
+    def work(client: Client) -> None:
+        client.producer.batch_enqueue(queue, [BYTES] * BATCH)
+        client.consumer.dequeue_batch(client.consumer.read_batch(queue, bytes, count=BATCH))
+
+    walls, cpus = _measured(setting, sides, work, rounds=5, each=BATCH)
+    return [
+        figure
+        for name, judged in WATCHERS.items()
+        for figure in (
+            compare(
+                f"batches of 100, {name}",
+                "messages/s",
+                [1 / wall for wall in walls[name]],
+                [1 / wall for wall in walls["none"]],
+                "no plugin",
+                at_least(0.95) if judged else None,
+            ),
+            _added(f"batches of 100, {name}", cpus[name], cpus["none"], None),
+        )
+    ]
+
+
+def _singles(setting: Setting, sides: Mapping[str, Client], queue: str) -> list[Figure]:
+    """``enqueue``, ``read`` and ``dequeue`` of one."""
+
+    def work(client: Client) -> None:
+        client.producer.enqueue(queue, BYTES)
+        message = client.consumer.read(queue, bytes)
+        assert message is not None
+        client.consumer.dequeue(message)
+
+    _, cpus = _measured(setting, sides, work, rounds=25, each=1)
+    return [
+        _added(f"one at a time, {name}", cpus[name], cpus["none"], at_most(15) if judged else None)
+        for name, judged in WATCHERS.items()
+    ]
+
+
+def _measured(
+    setting: Setting, sides: Mapping[str, Client], work: Callable[[Client], None], *, rounds: int, each: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    """Return seconds by the wall and of this process's CPU per message, for each side and repeat.
+
+    In short turns, of which the median counts: a checkpoint or a neighbour falls into some of them only.
+    """
+
+    def turn(client: Client) -> tuple[float, float]:
+        wall, cpu = time.perf_counter(), time.process_time()
+        for _ in range(rounds):
+            work(client)
+        return time.perf_counter() - wall, time.process_time() - cpu
+
+    walls: dict[str, list[float]] = {name: [] for name in sides}
+    cpus: dict[str, list[float]] = {name: [] for name in sides}
+    turns = setting.size(60, 8)
+    for _ in range(setting.repeats):
+        setting.meter.checkpoint()
+        seen = interleave(turns, {name: partial(turn, client) for name, client in sides.items()})
+        for name, times in seen.items():
+            walls[name].append(median(wall for wall, _ in times) / rounds / each)
+            cpus[name].append(median(cpu for _, cpu in times) / rounds / each)
+    return walls, cpus
+
+
+def _added(name: str, cpu: list[float], without: list[float], target: Target | None) -> Figure:
+    added = [(one - other) * 1e6 for one, other in zip(cpu, without)]
+    return single(f"{name}: added Python CPU", "µs/message", added, target)
+
+
+def _spans(setting: Setting) -> Figure:
+    """What OpenTelemetry's SDK itself takes for the two spans of a message that is sent and read alone."""
+    tracer = TracerProvider().get_tracer("bench")
+    attributes = about("observers", "native", "enqueue", "send")
+
+    def two() -> None:
+        for kind in (SpanKind.PRODUCER, SpanKind.CLIENT):
+            span = tracer.start_span("enqueue observers", kind=kind, attributes=attributes)
+            trace.set_span_in_context(span)
+            span.end()
+
+    return single("two bare spans of OTel's SDK", "µs/message", _micros(setting, two))
+
+
+def _without(setting: Setting) -> list[Figure]:
+    """What the hooks take that nobody implements: operations with and without them, on a server that answers at once."""
+    queue, plugins = Queue(1, "jobs", "jobs", QueueOptions()), Plugins.core()
+    drafts = [Draft("jobs", BYTES, "application/octet-stream")]
+    row = (0, 1, 1, 0, datetime.now(timezone.utc), "application/octet-stream", None, BYTES, 1, 1, 2)
+    common: dict[str, Any] = {"limit": 1, "lease": 30.0, "patience": 0.0}
+    pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
+        "enqueue": (
+            lambda: _answer(outgoing(queue, drafts, plugins=plugins, adapter="native", doorbell=None), [(1, False)]),
+            lambda: _answer(enqueue(queue, drafts), [(1, False)]),
+        ),
+        "claim": (
+            lambda: _answer(incoming(queue, Marks(), plugins=plugins, adapter="native", **common), [row]),
+            lambda: _answer(receive(queue, Marks(), **common), [row]),
+        ),
+    }
+    return [
+        single(
+            f"hooks without a plugin, {name}: added",
+            "µs/batch",
+            [one - other for one, other in zip(_micros(setting, hooked), _micros(setting, bare))],
+            at_most(2),
+        )
+        for name, (hooked, bare) in pairs.items()
+    ]
+
+
+def _answer(op: Op[Any], rows: list[tuple[Any, ...]]) -> Any:
+    """Run an operation, giving every statement the same answer."""
+    try:
+        next(op)
+        while True:
+            op.send(rows)
+    except StopIteration as end:
+        return end.value
+
+
+def _micros(setting: Setting, work: Callable[[], object]) -> list[float]:
+    """Return microseconds per call, for each repeat."""
+    calls, found = 200, []
+    for _ in range(setting.repeats):
+        times = []
+        for _ in range(setting.size(50, 10)):
+            began = time.perf_counter()
+            for _ in range(calls):
+                work()
+            times.append((time.perf_counter() - began) / calls * 1e6)
+        found.append(median(times))
+    return found

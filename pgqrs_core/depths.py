@@ -1,0 +1,61 @@
+"""The figures of all queues, looked up when somebody asks and kept for a while: for whoever is scraped."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from pgqrs_core.effects import Op
+from pgqrs_core.errors import PgqrsError
+from pgqrs_core.messages import Metrics
+from pgqrs_core.operations.metrics import measure
+from pgqrs_core.operations.queues import list_queues
+
+if TYPE_CHECKING:
+    from pgqrs_core.engine import Engine
+
+__all__ = ["Depths"]
+
+_log = logging.getLogger("pgqrs.depths")
+
+
+class Depths:
+    """Looks at all queues, archives excepted, with one statement for their names and one for their figures.
+
+    At most once in ``seconds``, however many ask. Thread-safe.
+
+    Args:
+        engine: where the queues are; it stays the caller's to close.
+        seconds: for how long an answer is used again.
+    """
+
+    def __init__(self, engine: Engine, *, seconds: float = 5.0) -> None:
+        self._engine = engine
+        self._seconds = seconds
+        self._lock = threading.Lock()
+        self._looked_at = float("-inf")
+        self._found: Sequence[Metrics] | None = None
+
+    def look(self) -> Sequence[Metrics] | None:
+        """Return the figures of every queue; None, and a line in the log, if the database is away."""
+        with self._lock:
+            # Whoever comes during a look waits for it, and gets its answer.
+            if time.monotonic() - self._looked_at >= self._seconds:
+                self._found = self._ask()
+                self._looked_at = time.monotonic()
+            return self._found
+
+    def _ask(self) -> Sequence[Metrics] | None:
+        try:
+            return self._engine.run(self._engine.checked, _measure_all)
+        except PgqrsError as error:
+            _log.warning("the queues cannot be looked at: %s", error)
+            return None
+
+
+def _measure_all() -> Op[list[Metrics]]:
+    known = yield from list_queues()
+    return (yield from measure(known, with_archives=False))

@@ -1,0 +1,57 @@
+"""The hooks. Without prometheus_client there are none but the command, so that nothing is counted for nobody."""
+
+from __future__ import annotations
+
+import threading
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+from pgqrs_core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from pgqrs_core.events import Claimed, Consumed, Enqueued
+    from pgqrs_prometheus.recorder import Recorder
+
+__all__ = ["pgqrs_cli"]
+
+
+_making = threading.Lock()
+_made: list[Recorder] = []
+
+
+def _recorder() -> Recorder:
+    if not _made:
+        # Of two that are made at once neither could register all of its names.
+        with _making:
+            if not _made:
+                # Imported with the first message, not with the first engine.
+                from pgqrs_prometheus.recorder import Recorder
+
+                _made.append(Recorder())
+    return _made[0]
+
+
+@hookimpl
+def pgqrs_cli(app: Any) -> None:
+    """Add ``pgqrs metrics``."""
+    from pgqrs_prometheus.command import register
+
+    register(app)
+
+
+if find_spec("prometheus_client") is not None:
+
+    @hookimpl
+    def pgqrs_after_enqueue(event: Enqueued) -> None:
+        """Count what was enqueued."""
+        _recorder().pgqrs_after_enqueue(event)
+
+    @hookimpl
+    def pgqrs_after_claim(event: Claimed) -> None:
+        """Count what was claimed, and how long it had waited."""
+        _recorder().pgqrs_after_claim(event)
+
+    @hookimpl
+    def pgqrs_after_consume(event: Consumed) -> None:
+        """Count what became of it, and how long handlers took."""
+        _recorder().pgqrs_after_consume(event)
