@@ -12,15 +12,17 @@ import time
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from pgqrs_core.codecs import CodecStack
 from pgqrs_core.errors import InvalidArgument, PgqrsError, PluginError
 from pgqrs_core.messages import MAX_PRIORITY, MAX_SECONDS, check_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping
+    from collections.abc import Callable, Mapping, Sequence
 
     import pluggy
 
     from pgqrs_core.events import ConsumeBatch, Consumed, Draft, EnqueueBatch, Enqueued
+    from pgqrs_core.messages import Delivery
 
 __all__ = ["SLOW_SECONDS", "Hooks"]
 
@@ -59,6 +61,7 @@ class Hooks:
     """The hooks of a batch, ready to be called from any thread.
 
     Attributes:
+        codecs: What encodes bodies; their own ``pgqrs_codecs`` hook was called while plugins were loaded.
         transforms_enqueue: Whether any plugin implements ``pgqrs_before_enqueue``; so for the others.
         transforms_consume: ``pgqrs_before_consume``.
         observes_enqueue: ``pgqrs_after_enqueue``.
@@ -72,6 +75,7 @@ class Hooks:
         "_before_enqueue",
         "_lock",
         "_reported",
+        "codecs",
         "observes_consume",
         "observes_enqueue",
         "transforms_consume",
@@ -81,15 +85,23 @@ class Hooks:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._reported: set[tuple[str, ...]] = set()
+        self.codecs = CodecStack()
         self._set((), (), (), ())
 
-    def refresh(self, manager: pluggy.PluginManager, distributions: Mapping[str, str | None]) -> None:
+    def refresh(
+        self,
+        manager: pluggy.PluginManager,
+        distributions: Mapping[str, str | None],
+        codecs: CodecStack,
+    ) -> None:
         """Take over what is registered now. Calls under way finish with what they began with.
 
         Args:
             manager: Where the plugins are registered.
             distributions: The distribution of each plugin, for errors.
+            codecs: The codecs of all plugins.
         """
+        self.codecs = codecs
 
         def calls(hook: str, *, mirrored: bool = False) -> tuple[_Call, ...]:
             found = list(reversed(getattr(manager.hook, hook).get_hookimpls()))
@@ -115,8 +127,16 @@ class Hooks:
             bool, found
         )
 
+    def concern_enqueue(self, queue: str, drafts: Sequence[Draft]) -> bool:
+        """Return whether `before_enqueue` has anything to do; without plugins this is all that a batch costs."""
+        return self.transforms_enqueue or self.codecs.concerns_drafts(queue, drafts)
+
+    def concern_consume(self, queue: str, deliveries: Sequence[Delivery]) -> bool:
+        """Return whether `before_consume` has anything to do."""
+        return self.transforms_consume or self.codecs.concerns(queue, deliveries)
+
     def before_enqueue(self, batch: EnqueueBatch) -> None:
-        """Let each plugin change or veto a batch that is about to be written.
+        """Let each plugin change or veto a batch that is about to be written, then encode it.
 
         Raises:
             InvalidArgument: The batch could not be written as it came; no plugin was called.
@@ -135,15 +155,17 @@ class Hooks:
                     _check_draft(draft, batch.queue)
             except InvalidArgument as error:
                 raise call.failed(hook, f"it left a draft that cannot be written: {error}") from error
+        self.codecs.encode(batch.drafts)
 
     def before_consume(self, batch: ConsumeBatch) -> None:
-        """Let each plugin unwrap, drop or dead-letter messages that were just claimed.
+        """Decode messages that were just claimed, and let each plugin change, drop or dead-letter them.
 
         Raises:
             PgqrsError: What a plugin raised, if it is of pgqrs.
             PluginError: A plugin raised something else, or lost a delivery.
         """
         hook, count = "pgqrs_before_consume", len(batch.deliveries) + len(batch.dropped) + len(batch.buried)
+        self.codecs.decode(batch)
         for call in self._before_consume:
             call.transform(hook, batch)
             # A delivery that is simply missing would stay leased until its lease runs out.

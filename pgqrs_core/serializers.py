@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
@@ -159,12 +160,13 @@ class SerializerRegistry:
 
     Args:
         entries: Pairs of plugin name and serializer, in the order of loading.
+        defaults: The content type by queue, ``mail.*=application/vnd.msgpack`` each; the first that matches counts.
 
     Raises:
         PluginError: Two serializers claim one content type.
     """
 
-    def __init__(self, entries: Iterable[tuple[str, Serializer]]) -> None:
+    def __init__(self, entries: Iterable[tuple[str, Serializer]], defaults: Iterable[str] = ()) -> None:
         self._by_type: dict[str, tuple[str, Serializer]] = {}
         for plugin, serializer in entries:
             taken = self._by_type.setdefault(serializer.content_type, (plugin, serializer))
@@ -172,12 +174,17 @@ class SerializerRegistry:
                 reason = f"serializes {serializer.content_type}, as plugin {taken[0]!r} does; block one of them"
                 raise PluginError(plugin, reason)
         # The core's JSON takes whatever it can, so everybody else is asked first; sorted() is stable.
+        self._defaults = tuple((pattern, kind) for pattern, _, kind in (one.rpartition("=") for one in defaults))
         self._in_turn = sorted(self._by_type.values(), key=lambda entry: type(entry[1]) in _OWN)
 
     @property
     def content_types(self) -> tuple[str, ...]:
         """The content types that can be decoded, sorted."""
         return tuple(sorted(self._by_type))
+
+    def default_for(self, queue: str) -> str | None:
+        """Return as what payloads for a queue are encoded whose sender names no content type; None: by their types."""
+        return next((kind for pattern, kind in self._defaults if fnmatchcase(queue, pattern)), None)
 
     def encode(self, payload: Any, content_type: str | None = None) -> tuple[str, bytes]:
         """Return the content type and the body of ``payload``.

@@ -57,6 +57,8 @@ def compose(
     if headers is not None and not (isinstance(headers, dict) and all(isinstance(key, str) for key in headers)):
         raise InvalidArgument("headers", headers, "a dict with text keys")
     encode = plugins.serializers.encode
+    if content_type is None:
+        content_type = plugins.serializers.default_for(queue)
     drafts: list[Draft] = []
     known: dict[Any, dict[str, Any] | None] = {}
     # Plugins change headers in place: then each draft, and the caller, must have its own.

@@ -45,7 +45,7 @@ def outgoing(
 
 def prepared(queue: str, drafts: list[Draft], *, plugins: Plugins, adapter: str) -> list[Draft]:
     """Return what plugins make of drafts before they are stored."""
-    if not plugins.hooks.transforms_enqueue:
+    if not plugins.hooks.concern_enqueue(queue, drafts):
         return drafts
     batch = EnqueueBatch(queue, adapter, drafts)
     plugins.hooks.before_enqueue(batch)
@@ -74,7 +74,7 @@ def incoming(
     """Claim, letting plugins change what was claimed before anybody decodes it."""
     found = yield from receive(queue, marks, limit=limit, lease=lease, patience=patience)
     hooks = plugins.hooks
-    if not found or not hooks.transforms_consume:
+    if not found or not hooks.concern_consume(queue.name, found):
         return found
     batch = ConsumeBatch(queue.name, adapter, found)
     try:

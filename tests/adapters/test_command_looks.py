@@ -365,7 +365,7 @@ def test_the_doctor_shows_broken_and_blocked_plugins(shell: Shell, monkeypatch: 
     for name, problem in (("fit", None), ("lame", "install frobnicate"), ("mad", "raise")):
         plugins.register(Adapter(name, problem), name)
     plugins.broken = (BrokenPlugin("rusty", "rusty-dist", "2.1", "it cannot be imported"),)
-    monkeypatch.setattr("pgqrs_core.engine.default_plugins", lambda blocked: plugins)
+    monkeypatch.setattr("pgqrs_core.engine.default_plugins", lambda *_: plugins)
     shown = shell.ok("doctor").out
 
     assert "plugin 'rusty' of rusty-dist 2.1 is broken: it cannot be imported" in shown
