@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from pgqrs_core.events import ConsumeBatch, Draft
     from pgqrs_core.messages import Delivery
 
-__all__ = ["CHOICE", "ENCODING", "STAGES", "Codec", "CodecStack", "Encoded", "Envelope"]
+__all__ = ["CHOICE", "ENCODING", "STAGES", "Codec", "CodecStack", "Encoded", "Envelope", "Stage"]
 
 Stage: TypeAlias = Literal["transform", "compress", "sign", "encrypt"]
 Encoded: TypeAlias = "tuple[bytes, dict[str, Any]]"

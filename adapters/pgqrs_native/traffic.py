@@ -16,7 +16,6 @@ from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_core.operations.settle import Failure, Fate, ack, archive, nack, release
 from pgqrs_core.operations.traffic import incoming, put_back
-from pgqrs_core.serializers import type_name
 from pgqrs_native.message import Message
 
 if TYPE_CHECKING:
@@ -67,7 +66,7 @@ def compose(
         kind, body = encode(payload, content_type)
         cls: Any = type(payload)
         if cls not in known:
-            name = type_name(cls)
+            name = plugins.serializers.type_name(cls)
             known[cls] = {"message_type": name, **(headers or {})} if name else headers
         shared = known[cls]
         drafts.append(Draft(queue, body, kind, dict(shared) if shared and own else shared, priority, delay, at, ttl))

@@ -94,7 +94,9 @@ def drafts(*bodies: bytes) -> EnqueueBatch:
 
 
 def claimed(*ids: int) -> ConsumeBatch:
-    deliveries: list[Any] = [SimpleNamespace(id=id, body=b"x", content_type="text/plain", raw_headers=None) for id in ids]
+    deliveries: list[Any] = [
+        SimpleNamespace(id=id, body=b"x", content_type="text/plain", raw_headers=None) for id in ids
+    ]
     return ConsumeBatch("jobs", "native", deliveries)
 
 
