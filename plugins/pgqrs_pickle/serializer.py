@@ -81,7 +81,7 @@ class PickleSerializer:
             found = _Unpickler(body, self._allowed).load()
         except Exception as error:
             raise DecodeError(CONTENT_TYPE, reason_of(error)) from error
-        if isinstance(type_, type) and not isinstance(found, type_):
+        if type_ is not Any and isinstance(type_, type) and not isinstance(found, type_):
             raise PayloadMismatch(shown(type_), "$", f"Expected `{shown(type_)}`, got `{type(found).__name__}`")
         return found
 
