@@ -101,9 +101,9 @@ class KombuDriver:
         if len(bodies) == 1:
             producer.publish(bodies[0], routing_key="jobs")
             return
-        with producer.batch() as batch:
+        with producer.batch():
             for body in bodies:
-                batch.publish(body, routing_key="jobs")
+                producer.publish(body, routing_key="jobs")
 
     def take(self, count: int) -> list[Any]:
         found: list[Any] = []
