@@ -37,7 +37,10 @@ _MOST_LAYERS: Final = 8
 
 
 class Envelope(msgspec.Struct, frozen=True):
-    """What surrounds a body: where it was sent, what it is, its headers, the entries of inner codecs among them."""
+    """What surrounds a body: where it was sent, what it is, its headers, the entries of inner codecs among them.
+
+    On both ways the headers are what JSON gives.
+    """
 
     queue: str
     content_type: str
@@ -45,8 +48,12 @@ class Envelope(msgspec.Struct, frozen=True):
 
     def canonical(self) -> bytes:
         """Return bytes that are the same on both ways and differ if anything differs: what a seal should bind."""
-        stored = decode_headers(encode_headers(self.headers))
-        return json.dumps([self.queue, self.content_type, stored], sort_keys=True, separators=(",", ":")).encode()
+        everything = [self.queue, self.content_type, self.headers]
+        try:
+            return msgspec.json.encode(everything, order="deterministic")
+        except (TypeError, ValueError, OverflowError):
+            # Lone surrogates, integers beyond 64 bits: rare, and slower; a matter of the values, so the same on both ways.
+            return json.dumps(everything, sort_keys=True, separators=(",", ":")).encode()
 
 
 @runtime_checkable
@@ -114,6 +121,8 @@ class CodecStack:
         for draft in drafts:
             headers = dict(draft.headers or {})
             choice = self._choice(headers.pop(CHOICE, {}))
+            # As they will be read: with texts as keys, lists for tuples.
+            headers = decode_headers(encode_headers(headers))
             stack: list[dict[str, Any]] = []
             for plugin, codec in self._in_turn:
                 if not self._is_wanted(plugin, codec, draft, choice.get(codec.name)):

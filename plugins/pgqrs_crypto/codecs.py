@@ -15,6 +15,7 @@ import hmac
 import os
 import threading
 from collections.abc import Callable
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from pgqrs_core.codecs import Encoded, Envelope, Stage
@@ -90,6 +91,8 @@ class EncryptionCodec(_Sealing):
         self, keyring: Keyring, queues: Callable[[str], bool] | None = None, *, required: bool = False
     ) -> None:
         super().__init__(keyring, queues, required=required)
+        # To set a key up takes as long as to encrypt a kilobyte with it.
+        self._cipher = lru_cache(maxsize=1024)(self._new_cipher)
         self._lock = threading.Lock()
         self._salt = b""
         self._left = 0
@@ -122,10 +125,10 @@ class EncryptionCodec(_Sealing):
             reason = f"{self.name}: it does not open with key {key!r}: the body, its headers or its queue were changed"
         raise DecodeError(around.content_type, reason)
 
-    def _cipher(self, key: str, salt: bytes) -> AESGCM:
+    def _new_cipher(self, key: str, salt: bytes) -> AESGCM:
         from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-        return AESGCM(self._keyring.derived(key, b"encrypt", salt))
+        return AESGCM(self._keyring.derive(key, b"encrypt", salt))
 
     def _fresh_salt(self) -> bytes:
         # A fork shares the salt with its parent; the nonces are random, so that does no harm.
@@ -141,6 +144,12 @@ class SignatureCodec(_Sealing):
 
     name = "hmac-sha256"
     stage: Stage = "sign"
+
+    def __init__(
+        self, keyring: Keyring, queues: Callable[[str], bool] | None = None, *, required: bool = False
+    ) -> None:
+        super().__init__(keyring, queues, required=required)
+        self._signing = lru_cache(maxsize=1024)(keyring.derive)
 
     def encode(self, body: bytes, around: Envelope) -> Encoded:
         """Return the signed body and the id of its key.
@@ -170,4 +179,4 @@ class SignatureCodec(_Sealing):
         bound = self._bound(key, around)
         # The length tells where the one ends and the other begins.
         signed = len(bound).to_bytes(8, "big") + bound + body
-        return hmac.digest(self._keyring.derived(key, b"sign"), signed, hashlib.sha256)
+        return hmac.digest(self._signing(key, b"sign"), signed, hashlib.sha256)

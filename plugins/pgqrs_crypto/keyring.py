@@ -7,7 +7,6 @@ import binascii
 import hashlib
 import hmac
 from collections.abc import Sequence
-from functools import lru_cache
 from typing import Final
 
 __all__ = ["Keyring"]
@@ -33,8 +32,6 @@ class Keyring:
                 raise ValueError(f"entry {place}: the id {name!r} is given twice")
             self._keys[name] = key
         self.first = next(iter(self._keys), None)
-        # The cache is this object's own, and so is what it keeps alive.
-        self.derived = lru_cache(maxsize=1024)(self._derived)
 
     def __repr__(self) -> str:
         return f"<Keyring: {', '.join(self._keys) or 'empty'}>"
@@ -45,7 +42,7 @@ class Keyring:
     def __reduce__(self) -> tuple[object, ...]:
         raise TypeError("a keyring is not to be pickled: its keys would be readable")
 
-    def _derived(self, name: str, purpose: bytes, salt: bytes = b"") -> bytes:
+    def derive(self, name: str, purpose: bytes, salt: bytes = b"") -> bytes:
         """Return the key for one purpose (HKDF-SHA256, RFC 5869): no key serves two algorithms, nor two salts."""
         extracted = hmac.digest(salt or bytes(_BYTES), self._keys[name], hashlib.sha256)
         return hmac.digest(extracted, b"pgqrs " + purpose + b"\x01", hashlib.sha256)

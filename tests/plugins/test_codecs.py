@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 from pgqrs_crypto import EncryptionCodec, Keyring, SignatureCodec
 from pgqrs_crypto import plugin as crypto
 from pgqrs_native import Client
@@ -304,6 +306,26 @@ def test_whatever_belongs_to_a_sealed_body_cannot_be_changed(act: str, make: Any
     ACTS[act](draft)
 
     assert "were changed" in reason(received(sealing, draft))
+
+
+TEXT = st.text(st.characters(exclude_categories=()), max_size=5)
+HEADERS = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | TEXT,
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(TEXT, inner, max_size=3),
+    max_leaves=10,
+)
+
+
+@given(st.dictionaries(TEXT, HEADERS, max_size=4))
+@example({"tuple": (1, 2), "keys": {10: 1, 9: 2}})  # type: ignore[dict-item]
+def test_whatever_the_headers_hold_a_sealed_body_opens_beside_them(headers: dict[str, Any]) -> None:
+    sealing = stack(SignatureCodec(Keyring([f"k1:{KEY}"]), everywhere), encryption())
+    plain = {key: value for key, value in headers.items() if key not in (CHOICE, ENCODING)}
+
+    [delivery] = received(sealing, sent(sealing, b"x", plain)).deliveries
+
+    assert delivery.body == b"x"
+    assert delivery.headers == json.loads(json.dumps(plain))
 
 
 @pytest.mark.parametrize("make", [EncryptionCodec, SignatureCodec])
