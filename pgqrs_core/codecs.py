@@ -9,6 +9,7 @@ which plugins are loaded nor today's configuration matters to those of yesterday
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -32,6 +33,8 @@ STAGES: Final[tuple[Stage, ...]] = ("transform", "compress", "sign", "encrypt")
 ENCODING: Final = "pgqrs_encoding"
 #: The header by which a producer chooses for one message: ``{"zstd": False}``. It is not stored.
 CHOICE: Final = "pgqrs_codecs"
+_logger = logging.getLogger("pgqrs.plugins")
+
 #: More layers than there are stages and plugins for; a body of a thousand layers is an attack.
 _MOST_LAYERS: Final = 8
 
@@ -142,6 +145,7 @@ class CodecStack:
         """
         queue = batch.address or batch.queue
         required = self._required(queue)
+        count, before = len(batch.deliveries), len(batch.buried)
         for delivery in batch.deliveries:
             if not required and (delivery.raw_headers is None or ENCODING not in delivery.raw_headers):
                 continue
@@ -149,6 +153,10 @@ class CodecStack:
                 self._decode(queue, delivery, required)
             except PayloadError as error:
                 batch.bury(delivery, str(error))
+        if refused := batch.buried[before:]:
+            # One key that is missing can do this to all that come.
+            text = "queue %r: %d of %d messages cannot be decoded and are refused; the first, %d: %s"
+            _logger.warning(text, batch.queue, len(refused), count, refused[0][0].id, refused[0][1])
 
     def _required(self, queue: str) -> list[str]:
         return [codec.name for codec in self._active if codec.required(queue)]

@@ -419,7 +419,9 @@ def test_messages_old_and_new_sealed_and_not_lie_in_one_queue(pgqrs_dsn: str) ->
     assert again.payload == {"short": 3}
 
 
-def test_a_sealed_body_that_is_moved_to_another_queue_is_dead_with_the_reason(pgqrs_dsn: str) -> None:
+def test_a_sealed_body_that_is_moved_to_another_queue_is_dead_with_the_reason(
+    pgqrs_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
     with client_of(pgqrs_dsn, crypto={"keys": [f"k1:{KEY}"], "encrypt": ["*"]}) as client:
         client.admin.install()
         for queue in ("a", "b"):
@@ -438,6 +440,8 @@ def test_a_sealed_body_that_is_moved_to_another_queue_is_dead_with_the_reason(pg
         original = client.consumer.read("a")
 
     assert [one.payload for one in found] == ["mine"]
+    [line] = [one.getMessage() for one in caplog.records if one.name == "pgqrs.plugins"]
+    assert line.startswith("queue 'b': 1 of 2 messages cannot be decoded and are refused; the first, 1: ")
     assert "its queue were changed" in dead.error["message"]
     assert "hunter2" not in json.dumps(dead.error)
     assert b"hunter2" not in kept.body
