@@ -149,6 +149,12 @@ def test_a_header_that_somebody_else_wrote_buries_its_message_or_is_nothing(head
     assert not batch.deliveries or batch.deliveries[0].body == b"plain"
 
 
+def test_a_body_of_very_many_layers_is_buried_before_any_is_undone() -> None:
+    layers = [{"codec": "broken"}] * 9
+
+    assert "9 layers; at most 8" in reason(received(stack(Broken(decoded=AssertionError())), _forged(b"x", layers)))
+
+
 def _forged(body: bytes, header: Any) -> Any:
     draft = sent(stack(), body)
     draft.headers = {ENCODING: header}
