@@ -13,7 +13,6 @@ from __future__ import annotations
 import hashlib
 import hmac
 import os
-import threading
 from collections.abc import Callable
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
@@ -93,7 +92,6 @@ class EncryptionCodec(_Sealing):
         super().__init__(keyring, queues, required=required)
         # To set a key up takes as long as to encrypt a kilobyte with it.
         self._cipher = lru_cache(maxsize=1024)(self._new_cipher)
-        self._lock = threading.Lock()
         self._salt = b""
         self._left = 0
 
@@ -131,12 +129,12 @@ class EncryptionCodec(_Sealing):
         return AESGCM(self._keyring.derive(key, b"encrypt", salt))
 
     def _fresh_salt(self) -> bytes:
-        # A fork shares the salt with its parent; the nonces are random, so that does no harm.
-        with self._lock:
-            if self._left <= 0:
-                self._salt, self._left = os.urandom(_SALT), _MESSAGES_PER_SALT
-            self._left -= 1
-            return self._salt
+        # No lock: it could be held at a fork. Threads that meet here renew twice or miscount by a few, and a child goes on
+        # with its parent's salt; the nonces are random, so none of this does harm.
+        if self._left <= 0:
+            self._salt, self._left = os.urandom(_SALT), _MESSAGES_PER_SALT
+        self._left -= 1
+        return self._salt
 
 
 class SignatureCodec(_Sealing):
