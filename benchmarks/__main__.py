@@ -28,6 +28,7 @@ SCENARIOS: Final = {
     "idle": "What an idle consumer process takes",
     "celery": "Celery beside RabbitMQ, Redis, pgmq and SQLAlchemy",
     "observers": "What metrics and traces cost",
+    "plugins": "What plugins cost",
 }
 
 

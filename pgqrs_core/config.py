@@ -16,8 +16,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from pgqrs_core import config_address
 from pgqrs_core.config_file import read_file
-from pgqrs_core.config_sources import Setting, env_names, read_arguments, read_environment
+from pgqrs_core.config_sources import PLUGIN_KEYS, Setting, env_names, read_arguments, read_environment
 from pgqrs_core.errors import ConfigurationError
+from pgqrs_core.plugin_settings import NO_SETTINGS, AllSettings
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -163,11 +164,28 @@ class PerformanceConfig(_Section):
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class PluginsConfig(_Section):
-    """Which plugins stay out."""
+    """Which plugins stay out, what payloads become, and the settings of each plugin, which the plugin checks."""
 
     _section: ClassVar[str] = "plugins"
 
     blocked: tuple[str, ...] = _setting("names", "plugins that are not loaded, by name", ())
+    content_types: tuple[str, ...] = _setting(
+        "names", "how payloads are encoded, by queue: `queue=content type`; `*` in a queue's name is any text", ()
+    )
+    settings: AllSettings = NO_SETTINGS
+
+    def __post_init__(self) -> None:
+        """Check every field, and that each entry of ``content_types`` is a pair."""
+        _Section.__post_init__(self)
+        for entry in self.content_types:
+            queue, equals, content_type = entry.rpartition("=")
+            if not (queue and equals and content_type):
+                problem = "plugins.content_types must be a list of `queue=content type`"
+                raise ConfigurationError(f"{problem}, not {entry!r}", key="plugins.content_types")
+
+    def describe(self) -> dict[str, Any]:
+        """Give every key and value; those of plugins masked."""
+        return {**_Section.describe(self), **self.settings.describe()}
 
 
 _SECTIONS: dict[str, type[_Section]] = {
@@ -176,7 +194,7 @@ _SECTIONS: dict[str, type[_Section]] = {
 
 #: Every key of every section, with its meaning, limits and default.
 SETTINGS: dict[str, dict[str, Setting]] = {
-    section: {item.name: item.metadata["setting"] for item in fields(cls)}  # type: ignore[arg-type]
+    section: {item.name: item.metadata["setting"] for item in fields(cls) if "setting" in item.metadata}  # type: ignore[arg-type]
     for section, cls in _SECTIONS.items()
 }
 
@@ -224,7 +242,7 @@ class Config:
             read_environment(env, SETTINGS),
             read_file(file, SETTINGS) if file else {},
         )
-        values: dict[str, dict[str, Any]] = {section: {} for section in SETTINGS}
+        values: dict[str, dict[str, Any]] = {section: {} for section in [*SETTINGS, PLUGIN_KEYS]}
         for level in reversed(levels):
             for (section, key), given in level.items():
                 values[section][key] = given.value
@@ -235,7 +253,7 @@ class Config:
             database=DatabaseConfig(**values["database"]),
             queue=QueueConfig(**values["queue"]),
             performance=PerformanceConfig(**values["performance"]),
-            plugins=PluginsConfig(**values["plugins"]),
+            plugins=PluginsConfig(**values["plugins"], settings=AllSettings(values[PLUGIN_KEYS])),
         )
 
     @classmethod

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 import yaml
 
-from pgqrs_core.config_sources import Given, Level, Settings, quote, refuse_unknown
+from pgqrs_core.config_sources import Given, Level, Settings, plugin_level, quote, refuse_unknown
 from pgqrs_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -28,6 +28,9 @@ def read_file(path: str, settings: Settings) -> Level:
             refuse_unknown(f"{path}, line {line}", section, settings, what="section", note=owner)
         for key, node, key_line in _pairs(section_node, path, section):
             source, label = f"{path}, line {key_line}", f"{section}.{key}"
+            if section == "plugins" and key not in settings[section] and isinstance(node, yaml.MappingNode):
+                level.update(plugin_level(key, _inner(node, loader, path, label)))
+                continue
             if key not in settings[section]:
                 refuse_unknown(source, label, [f"{section}.{known}" for known in settings[section]])
             value = settings[section][key].check(label, _scalar(node, loader, label, source), source)
@@ -102,6 +105,15 @@ def _pairs(node: yaml.Node | None, path: str, owner: str) -> Iterator[tuple[str,
             )
         seen[key] = line
         yield key, value_node, line
+
+
+def _inner(node: yaml.Node, loader: yaml.SafeLoader, path: str, owner: str) -> dict[str, tuple[object, str]]:
+    """Give the values of one plugin's section, each with its place."""
+    found: dict[str, tuple[object, str]] = {}
+    for key, value, line in _pairs(node, path, owner):
+        source = f"{path}, line {line}"
+        found[key] = _scalar(value, loader, f"{owner}.{key}", source), source
+    return found
 
 
 def _scalar(node: yaml.Node, loader: yaml.SafeLoader, label: str, source: str) -> object:

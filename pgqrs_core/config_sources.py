@@ -16,11 +16,15 @@ from pgqrs_core.config_address import looks_secret
 from pgqrs_core.errors import ConfigurationError
 
 __all__ = [
+    "PLUGIN_KEYS",
     "Given",
     "Level",
+    "RawSetting",
     "Setting",
     "Settings",
     "env_names",
+    "flat_name",
+    "plugin_level",
     "quote",
     "read_arguments",
     "read_environment",
@@ -33,6 +37,9 @@ _SHORT_NAMES = {
     ("database", "schema"): "PGQRS_SCHEMA",
     ("database", "max_connections"): "PGQRS_MAX_CONNECTIONS",
 }
+
+#: The section of a `Level` that holds what only plugins can check: `RawSetting`s by flat names.
+PLUGIN_KEYS = "plugins.*"
 
 _WORDS = dict.fromkeys(("true", "yes", "on", "1"), True) | dict.fromkeys(("false", "no", "off", "0"), False)
 
@@ -130,6 +137,14 @@ class Given(NamedTuple):
     source: str
 
 
+class RawSetting(NamedTuple):
+    """A plugin's value as it was found. ``text`` is True for one of the environment, which has no types."""
+
+    value: Any
+    source: str
+    text: bool
+
+
 Level = dict[tuple[str, str], Given]
 
 
@@ -156,6 +171,9 @@ def read_arguments(arguments: Mapping[str, object], settings: Settings) -> Level
         # "database" is a section and, inside it, a key: a mapping is meant for the section.
         if name in settings and isinstance(value, Mapping):
             for key, item in value.items():
+                if name == "plugins" and key not in settings[name] and isinstance(item, Mapping):
+                    level.update(plugin_level(key, {inner: (deeper, "argument") for inner, deeper in item.items()}))
+                    continue
                 if key not in settings[name]:
                     refuse_unknown("argument", f"{name}.{key}", [f"{name}.{known}" for known in settings[name]])
                 take(name, key, item)
@@ -184,9 +202,32 @@ def read_environment(env: Mapping[str, str], settings: Settings) -> Level:
                 level[section, key] = Given(setting.from_text(f"{section}.{key}", env[name], source), source)
     prefixes = tuple(f"PGQRS_{section}_".upper() for section in settings)
     for name in sorted(env):
-        if name.startswith(prefixes) and name not in known:
+        flat = name.removeprefix("PGQRS_PLUGINS_").lower() if name.startswith("PGQRS_PLUGINS_") else ""
+        if name in known or not name.startswith(prefixes):
+            continue
+        if "_" in flat:
+            # Some plugin's, if it is installed: that shows when plugins are loaded.
+            if env[name]:
+                raw = RawSetting(env[name], f"environment variable {name}", True)
+                level[PLUGIN_KEYS, flat] = Given(raw, raw.source)
+        else:
             refuse_unknown("environment", name, known, what="variable")
     return level
+
+
+def plugin_level(plugin: str, found: Mapping[str, tuple[object, str]]) -> Level:
+    """Return the keys of one plugin with their values and sources, unchecked: only the plugin knows what is right."""
+    level: Level = {}
+    for key, (value, source) in found.items():
+        if value is not None:
+            raw = RawSetting(tuple(value) if isinstance(value, list) else value, source, False)
+            level[PLUGIN_KEYS, flat_name(plugin, str(key))] = Given(raw, source)
+    return level
+
+
+def flat_name(plugin: str, key: str = "") -> str:
+    """Return the name by which the environment knows a plugin's key, in lower case: ``zstd_min_bytes``."""
+    return f"{re.sub(r'[^a-z0-9]', '_', plugin.lower())}_{key.lower()}"
 
 
 def refuse_unknown(source: str, name: str, known: Iterable[str], *, what: str = "key", note: str = "") -> NoReturn:

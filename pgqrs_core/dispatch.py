@@ -13,16 +13,18 @@ from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+from pgqrs_core.codecs import CodecStack
 from pgqrs_core.errors import InvalidArgument, PgqrsError, PluginError
 from pgqrs_core.messages import MAX_PRIORITY, MAX_SECONDS, check_number
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Callable, Iterator, Mapping, Sequence
     from contextlib import AbstractContextManager
 
     import pluggy
 
     from pgqrs_core.events import Claimed, ConsumeBatch, Consumed, Draft, EnqueueBatch, Enqueued, Handling
+    from pgqrs_core.messages import Delivery
 
 __all__ = ["SLOW_SECONDS", "Hooks"]
 
@@ -72,6 +74,7 @@ class Hooks:
     """The hooks of a batch, ready to be called from any thread.
 
     Attributes:
+        codecs: What encodes bodies; their own ``pgqrs_codecs`` hook was called while plugins were loaded.
         transforms_enqueue: Whether any plugin implements ``pgqrs_before_enqueue``; so for the others.
         transforms_consume: ``pgqrs_before_consume``.
         observes_enqueue: ``pgqrs_after_enqueue``.
@@ -85,6 +88,7 @@ class Hooks:
         "_calls",
         "_lock",
         "_reported",
+        "codecs",
         "observes_claim",
         "observes_consume",
         "observes_enqueue",
@@ -97,15 +101,23 @@ class Hooks:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._reported: set[tuple[str, ...]] = set()
+        self.codecs = CodecStack()
         self._set(dict.fromkeys(_CALLED, ()))
 
-    def refresh(self, manager: pluggy.PluginManager, distributions: Mapping[str, str | None]) -> None:
+    def refresh(
+        self,
+        manager: pluggy.PluginManager,
+        distributions: Mapping[str, str | None],
+        codecs: CodecStack,
+    ) -> None:
         """Take over what is registered now. Calls under way finish with what they began with.
 
         Args:
             manager: Where the plugins are registered.
             distributions: The distribution of each plugin, for errors.
+            codecs: The codecs of all plugins.
         """
+        self.codecs = codecs
 
         def calls(hook: str, *, mirrored: bool = False) -> tuple[_Call, ...]:
             found = list(reversed(getattr(manager.hook, hook).get_hookimpls()))
@@ -130,8 +142,16 @@ class Hooks:
         self.surrounds_enqueue = bool(calls["pgqrs_around_enqueue"])
         self.surrounds_handler = bool(calls["pgqrs_around_handler"])
 
+    def concern_enqueue(self, queue: str, drafts: Sequence[Draft]) -> bool:
+        """Return whether `before_enqueue` has anything to do; without plugins this is all that a batch costs."""
+        return self.transforms_enqueue or self.codecs.concerns_drafts(queue, drafts)
+
+    def concern_consume(self, queue: str, deliveries: Sequence[Delivery]) -> bool:
+        """Return whether `before_consume` has anything to do."""
+        return self.transforms_consume or self.codecs.concerns(queue, deliveries)
+
     def before_enqueue(self, batch: EnqueueBatch) -> None:
-        """Let each plugin change or veto a batch that is about to be written.
+        """Let each plugin change or veto a batch that is about to be written, then encode it.
 
         Raises:
             InvalidArgument: The batch could not be written as it came; no plugin was called.
@@ -150,15 +170,17 @@ class Hooks:
                     _check_draft(draft, batch.queue)
             except InvalidArgument as error:
                 raise call.failed(hook, f"it left a draft that cannot be written: {error}") from error
+        self.codecs.encode(batch.drafts)
 
     def before_consume(self, batch: ConsumeBatch) -> None:
-        """Let each plugin unwrap, drop or dead-letter messages that were just claimed.
+        """Decode messages that were just claimed, and let each plugin change, drop or dead-letter them.
 
         Raises:
             PgqrsError: What a plugin raised, if it is of pgqrs.
             PluginError: A plugin raised something else, or lost a delivery.
         """
         hook, count = "pgqrs_before_consume", len(batch.deliveries) + len(batch.dropped) + len(batch.buried)
+        self.codecs.decode(batch)
         for call in self._calls[hook]:
             call.transform(hook, batch)
             # A delivery that is simply missing would stay leased until its lease runs out.

@@ -49,7 +49,9 @@ class _Base:
     def __init__(self, config: str | Config | None = None, *, plugins: Plugins | None = None) -> None:
         self.config, self._server = start_if_asked(Config.from_value(config))
         self.schema: str = self.config.database.schema
-        self.plugins = plugins or default_plugins(frozenset(self.config.plugins.blocked))
+        chosen = self.config.plugins
+        self.plugins = plugins or default_plugins(frozenset(chosen.blocked), chosen.settings, chosen.content_types)
+        self.plugins.check()
         self.statements = Statements(self.schema)
         self._begin()
         self._number = note_engine(self)  # type: ignore[arg-type]

@@ -7,7 +7,7 @@ object             may set   fields                              meaning
 ``Draft``          yes       ``queue body content_type headers   one message, encoded
                              priority delay at ttl``
 ``ConsumeBatch``   methods   ``queue adapter deliveries          just claimed, not yet decoded
-                             dropped buried``
+                             dropped buried address``
 ``Enqueued``       frozen    ``queue adapter ids count bytes     written and committed
                              seconds``
 ``Claimed``        frozen    ``queue adapter deliveries          just claimed, not yet decoded
@@ -102,6 +102,7 @@ class ConsumeBatch(msgspec.Struct):
             loop over it is not disturbed.
         dropped: Pairs of delivery and reason: will be deleted without having been handled.
         buried: Pairs of delivery and reason: will be dead-lettered.
+        address: Where they were sent to, where that is not the queue but an exchange; else empty.
     """
 
     queue: str
@@ -109,6 +110,7 @@ class ConsumeBatch(msgspec.Struct):
     deliveries: list[Delivery]
     dropped: list[tuple[Delivery, str]] = []
     buried: list[tuple[Delivery, str]] = []
+    address: str = ""
 
     def drop(self, delivery: Delivery, reason: str) -> None:
         """Delete a message without handling it.

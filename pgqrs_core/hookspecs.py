@@ -17,10 +17,14 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from contextlib import AbstractContextManager
 
+    from pgqrs_core.codecs import Codec
     from pgqrs_core.events import Claimed, ConsumeBatch, Consumed, EnqueueBatch, Enqueued, Handling
+    from pgqrs_core.plugin_settings import PluginSettings
     from pgqrs_core.serializers import Serializer
 
 __all__ = [
+    "API_VERSION",
+    "OLDEST_API_VERSION",
     "AdapterInfo",
     "MigrationSource",
     "hookimpl",
@@ -34,9 +38,17 @@ __all__ = [
     "pgqrs_before_consume",
     "pgqrs_before_enqueue",
     "pgqrs_cli",
+    "pgqrs_codecs",
+    "pgqrs_configure",
     "pgqrs_migrations",
     "pgqrs_serializers",
 ]
+
+#: The version of what is described here. A plugin may say which one it was made for, ``pgqrs_api = 1``. It rises when a
+#: change would break plugins; adding hooks, fields and optional arguments does not.
+API_VERSION = 1
+#: The oldest that still works.
+OLDEST_API_VERSION = 1
 
 hookspec = pluggy.HookspecMarker("pgqrs")
 hookimpl = pluggy.HookimplMarker("pgqrs")
@@ -76,6 +88,22 @@ class MigrationSource(msgspec.Struct, frozen=True):
 
 
 @hookspec
+def pgqrs_configure(settings: PluginSettings) -> object:
+    """Take the plugin's settings, and return what implements its other hooks with them.
+
+    When: once for each set of settings in a process, before all other hooks of the plugin.
+    Order: that of loading.
+    Args: ``settings`` is a :class:`~pgqrs_core.plugin_settings.PluginSettings`; call its ``read`` with what the plugin
+        declares. It is empty where nothing is configured.
+    Returns: an object with hooks that takes the place of this one, so that two engines of one process may differ; or
+        None to go on with this one.
+    Errors: a ``ConfigurationError`` is raised by every engine with these settings: what is configured must work, or a
+        queue would go on without its encryption. Anything else makes the plugin broken – and where it has settings,
+        engines refuse to start as well.
+    """
+
+
+@hookspec
 def pgqrs_serializers() -> list[Serializer]:  # type: ignore[empty-body]  # pluggy calls implementations only
     """Add serializers.
 
@@ -83,6 +111,18 @@ def pgqrs_serializers() -> list[Serializer]:  # type: ignore[empty-body]  # plug
     Order: no matter. For encoding, plugins are asked in the order of loading and the core's serializers last.
     Returns: a list of :class:`~pgqrs_core.serializers.Serializer`. Two for one content type are an error that
         names both plugins, raised when the serializers are first needed.
+    Errors: an exception, or another return value, makes the plugin broken: named, reported and skipped.
+    """
+
+
+@hookspec
+def pgqrs_codecs() -> list[Codec]:  # type: ignore[empty-body]
+    """Add codecs: compression, signatures, encryption.
+
+    When: once, while the plugin is loaded, in the loading thread; nothing is connected yet.
+    Order: no matter. Codecs are applied after all ``pgqrs_before_enqueue``, in the order of their stages, and undone
+        before all ``pgqrs_before_consume``, as the header of each message says.
+    Returns: a list of :class:`~pgqrs_core.codecs.Codec`, each with a name that no other plugin uses.
     Errors: an exception, or another return value, makes the plugin broken: named, reported and skipped.
     """
 

@@ -188,7 +188,10 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
 
 
 class Delivery(msgspec.Struct, gc=False):
-    """One message as claimed, its body still bytes. Transforming plugins may change headers and body."""
+    """One message as claimed, its body still bytes. Transforming plugins may change headers and body.
+
+    ``stored`` holds the headers and the body as they lie in the table, where codecs have replaced them.
+    """
 
     lane: int
     id: int
@@ -199,6 +202,7 @@ class Delivery(msgspec.Struct, gc=False):
     raw_headers: str | None
     body: bytes
     token: int = 0
+    stored: tuple[str | None, bytes] | None = None
 
     @property
     def lease(self) -> Lease:

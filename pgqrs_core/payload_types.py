@@ -6,14 +6,19 @@ import re
 from collections import deque
 from dataclasses import is_dataclass
 from functools import lru_cache
-from typing import Any, get_origin
+from typing import TYPE_CHECKING, Any, TypeVar, get_origin
 
 import msgspec
 from typing_extensions import is_typeddict
 
 from pgqrs_core.errors import InvalidArgument, PayloadMismatch
 
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 __all__ = ["check_type", "decoder_for", "mismatch", "plain", "reason_of", "shown", "type_name"]
+
+D = TypeVar("D")
 
 _EXPECTED = "Any, a dataclass, msgspec.Struct, TypedDict or other type that msgspec decodes"
 # " - at `$.items[3].price`", " - at `key` in `$.prices`". Greedy: a validator's own text may hold the same.
@@ -31,27 +36,32 @@ def check_type(type_: Any) -> None:
         decoder_for(type_)
 
 
-def decoder_for(type_: Any) -> msgspec.json.Decoder[Any]:
-    """Return the decoder of JSON into ``type_``, built once for each type.
+def decoder_for(type_: Any, kind: Callable[[Any], D] = msgspec.json.Decoder) -> D:  # type: ignore[assignment]
+    """Return the decoder into ``type_``, built once for each type.
+
+    Args:
+        type_: What to decode as.
+        kind: ``msgspec.json.Decoder``, or another that msgspec has.
 
     Raises:
         InvalidArgument: msgspec cannot decode it, or a type within it.
     """
     try:
-        return _cached_decoder(type_)
+        decoder: D = _cached_decoder(type_, kind)
     except TypeError:
         # Types with unhashable annotations are legal; building their decoder anew is slow, but right.
-        return _build_decoder(type_)
+        decoder = _build_decoder(type_, kind)
+    return decoder
 
 
 @lru_cache(maxsize=1024)
-def _cached_decoder(type_: Any) -> msgspec.json.Decoder[Any]:
-    return _build_decoder(type_)
+def _cached_decoder(type_: Any, kind: Callable[[Any], Any]) -> Any:
+    return _build_decoder(type_, kind)
 
 
-def _build_decoder(type_: Any) -> msgspec.json.Decoder[Any]:
+def _build_decoder(type_: Any, kind: Callable[[Any], D]) -> D:
     try:
-        decoder = msgspec.json.Decoder(type_)
+        decoder = kind(type_)
         unknown = _first_custom(msgspec.inspect.type_info(type_), set())
     # Unresolvable annotations raise NameError and others; msgspec itself TypeError.
     except Exception as error:

@@ -7,13 +7,14 @@ import inspect
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pgqrs_core import hookspecs
-from pgqrs_core.hookspecs import AdapterInfo, MigrationSource
+from pgqrs_core.codecs import STAGES, Codec
+from pgqrs_core.hookspecs import API_VERSION, OLDEST_API_VERSION, AdapterInfo, MigrationSource
 from pgqrs_core.serializers import Serializer
 
 if TYPE_CHECKING:
     import pluggy
 
-__all__ = ["HOOKS", "ContractError", "Offers", "check_marks", "offers_of"]
+__all__ = ["HOOKS", "ContractError", "Offers", "check_api", "check_marks", "offers_of"]
 
 #: The names of all hooks.
 HOOKS = tuple(name for name in hookspecs.__all__ if name.startswith("pgqrs_"))
@@ -27,8 +28,29 @@ class Offers(NamedTuple):
     """What one plugin adds by the hooks that are asked while it is loaded."""
 
     serializers: tuple[Serializer, ...]
+    codecs: tuple[Codec, ...]
     adapters: tuple[AdapterInfo, ...]
     migrations: tuple[MigrationSource, ...]
+
+
+def check_api(plugin: object) -> None:
+    """Refuse a plugin that says that it was made for another version of the hooks; one that says nothing is tried.
+
+    Raises:
+        ContractError: Says which of the two to upgrade.
+    """
+    wanted = getattr(plugin, "pgqrs_api", API_VERSION)
+    if not isinstance(wanted, int):
+        raise ContractError(f"its pgqrs_api must be a whole number, not {wanted!r}")
+    if wanted > API_VERSION:
+        raise ContractError(
+            f"it is made for version {wanted} of the plugin interface, this core has {API_VERSION}: upgrade pgqrs-py"
+        )
+    if wanted < OLDEST_API_VERSION:
+        raise ContractError(
+            f"it is made for version {wanted} of the plugin interface, this core needs {OLDEST_API_VERSION} or later: "
+            "upgrade the plugin"
+        )
 
 
 def check_marks(manager: pluggy.PluginManager, plugin: object) -> None:
@@ -76,6 +98,7 @@ def offers_of(manager: pluggy.PluginManager, plugin: object) -> Offers:
 
     return Offers(
         tuple(one for offered in ask("pgqrs_serializers") for one in _serializers(offered)),
+        tuple(one for offered in ask("pgqrs_codecs") for one in _codecs(offered)),
         tuple(map(_adapter, ask("pgqrs_adapters"))),
         tuple(map(_migration, ask("pgqrs_migrations"))),
     )
@@ -87,6 +110,15 @@ def _serializers(offered: object) -> list[Serializer]:
     for one in offered:
         if isinstance(one, type) or not isinstance(one, Serializer) or not _is_text(one.content_type):
             raise ContractError(f"pgqrs_serializers returned {one!r}, not a Serializer with a content_type")
+    return list(offered)
+
+
+def _codecs(offered: object) -> list[Codec]:
+    if not isinstance(offered, (list, tuple)):
+        raise ContractError(f"pgqrs_codecs returned {type(offered).__name__}, not a list of Codec")
+    for one in offered:
+        if isinstance(one, type) or not isinstance(one, Codec) or not _is_text(one.name) or one.stage not in STAGES:
+            raise ContractError(f"pgqrs_codecs returned {one!r}, not a Codec with a name and one of the known stages")
     return list(offered)
 
 

@@ -12,9 +12,11 @@ import msgspec
 import pluggy
 
 from pgqrs_core import hookspecs, serializers
+from pgqrs_core.codecs import Codec, CodecStack
 from pgqrs_core.dispatch import Hooks
-from pgqrs_core.errors import PluginError
-from pgqrs_core.plugin_contract import ContractError, Offers, check_marks, offers_of
+from pgqrs_core.errors import ConfigurationError, PluginError
+from pgqrs_core.plugin_contract import ContractError, Offers, check_api, check_marks, offers_of
+from pgqrs_core.plugin_settings import NO_SETTINGS, AllSettings, PluginSettings
 from pgqrs_core.serializers import Serializer, SerializerRegistry
 
 if TYPE_CHECKING:
@@ -65,25 +67,33 @@ class Plugins:
         loaded: Those that work, in the order of loading.
         broken: Those that were skipped.
         blocked: Those that ``blocked`` named.
+        problems: What keeps engines from starting with these plugins: settings that are wrong, or of plugins that are
+            broken or not there.
         adapters: What the loaded adapters say about themselves.
         migrations: The scripts of the loaded plugins' own tables.
     """
 
-    def __init__(self, blocked: Iterable[str] = ()) -> None:
+    def __init__(self, blocked: Iterable[str] = (), content_types: Iterable[str] = ()) -> None:
         self.hooks = Hooks()
+        self.problems: tuple[ConfigurationError, ...] = ()
         self.loaded: tuple[LoadedPlugin, ...] = ()
         self.broken: tuple[BrokenPlugin, ...] = ()
         self.blocked = tuple(BlockedPlugin(name, None, None) for name in sorted(set(blocked)))
         self.adapters: tuple[AdapterInfo, ...] = ()
         self.migrations: tuple[MigrationSource, ...] = ()
         self._serializers: tuple[tuple[str, Serializer], ...] = ()
+        self._codecs: tuple[tuple[str, Codec], ...] = ()
+        self._content_types = tuple(content_types)
+        self._settings: dict[str, PluginSettings] = {}
         self._registry: SerializerRegistry | None = None
         self._lock = threading.RLock()
         self._manager = pluggy.PluginManager("pgqrs")
         self._manager.add_hookspecs(hookspecs)
 
     @classmethod
-    def load(cls, blocked: Iterable[str] = ()) -> Plugins:
+    def load(
+        cls, blocked: Iterable[str] = (), settings: AllSettings = NO_SETTINGS, content_types: Iterable[str] = ()
+    ) -> Plugins:
         """Load what the installed distributions name in the entry-point group ``pgqrs``.
 
         Each broken plugin costs one line in the log ``pgqrs.plugins`` and an entry in ``broken``. The core's
@@ -91,13 +101,25 @@ class Plugins:
 
         Args:
             blocked: Names of plugins not to import.
+            settings: What the configuration says to plugins.
+            content_types: How payloads are encoded by default, ``queue=content type`` each.
         """
-        plugins = cls(blocked)
+        plugins = cls(blocked, content_types)
+        entries = sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, *_origin(entry)))
+        plugins._settings, strays = settings.by_plugin([*(entry.name for entry in entries), *blocked])
+        plugins.problems = tuple(
+            ConfigurationError(f"{name!r} is no setting of a plugin that is installed", key=name, source=raw.source)
+            for name, raw in strays.items()
+        )
         if not plugins._is_blocked(_CORE):
             plugins.register(serializers, _CORE)
         # The order of the search path differs between machines; what undoes another must not depend on it.
-        for entry in sorted(entry_points(group=GROUP), key=lambda entry: (entry.name, *_origin(entry))):
+        for entry in entries:
             plugins._load(entry)
+        for one in plugins.broken:
+            if plugins._settings[one.name] and not plugins.problems:
+                reason = f"plugins.{one.name} is configured, but the plugin is broken: {one.error}"
+                plugins.problems = (ConfigurationError(reason, key=f"plugins.{one.name}"),)
         return plugins
 
     @classmethod
@@ -117,19 +139,35 @@ class Plugins:
         """
         registry = self._registry
         if registry is None:
-            registry = self._registry = SerializerRegistry(self._serializers)
+            registry = self._registry = SerializerRegistry(self._serializers, self._content_types)
         return registry
 
-    def register(self, plugin: object, name: str) -> None:
+    def check(self) -> None:
+        """Raise if the settings of a plugin are wrong, or cannot take effect: an engine must not start without them.
+
+        Raises:
+            ConfigurationError: Names the place, the key and what was expected.
+        """
+        if self.problems:
+            raise self.problems[0]
+
+    def register(self, plugin: object, name: str, **settings: Any) -> None:
         """Register a module or an object with hooks, in code rather than by an entry point.
 
         A name that is blocked is left out, as an entry point of that name would be.
 
+        Args:
+            plugin: The module or object.
+            name: What it is called in reports, and in the configuration.
+            **settings: What `pgqrs_configure` gets.
+
         Raises:
+            ConfigurationError: A setting is wrong.
             PluginError: The plugin breaks a hook's contract, or the name is taken.
         """
         if self._is_blocked(name):
             return
+        self._settings[name] = PluginSettings.of(name, **settings)
         try:
             self._admit(plugin, name, None, None)
         except ContractError as error:
@@ -164,6 +202,9 @@ class Plugins:
             return
         try:
             self._admit(plugin, entry.name, distribution, version)
+        except ConfigurationError as error:
+            self.problems += (error,)
+            self._report(BrokenPlugin(entry.name, distribution, version, f"its settings are wrong: {error}"))
         except ContractError as error:
             self._report(BrokenPlugin(entry.name, distribution, version, str(error)))
 
@@ -173,14 +214,14 @@ class Plugins:
             if taken := next((one for one in self.loaded if one.name == name), None):
                 raise ContractError(f"the name is taken by a plugin {_from(taken)}")
             try:
-                check_marks(self._manager, plugin)
+                plugin = self._configured(plugin, name)
                 self._manager.register(plugin, name)
                 self._keep(name, offers_of(self._manager, plugin))
             except Exception as error:
                 # pluggy keeps what it had registered of a plugin when it finds the first mistake.
                 if self._manager.has_plugin(name):
                     self._manager.unregister(name=name)
-                if isinstance(error, ContractError):
+                if isinstance(error, (ConfigurationError, ContractError)):
                     raise
                 # pluggy explains itself over several lines; a report is one.
                 reason = " ".join(str(error).split())
@@ -188,7 +229,25 @@ class Plugins:
             callers = self._manager.get_hookcallers(plugin) or []
             hooks = tuple(sorted(caller.name for caller in callers))
             self.loaded = (*self.loaded, LoadedPlugin(name, distribution, version, hooks))
-            self.hooks.refresh(self._manager, {one.name: one.distribution for one in self.loaded})
+            self.hooks.refresh(
+                self._manager, {one.name: one.distribution for one in self.loaded}, CodecStack(self._codecs)
+            )
+
+    def _configured(self, plugin: object, name: str) -> object:
+        """Check a plugin, and give it its settings; return what is to be registered in its place."""
+        check_api(plugin)
+        check_marks(self._manager, plugin)
+        settings = self._settings.get(name) or PluginSettings(name)
+        configure = getattr(plugin, "pgqrs_configure", None)
+        if configure is None:
+            # Whatever is given is unknown to a plugin that reads nothing.
+            settings.read({})
+            return plugin
+        configured: object = configure(settings)
+        if configured is None:
+            return plugin
+        check_marks(self._manager, configured)
+        return configured
 
     def _keep(self, name: str, offers: Offers) -> None:
         for info in offers.adapters:
@@ -197,6 +256,10 @@ class Plugins:
         for source in offers.migrations:
             if any(known.component == source.component for known in self.migrations):
                 raise ContractError(f"pgqrs_migrations: the component {source.component!r} is taken")
+        for codec in offers.codecs:
+            if any(known.name == codec.name for _, known in self._codecs):
+                raise ContractError(f"pgqrs_codecs: a codec named {codec.name!r} is loaded already")
+        self._codecs = (*self._codecs, *((name, one) for one in offers.codecs))
         self._serializers = (*self._serializers, *((name, one) for one in offers.serializers))
         self.adapters = (*self.adapters, *offers.adapters)
         self.migrations = (*self.migrations, *offers.migrations)
@@ -223,6 +286,10 @@ def _from(plugin: LoadedPlugin | BrokenPlugin) -> str:
 
 
 @lru_cache(maxsize=8)
-def default_plugins(blocked: frozenset[str] = frozenset()) -> Plugins:
-    """Return what is installed, loaded once for each set of blocked names in this process."""
-    return Plugins.load(blocked)
+def default_plugins(
+    blocked: frozenset[str] = frozenset(),
+    settings: AllSettings = NO_SETTINGS,
+    content_types: tuple[str, ...] = (),
+) -> Plugins:
+    """Return what is installed, loaded once for each set of blocked names and settings in this process."""
+    return Plugins.load(blocked, settings, content_types)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import json
 import re
+from fnmatch import fnmatchcase
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
@@ -24,7 +25,15 @@ from pgqrs_core.payload_types import check_type, decoder_for, mismatch, plain, r
 if TYPE_CHECKING:
     from collections.abc import Iterable
 
-__all__ = ["BytesSerializer", "JsonSerializer", "Serializer", "SerializerRegistry", "check_type", "type_name"]
+__all__ = [
+    "BytesSerializer",
+    "JsonSerializer",
+    "Serializer",
+    "SerializerRegistry",
+    "TypedSerializer",
+    "check_type",
+    "type_name",
+]
 
 _BYTES_LIKE = (bytes, bytearray, memoryview)
 
@@ -64,6 +73,20 @@ class Serializer(Protocol):
 
     def decode(self, body: bytes, type_: Any = Any) -> Any:
         """Return the payload, as ``type_`` if one is asked for. Raise `PayloadError`, or anything."""
+
+
+@runtime_checkable
+class TypedSerializer(Serializer, Protocol):
+    """A serializer of classes that msgspec does not know, as pydantic's models are."""
+
+    #: The content types from which it can read its classes, its own among them.
+    reads: tuple[str, ...]
+
+    def knows(self, type_: Any) -> bool:
+        """Return whether payloads can be decoded as ``type_`` by this serializer."""
+
+    def type_name(self, cls: type) -> str | None:
+        """Return what goes into the header ``message_type`` for payloads of a class; None if it is no class of its."""
 
 
 class JsonSerializer:
@@ -159,12 +182,13 @@ class SerializerRegistry:
 
     Args:
         entries: Pairs of plugin name and serializer, in the order of loading.
+        defaults: The content type by queue, ``mail.*=application/vnd.msgpack`` each; the first that matches counts.
 
     Raises:
         PluginError: Two serializers claim one content type.
     """
 
-    def __init__(self, entries: Iterable[tuple[str, Serializer]]) -> None:
+    def __init__(self, entries: Iterable[tuple[str, Serializer]], defaults: Iterable[str] = ()) -> None:
         self._by_type: dict[str, tuple[str, Serializer]] = {}
         for plugin, serializer in entries:
             taken = self._by_type.setdefault(serializer.content_type, (plugin, serializer))
@@ -172,12 +196,18 @@ class SerializerRegistry:
                 reason = f"serializes {serializer.content_type}, as plugin {taken[0]!r} does; block one of them"
                 raise PluginError(plugin, reason)
         # The core's JSON takes whatever it can, so everybody else is asked first; sorted() is stable.
+        self._defaults = tuple((pattern, kind) for pattern, _, kind in (one.rpartition("=") for one in defaults))
+        self._typed = [one for _, one in self._by_type.values() if isinstance(one, TypedSerializer)]
         self._in_turn = sorted(self._by_type.values(), key=lambda entry: type(entry[1]) in _OWN)
 
     @property
     def content_types(self) -> tuple[str, ...]:
         """The content types that can be decoded, sorted."""
         return tuple(sorted(self._by_type))
+
+    def default_for(self, queue: str) -> str | None:
+        """Return as what payloads for a queue are encoded whose sender names no content type; None: by their types."""
+        return next((kind for pattern, kind in self._defaults if fnmatchcase(queue, pattern)), None)
 
     def encode(self, payload: Any, content_type: str | None = None) -> tuple[str, bytes]:
         """Return the content type and the body of ``payload``.
@@ -205,6 +235,19 @@ class SerializerRegistry:
             raise PluginError(plugin, f"{method} returned {type(body).__name__}, not bytes")
         return serializer.content_type, body
 
+    def check_type(self, type_: Any) -> None:
+        """Refuse a type that no payload can be decoded as, before any message is claimed for it.
+
+        Raises:
+            InvalidArgument: Neither msgspec nor a plugin can decode it, or a type within it.
+        """
+        if not any(one.knows(type_) for one in self._typed):
+            check_type(type_)
+
+    def type_name(self, cls: type) -> str | None:
+        """Return the name under which payloads of a class travel, the header ``message_type``; None for dict."""
+        return type_name(cls) or next((name for one in self._typed if (name := one.type_name(cls))), None)
+
     def decode(self, content_type: str, body: bytes, type_: Any = Any) -> Any:
         """Return the payload of a body, as ``type_`` if one is asked for.
 
@@ -214,6 +257,10 @@ class SerializerRegistry:
             InvalidArgument: Nothing can be decoded as ``type_``.
         """
         _, serializer = self._named(content_type, DecodeError)
+        if type_ is not Any and self._typed:
+            serializer = next(
+                (one for one in self._typed if content_type in one.reads and one.knows(type_)), serializer
+            )
         try:
             return serializer.decode(body, type_)
         except PgqrsError:

@@ -20,7 +20,7 @@ from pgqrs_core.events import Draft
 from pgqrs_core.messages import MAX_PRIORITY, MAX_SECONDS, Delivery, encode_headers
 from pgqrs_kombu import tasks
 
-__all__ = ["KEY", "Message", "compose"]
+__all__ = ["KEY", "Message", "compose", "exchange_of"]
 
 #: The one header that is not the publisher's.
 KEY: Final = "_kombu"
@@ -74,6 +74,15 @@ def compose(
         _due(headers.get("eta")) if hold_eta and "eta" in headers else None,
         ttl,
     )
+
+
+def exchange_of(raw_headers: str | None) -> str:
+    """Return the exchange to which a stored message was published; empty if it was sent to its queue."""
+    try:
+        exchange = _headers(raw_headers)[KEY]["properties"]["delivery_info"]["exchange"]
+    except (KeyError, TypeError):
+        return ""
+    return exchange if isinstance(exchange, str) else ""
 
 
 def priority_of(properties: dict[str, Any]) -> int:

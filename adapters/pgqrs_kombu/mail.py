@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
@@ -9,6 +10,7 @@ from pgqrs_core.arrays import ByteaArray, numbers, texts
 from pgqrs_core.effects import Execute, Op
 from pgqrs_core.events import ConsumeBatch, Draft
 from pgqrs_core.messages import Delivery, encode_headers
+from pgqrs_kombu.envelope import exchange_of
 from pgqrs_kombu.plugin import ADAPTER
 from pgqrs_kombu.sql import queries
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from pgqrs_core.plugins import Plugins
 
 __all__ = ["Mail", "post", "post_to", "purge", "put_back", "receive", "size"]
+
+_log = logging.getLogger("pgqrs.kombu")
 
 #: A message and the number of the queue it was taken from.
 Mail = tuple[int, Delivery]
@@ -42,8 +46,6 @@ def receive(names: Mapping[int, str], limit: int, plugins: Plugins) -> Op[list[M
     """
     rows = yield Execute(queries["take"], {"queue_ids": numbers(names), "limit": limit})
     found = [(row[0], Delivery(0, row[1], 1, *row[2:7])) for row in sorted(rows, key=_age)]
-    if not plugins.hooks.transforms_consume:
-        return found
     return [(number, kept) for number, item in found for kept in _unwrapped(names[number], item, plugins)]
 
 
@@ -59,8 +61,9 @@ def put_back(mail: Sequence[Mail], channel: str) -> Op[None]:
                 "priorities": numbers(delivery.priority for delivery in deliveries),
                 "enqueued": texts(delivery.enqueued_at for delivery in deliveries),
                 "content_types": texts(delivery.content_type for delivery in deliveries),
-                "headers": texts(delivery.raw_headers for delivery in deliveries),
-                "bodies": ByteaArray([delivery.body for delivery in deliveries]),
+                # As they came: what was encrypted is not to be stored in the clear.
+                "headers": texts(_stored(delivery)[0] for delivery in deliveries),
+                "bodies": ByteaArray([_stored(delivery)[1] for delivery in deliveries]),
                 "channel": channel,
             },
         )
@@ -92,7 +95,17 @@ def _age(row: tuple[object, ...]) -> tuple[object, object]:
     return row[3], row[1]
 
 
+def _stored(delivery: Delivery) -> tuple[str | None, bytes]:
+    return delivery.stored or (delivery.raw_headers, delivery.body)
+
+
 def _unwrapped(queue: str, delivery: Delivery, plugins: Plugins) -> list[Delivery]:
-    batch = ConsumeBatch(queue, ADAPTER, [delivery])
+    address = exchange_of(delivery.raw_headers) or queue
+    if not plugins.hooks.concern_consume(address, [delivery]):
+        return [delivery]
+    batch = ConsumeBatch(queue, ADAPTER, [delivery], address=address)
     plugins.hooks.before_consume(batch)
+    for _, reason in batch.buried:
+        # There are no dead letters of ephemeral queues.
+        _log.warning("a message of the ephemeral queue %r is discarded: %s", queue, reason)
     return batch.deliveries

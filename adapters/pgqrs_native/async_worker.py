@@ -46,6 +46,7 @@ class AsyncWorker(Roster):
     ) -> None:
         super().__init__(
             client.config,
+            client.engine.plugins,
             _log,
             concurrency=concurrency,
             most=100_000,

@@ -122,7 +122,7 @@ class Consumer:
             QueueNotFound, InvalidArgument, Unavailable.
         """
         engine = self._engine
-        check_read(engine.config, type, count=count, lock_time=lock_time, wait=wait, mismatch=mismatch)
+        check_read(engine.config, engine.plugins, type, count=count, lock_time=lock_time, wait=wait, mismatch=mismatch)
         number = engine.queue(queue).id
         marks = self._marks.take(number)
         try:

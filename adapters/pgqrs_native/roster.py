@@ -13,6 +13,7 @@ from pgqrs_native.shared import Aside, MarksShelf, check_success
 
 if TYPE_CHECKING:
     from pgqrs_core.config import Config
+    from pgqrs_core.plugins import Plugins
 
 __all__ = ["CLAIM", "LATE", "PAUSE", "TICK", "Roster"]
 
@@ -33,6 +34,7 @@ class Roster:
     def __init__(
         self,
         config: Config,
+        plugins: Plugins,
         log: logging.Logger,
         *,
         concurrency: int,
@@ -51,7 +53,7 @@ class Roster:
         self._shutdown_timeout = shutdown_timeout
         self._success: Literal["ack", "archive"] = on_success
         self._housekeeping = housekeeping
-        self._routes = Routes()
+        self._routes = Routes(plugins)
         self._marks = MarksShelf()
         self._aside = Aside(log)
 

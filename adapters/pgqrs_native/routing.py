@@ -12,7 +12,6 @@ from pgqrs_core.errors import DecodeError, InvalidArgument, PayloadError, PgqrsE
 from pgqrs_core.logs import worker_name
 from pgqrs_core.messages import MAX_SECONDS, Delivery, Queue, check_name, check_number
 from pgqrs_core.plugins import Plugins
-from pgqrs_core.serializers import check_type, type_name
 from pgqrs_native.message import Message
 
 __all__ = [
@@ -61,8 +60,9 @@ class Route:
 
 @dataclass(slots=True)
 class Routes:
-    """The handlers of a worker."""
+    """The handlers of a worker, which decodes with ``plugins``."""
 
+    plugins: Plugins
     _by_queue: dict[str, list[Route]] = field(default_factory=dict)
 
     def add(
@@ -74,9 +74,9 @@ class Routes:
             InvalidArgument: nothing can be decoded as this type, or another handler takes the same messages.
         """
         check_name(queue)
-        check_type(type_)
+        self.plugins.serializers.check_type(type_)
         if message_type is None and isinstance(type_, type):
-            message_type = type_name(type_)
+            message_type = self.plugins.serializers.type_name(type_)
         known = self._by_queue.setdefault(queue, [])
         for route in known:
             if route.message_type == message_type:

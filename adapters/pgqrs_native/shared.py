@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from pgqrs_core.errors import ArchiveDisabled, InvalidArgument
 from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Lease, Queue, QueueOptions, check_number
-from pgqrs_core.serializers import check_type
 from pgqrs_native.message import Message
 
 if TYPE_CHECKING:
     from pgqrs_core.config import Config
+    from pgqrs_core.plugins import Plugins
 
 __all__ = [
     "Aside",
@@ -67,7 +67,9 @@ def queue_options(config: Config, options: dict[str, Any]) -> QueueOptions:
     return QueueOptions(**{"lease_seconds": config.queue.default_lock_time_seconds, **options})
 
 
-def check_read(config: Config, type_: Any, *, count: object, lock_time: object, wait: object, mismatch: str) -> None:
+def check_read(
+    config: Config, plugins: Plugins, type_: Any, *, count: object, lock_time: object, wait: object, mismatch: str
+) -> None:
     """Raise unless these may be the arguments of a read."""
     check_number("count", count, 1, config.queue.max_batch_size, whole=True)
     if lock_time is not None:
@@ -75,7 +77,7 @@ def check_read(config: Config, type_: Any, *, count: object, lock_time: object, 
     check_number("wait", wait, 0, 86_400)
     if mismatch not in ("bury", "return"):
         raise InvalidArgument("mismatch", mismatch, "'bury' or 'return'")
-    check_type(type_)
+    plugins.serializers.check_type(type_)
 
 
 def check_batch(config: Config, count: int) -> None:

@@ -17,7 +17,6 @@ from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_core.operations.settle import Failure, Fate, ack, archive, nack, release
 from pgqrs_core.operations.traffic import incoming, put_back
-from pgqrs_core.serializers import type_name
 from pgqrs_native.message import Message
 
 if TYPE_CHECKING:
@@ -60,13 +59,15 @@ def compose(
     if headers is not None and not (isinstance(headers, dict) and all(isinstance(key, str) for key in headers)):
         raise InvalidArgument("headers", headers, "a dict with text keys")
     encode = plugins.serializers.encode
+    if content_type is None:
+        content_type = plugins.serializers.default_for(queue)
     drafts: list[Draft] = []
     known: dict[Any, dict[str, Any] | None] = {}
     for payload in payloads:
         kind, body = encode(payload, content_type)
         cls: Any = type(payload)
         if cls not in known:
-            name = type_name(cls)
+            name = plugins.serializers.type_name(cls)
             known[cls] = {"message_type": name, **(headers or {})} if name else headers
         shared = known[cls]
         drafts.append(Draft(queue, body, kind, shared, priority, delay, at, ttl))

@@ -58,6 +58,7 @@ class Worker(Roster):
     ) -> None:
         super().__init__(
             client.config,
+            client.engine.plugins,
             _log,
             concurrency=concurrency,
             most=1_000,

@@ -62,7 +62,7 @@ def written(
 
 def prepared(queue: str, drafts: list[Draft], *, plugins: Plugins, adapter: str) -> list[Draft]:
     """Return what plugins make of drafts before they are stored."""
-    if not plugins.hooks.transforms_enqueue:
+    if not plugins.hooks.concern_enqueue(queue, drafts):
         return drafts
     for draft in drafts:
         # Plugins change headers in place: each draft has its own then, and the caller keeps his.
@@ -112,7 +112,7 @@ def incoming(
     if found and watch:
         now = clock()
         hooks.after_claim(Claimed(queue.name, adapter, found, now, max(now - looks[-1], 0.0), managed))
-    if not found or not hooks.transforms_consume:
+    if not found or not hooks.concern_consume(queue.name, found):
         return found
     batch = ConsumeBatch(queue.name, adapter, found)
     try:

@@ -391,7 +391,7 @@ def test_a_plugin_adds_commands(shell: Shell, monkeypatch: pytest.MonkeyPatch) -
     plugins = Plugins.core()
     plugins.register(Good(), "good")
     plugins.register(Bad(), "bad")
-    monkeypatch.setattr("pgqrs_native.command.app.default_plugins", lambda blocked: plugins)
+    monkeypatch.setattr("pgqrs_native.command.app.default_plugins", lambda *_: plugins)
 
     assert shell.ok("hello").out == "hello\n"
     assert [one.name for one in plugins.broken] == ["bad"]

@@ -365,7 +365,7 @@ def test_the_doctor_shows_broken_and_blocked_plugins(shell: Shell, monkeypatch: 
     for name, problem in (("fit", None), ("lame", "install frobnicate"), ("mad", "raise")):
         plugins.register(Adapter(name, problem), name)
     plugins.broken = (BrokenPlugin("rusty", "rusty-dist", "2.1", "it cannot be imported"),)
-    monkeypatch.setattr("pgqrs_core.engine.default_plugins", lambda blocked: plugins)
+    monkeypatch.setattr("pgqrs_core.engine.default_plugins", lambda *_: plugins)
     shown = shell.ok("doctor").out
 
     assert "plugin 'rusty' of rusty-dist 2.1 is broken: it cannot be imported" in shown
@@ -374,3 +374,42 @@ def test_the_doctor_shows_broken_and_blocked_plugins(shell: Shell, monkeypatch: 
     assert "adapter fit 1.0: for the test" in shown
     assert "adapter lame 1.0 cannot be used: install frobnicate" in shown
     assert "adapter mad 1.0 cannot be used: its check failed: RuntimeError: odd" in shown
+
+
+def test_the_doctor_fails_for_two_serializers_of_one_content_type(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And names both plugins."""
+    from types import SimpleNamespace
+
+    from pgqrs_core.hookspecs import hookimpl
+    from pgqrs_core.plugins import Plugins
+    from pgqrs_core.serializers import JsonSerializer
+
+    class Rival(JsonSerializer):
+        pass
+
+    plugins = Plugins.core()
+    plugins.register(SimpleNamespace(pgqrs_serializers=hookimpl(lambda: [Rival()])), "rival")
+    monkeypatch.setattr("pgqrs_core.engine.default_plugins", lambda *_: plugins)
+
+    result = shell("doctor")
+
+    assert result.code == 1
+    assert "plugin 'rival': serializes application/json, as plugin 'json' does; block one" in " ".join(
+        result.out.split()
+    )
+
+
+def test_the_doctor_names_settings_of_a_plugin_that_cannot_take_effect(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In one line, without their values."""
+    monkeypatch.setenv("PGQRS_PLUGINS_CRYPTO_KEYS", "k1:hunter2")
+
+    result = shell("doctor")
+
+    assert result.code != 0
+    assert "plugins.crypto.keys entry 1 ('k1') must be `id:key`" in result.err
+    assert "hunter2" not in result.err + result.out
+    assert result.err.count("\n") == 1

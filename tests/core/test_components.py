@@ -6,11 +6,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from by_hand import play
 
 from pgqrs_core.errors import SchemaError, SchemaMissing, SchemaTooNew
 from pgqrs_core.operations import schema
 from pgqrs_core.sql import MIGRATIONS, read_queries
+from pgqrs_core.testing.by_hand import play
 
 NO_PLUGINS: Any = SimpleNamespace(migrations=())
 CORE = [(step.version, step.checksum, step.safe) for step in MIGRATIONS]

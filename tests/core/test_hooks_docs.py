@@ -93,7 +93,9 @@ def test_the_example_plugin_does_what_it_says(capsys: pytest.CaptureFixture[str]
     names: dict[str, Any] = {"Plugins": Plugins, "shop_origin": module}
     exec(block("plugins.register"), names)
     hooks = names["plugins"].hooks
-    young, old = (SimpleNamespace(id=n, attempt=n, body=b"", content_type="text/plain") for n in (1, 4))
+    young, old = (
+        SimpleNamespace(id=n, attempt=n, body=b"", content_type="text/plain", raw_headers=None) for n in (1, 4)
+    )
 
     sent = EnqueueBatch("jobs", "native", [Draft("jobs", b"{}", "application/json")])
     hooks.before_enqueue(sent)

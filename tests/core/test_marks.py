@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import pytest
-from by_hand import starts
 from hypothesis import HealthCheck, Phase, example, find, given, settings
 from hypothesis import strategies as st
 from hypothesis.errors import NoSuchExample
@@ -15,6 +14,7 @@ from hypothesis.errors import NoSuchExample
 from pgqrs_core import marks as module
 from pgqrs_core.marks import LAG, RESCAN, RESCAN_SHARE, SETTLE, Marks, Seen, highest_ids
 from pgqrs_core.messages import CLAIM_LANES, delayed_lane
+from pgqrs_core.testing.by_hand import starts
 
 LEASE = 3.0
 PLACES = {lane: place for place, lane in enumerate(CLAIM_LANES)}

@@ -9,7 +9,6 @@ from typing import Any
 
 import msgspec
 import pytest
-from by_hand import NOON, array, claimed_row, elements, ints, make_queue, play, queue_row, text_of
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -37,6 +36,7 @@ from pgqrs_core.marks import Marks, Seen
 from pgqrs_core.messages import CLAIM_LANES, DEAD_LANE, Lease, QueueOptions, check_name
 from pgqrs_core.operations import archives, claim, dead, enqueue, maintenance, metrics, queues, schema, settle
 from pgqrs_core.sql import MIGRATIONS, Migration, Query, queries
+from pgqrs_core.testing.by_hand import NOON, array, claimed_row, elements, ints, make_queue, play, queue_row, text_of
 
 JOBS = make_queue()
 

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from pgqrs_core.errors import InvalidArgument, PgqrsError, PluginError, QueueNotFound
+from pgqrs_core.config import Config
+from pgqrs_core.engine import Engine
+from pgqrs_core.errors import ConfigurationError, InvalidArgument, PgqrsError, PluginError, QueueNotFound
 from pgqrs_core.events import (
     Claimed,
     ConsumeBatch,
@@ -28,6 +30,7 @@ from pgqrs_core.events import (
 )
 from pgqrs_core.hookspecs import AdapterInfo, MigrationSource, hookimpl
 from pgqrs_core.plugin_contract import HOOKS
+from pgqrs_core.plugin_settings import PluginSettings, Setting
 from pgqrs_core.plugins import BlockedPlugin, BrokenPlugin, LoadedPlugin, Plugins, default_plugins
 from pgqrs_core.serializers import JsonSerializer
 
@@ -104,7 +107,9 @@ def drafts(*bodies: bytes) -> EnqueueBatch:
 
 
 def claimed(*ids: int) -> ConsumeBatch:
-    deliveries: list[Any] = [SimpleNamespace(id=id, body=b"x", content_type="text/plain") for id in ids]
+    deliveries: list[Any] = [
+        SimpleNamespace(id=id, body=b"x", content_type="text/plain", raw_headers=None) for id in ids
+    ]
     return ConsumeBatch("jobs", "native", deliveries)
 
 
@@ -149,6 +154,19 @@ BROKEN = {
     "serializer": ("@hookimpl\ndef pgqrs_serializers(): return [object()]", "not a Serializer"),
     "adapters": ("@hookimpl\ndef pgqrs_adapters(): return 'x'", "pgqrs_adapters returned 'x'"),
     "migrations": ("@hookimpl\ndef pgqrs_migrations(): return None, 1", "pgqrs_migrations returned"),
+    "codecs": ("@hookimpl\ndef pgqrs_codecs(): return None", "pgqrs_codecs returned NoneType"),
+    "codec": ("@hookimpl\ndef pgqrs_codecs(): return [object()]", "not a Codec with a name"),
+    "newer": ("pgqrs_api = 99\n" + GOOD, "made for version 99 of the plugin interface.*has 1: upgrade pgqrs-py"),
+    "older": ("pgqrs_api = 0\n" + GOOD, "made for version 0 .*: upgrade the plugin"),
+    "no version": ("pgqrs_api = '1'\n" + GOOD, "pgqrs_api must be a whole number"),
+    "configure": ("@hookimpl\ndef pgqrs_configure(settings): 1 / 0", "ZeroDivisionError"),
+    "configured": (
+        (
+            "@hookimpl\ndef pgqrs_configure(settings):\n    class Bad:\n        @hookimpl\n        def pgqrs_x(self): ..."
+            "\n    return Bad()"
+        ),
+        "there is no hook pgqrs_x",
+    ),
     "raises": (
         "@hookimpl\ndef pgqrs_adapters(): return 1 / 0\n@hookimpl\ndef pgqrs_after_consume(event): ...",
         "ZeroDivisionError",
@@ -320,6 +338,118 @@ def test_hook_migrations() -> None:
         plugins.register(plugin(migrations=lambda: source), "two")
 
     assert plugins.migrations == (source,)
+
+
+class Rot:
+    """A codec that turns bodies round."""
+
+    stage = "transform"
+    active = True
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def wants(self, queue: str, size: int) -> bool:
+        return True
+
+    def required(self, queue: str) -> bool:
+        return False
+
+    def encode(self, body: bytes, around: object) -> tuple[bytes, dict[str, Any]]:
+        return body[::-1], {}
+
+    def decode(self, body: bytes, around: object, facts: dict[str, Any]) -> bytes:
+        return body[::-1]
+
+
+def test_hook_codecs() -> None:
+    """Bodies are encoded after all hooks and decoded before all; two of one name cannot both be loaded."""
+    seen = Collector()
+    plugins = with_plugins(a=plugin(codecs=lambda: [Rot("rot")]), b=seen.hook("before_enqueue"))
+    batch = drafts(b"abc")
+
+    assert plugins.hooks.concern_enqueue("jobs", batch.drafts)
+    plugins.hooks.before_enqueue(batch)
+
+    assert seen == [batch]
+    assert batch.drafts[0].body == b"cba"
+    assert batch.drafts[0].headers == {"pgqrs_encoding": [{"codec": "rot"}]}
+    with pytest.raises(PluginError, match="a codec named 'rot' is loaded already"):
+        plugins.register(plugin(codecs=lambda: [Rot("rot")]), "again")
+    assert plugins.hooks.codecs.names == ("rot",)
+
+
+def test_hook_configure() -> None:
+    """What it returns takes the plugin's place, with the settings of this engine; None leaves the plugin there."""
+
+    def configure(settings: PluginSettings) -> object:
+        given = settings.read({"size": Setting("int", "how large", 5, low=1, high=9)})
+        return plugin(before_enqueue=lambda batch: setattr(batch.drafts[0], "priority", given["size"]))
+
+    module = plugin(configure=configure, after_enqueue=lambda event: None)
+    priorities = []
+    for settings in ({}, {"size": 7}):
+        plugins = Plugins.core()
+        plugins.register(module, "one", **settings)
+        batch = drafts(b"x")
+        plugins.hooks.before_enqueue(batch)
+        priorities.append(batch.drafts[0].priority)
+        assert not plugins.hooks.observes_enqueue
+
+    assert priorities == [5, 7]
+    same = with_plugins(one=plugin(configure=lambda settings: None, after_enqueue=lambda event: None))
+    assert same.hooks.observes_enqueue
+    with pytest.raises(ConfigurationError, match=r"plugins.one.size must be a whole number from 1 to 9, not 10"):
+        Plugins.core().register(module, "one", size=10)
+    with pytest.raises(ConfigurationError, match=r"unknown key 'plugins.two.size'"):
+        Plugins.core().register(plugin(after_enqueue=lambda event: None), "two", size=1)
+
+
+CONFIGURED = {
+    "its own error": (
+        (
+            "from pgqrs_core.plugin_settings import Setting\n@hookimpl\ndef pgqrs_configure(settings):\n"
+            "    settings.read({'size': Setting('int', '', 1, low=1, high=9)})"
+        ),
+        r"PGQRS_PLUGINS_BAD_SIZE: plugins.bad.size must be a whole number from 1 to 9, not 'ten'",
+    ),
+    "a broken plugin": (
+        "import no_such_module",
+        "plugins.bad is configured, but the plugin is broken: .*no_such_module",
+    ),
+    "no settings": (GOOD, "unknown key 'plugins.bad.size'"),
+}
+
+
+@pytest.mark.parametrize("kind", CONFIGURED)
+def test_what_is_configured_and_cannot_take_effect_keeps_engines_from_starting(
+    kind: str, install: Installer, caplog: pytest.LogCaptureFixture
+) -> None:
+    body, expected = CONFIGURED[kind]
+    install("bad", body)
+    config = Config.load(url="postgresql:///nowhere", env={"PGQRS_PLUGINS_BAD_SIZE": "ten"})
+
+    plugins = Plugins.load(settings=config.plugins.settings)
+
+    assert [one.name for one in plugins.broken] == ["bad"]
+    assert len(caplog.records) == 1
+    with pytest.raises(ConfigurationError, match=expected):
+        Engine(config, plugins=plugins)
+
+
+def test_settings_of_plugins_whose_names_begin_alike_are_told_apart(install: Installer) -> None:
+    body = (
+        "from pgqrs_core.plugin_settings import Setting\nseen = []\n@hookimpl\ndef pgqrs_configure(settings):\n"
+        "    seen.append(settings.read({{'{0}': Setting('text', '')}}))\n"
+    )
+    install("hello", body.format("size"))
+    install("hello-world", body.format("size"))
+    env = {"PGQRS_PLUGINS_HELLO_SIZE": "1", "PGQRS_PLUGINS_HELLO_WORLD_SIZE": "2"}
+
+    plugins = Plugins.load(settings=Config.load(url="postgresql:///nowhere", env=env).plugins.settings)
+
+    plugins.check()
+    assert [sys.modules[name].seen for name in ("dist_hello", "dist_hello_world")] == [[{"size": "1"}], [{"size": "2"}]]
 
 
 def test_hook_cli(caplog: pytest.LogCaptureFixture) -> None:

@@ -6,11 +6,11 @@ import re
 from pathlib import Path
 
 import pytest
-from by_hand import make_queue, text_of
 
 import pgqrs_core.sql
 from pgqrs_core.effects import Execute
 from pgqrs_core.sql import MIGRATIONS, Query, queries, read_migrations, read_queries
+from pgqrs_core.testing.by_hand import make_queue, text_of
 
 CORE = Path(pgqrs_core.__file__).parent
 SHELVES = [CORE, CORE.parent / "adapters", CORE.parent / "plugins"]

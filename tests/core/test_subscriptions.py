@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import threading
 
-from by_hand import make_queue
-
 from pgqrs_core.subscriptions import Subscription
+from pgqrs_core.testing.by_hand import make_queue
 from pgqrs_core.watch import POLL, Watch
 
 A, B, MAIL = make_queue("a", 1), make_queue("b", 2), make_queue("mail", -7)

@@ -6,10 +6,10 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from by_hand import make_queue
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pgqrs_core.testing.by_hand import make_queue
 from pgqrs_core.watch import LINGER, MARK_SECONDS, POLL, QUICK, RENEW, Agenda, Party, Watch
 
 if TYPE_CHECKING:

@@ -88,6 +88,7 @@ def _plugins(plugins: Plugins) -> Iterator[Finding]:
         yield Finding("serializers", "ok", f"content types that can be read: {kinds}")
     except PluginError as error:
         yield Finding("serializers", "fail", str(error))
+    yield Finding("codecs", "ok", f"codecs that can be undone: {', '.join(plugins.hooks.codecs.names) or 'none'}")
     for adapter in plugins.adapters:
         try:
             problem = adapter.check()

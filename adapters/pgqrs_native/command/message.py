@@ -105,7 +105,7 @@ def read(
 def _claim(session: Session, name: str, count: int, lease: float | None, wait: float) -> list[Message[bytes]]:
     """Claim messages with bodies that no serializer has touched: to look at a message must not run its contents."""
     engine = session.client.engine
-    check_read(session.client.config, bytes, count=count, lock_time=lease, wait=wait, mismatch="return")
+    check_read(engine.config, engine.plugins, bytes, count=count, lock_time=lease, wait=wait, mismatch="return")
     queue = engine.queue(name)
     seconds = queue.options.lease_seconds if lease is None else lease
     found = engine.on(

@@ -108,7 +108,8 @@ def _value(value: object) -> str:
 
 def plugins(session: Session) -> None:
     """Show the plugins: loaded, broken, blocked."""
-    found = default_plugins(frozenset(session.settings.plugins.blocked))
+    chosen = session.settings.plugins
+    found = default_plugins(frozenset(chosen.blocked), chosen.settings, chosen.content_types)
     if session.out.json:
         session.out.document(_document(found))
         return

@@ -1,0 +1,245 @@
+"""Codecs: what turns a stored body into another one and back – compression, signatures, encryption.
+
+A codec belongs to a stage. On the way in the codecs that want a message are applied in the order of the stages, and each
+leaves an entry in the header ``pgqrs_encoding``; on the way out these entries are undone, the last first. So what is
+undone depends on the message alone: old and new messages, encoded or not, lie in one queue, and neither the order in
+which plugins are loaded nor today's configuration matters to those of yesterday.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
+
+import msgspec
+
+from pgqrs_core.errors import DecodeError, InvalidArgument, PayloadError, PgqrsError, PluginError
+from pgqrs_core.messages import decode_headers, encode_headers
+
+if TYPE_CHECKING:
+    from pgqrs_core.events import ConsumeBatch, Draft
+    from pgqrs_core.messages import Delivery
+
+__all__ = ["CHOICE", "ENCODING", "STAGES", "Codec", "CodecStack", "Encoded", "Envelope", "Stage"]
+
+Stage: TypeAlias = Literal["transform", "compress", "sign", "encrypt"]
+Encoded: TypeAlias = "tuple[bytes, dict[str, Any]]"
+
+#: In the order in which they are applied. Ciphertext does not compress; a signature should not be readable.
+STAGES: Final[tuple[Stage, ...]] = ("transform", "compress", "sign", "encrypt")
+#: The header that records what was done to a body. Handlers do not see it.
+ENCODING: Final = "pgqrs_encoding"
+#: The header by which a producer chooses for one message: ``{"zstd": False}``. It is not stored.
+CHOICE: Final = "pgqrs_codecs"
+_logger = logging.getLogger("pgqrs.plugins")
+
+#: More layers than there are stages and plugins for; a body of a thousand layers is an attack.
+_MOST_LAYERS: Final = 8
+
+
+class Envelope(msgspec.Struct, frozen=True):
+    """What surrounds a body: where it was sent, what it is, its headers, the entries of inner codecs among them.
+
+    On both ways the headers are what JSON gives.
+    """
+
+    queue: str
+    content_type: str
+    headers: dict[str, Any]
+
+    def canonical(self) -> bytes:
+        """Return bytes that are the same on both ways and differ if anything differs: what a seal should bind."""
+        everything = [self.queue, self.content_type, self.headers]
+        try:
+            return msgspec.json.encode(everything, order="deterministic")
+        except (TypeError, ValueError, OverflowError):
+            # Lone surrogates, integers beyond 64 bits: rare, and slower; a matter of the values, so the same on both ways.
+            return json.dumps(everything, sort_keys=True, separators=(",", ":")).encode()
+
+
+@runtime_checkable
+class Codec(Protocol):
+    """What a plugin returns from ``pgqrs_codecs``. Used from any thread, concurrently."""
+
+    #: Recorded in every message, so never changed once released, and unique among the loaded plugins.
+    name: str
+    stage: Stage
+    #: False where it encodes on request only, since nothing is configured: then `wants` and `required` are not asked.
+    active: bool
+
+    def wants(self, queue: str, size: int) -> bool:
+        """Return whether a message of ``size`` bytes is to be encoded, where its producer did not choose."""
+
+    def required(self, queue: str) -> bool:
+        """Return whether messages of a queue must be encoded: others are refused, and dead-lettered if found."""
+
+    def encode(self, body: bytes, around: Envelope) -> Encoded | None:
+        """Return the new body and what `decode` must know, JSON values for the header; None to leave it as it is."""
+
+    def decode(self, body: bytes, around: Envelope, facts: dict[str, Any]) -> bytes:
+        """Return the body as it was. Raise `DecodeError` with a reason that holds no secret, or anything."""
+
+
+class CodecStack:
+    """The codecs of one engine. Immutable, so any thread may use it.
+
+    Args:
+        entries: pairs of plugin name and codec.
+    """
+
+    def __init__(self, entries: Iterable[tuple[str, Codec]] = ()) -> None:
+        self._in_turn = sorted(entries, key=lambda entry: (STAGES.index(entry[1].stage), entry[1].name))
+        self._active = [codec for _, codec in self._in_turn if codec.active]
+        self._by_name = {codec.name: (plugin, codec) for plugin, codec in self._in_turn}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names of the codecs, in the order in which they are applied."""
+        return tuple(self._by_name)
+
+    def concerns_drafts(self, queue: str, drafts: Sequence[Draft]) -> bool:
+        """Return whether any of these messages is to be encoded, or says something about it."""
+        if any(draft.headers is not None and CHOICE in draft.headers for draft in drafts):
+            return True
+        return any(
+            codec.required(queue) or any(codec.wants(queue, len(draft.body)) for draft in drafts)
+            for codec in self._active
+        )
+
+    def concerns(self, queue: str, deliveries: Sequence[Delivery]) -> bool:
+        """Return whether any of these messages is encoded, or should be."""
+        if self._required(queue):
+            return True
+        return any(item.raw_headers is not None and ENCODING in item.raw_headers for item in deliveries)
+
+    def encode(self, drafts: Sequence[Draft]) -> None:
+        """Encode drafts in place.
+
+        Raises:
+            InvalidArgument: the header of a choice is malformed, names an unknown codec, or refuses a required one.
+            PluginError: a codec failed, or returned something else than it should.
+        """
+        for draft in drafts:
+            headers = dict(draft.headers or {})
+            choice = self._choice(headers.pop(CHOICE, {}))
+            # As they will be read: with texts as keys, lists for tuples.
+            headers = decode_headers(encode_headers(headers))
+            stack: list[dict[str, Any]] = []
+            for plugin, codec in self._in_turn:
+                if not self._is_wanted(plugin, codec, draft, choice.get(codec.name)):
+                    continue
+                around = Envelope(draft.queue, draft.content_type, _with(headers, stack))
+                encoded = _encoded(plugin, codec, draft.body, around)
+                if encoded is not None:
+                    draft.body = encoded[0]
+                    stack = [*stack, {"codec": codec.name, **encoded[1]}]
+            draft.headers = _with(headers, stack) or None
+
+    def decode(self, batch: ConsumeBatch) -> None:
+        """Decode deliveries in place; what cannot be decoded, or is not encoded as it must be, is buried with the reason.
+
+        Raises:
+            PluginError: a codec lacks its library, or returned something else than bytes.
+        """
+        queue = batch.address or batch.queue
+        required = self._required(queue)
+        count, before = len(batch.deliveries), len(batch.buried)
+        for delivery in batch.deliveries:
+            if not required and (delivery.raw_headers is None or ENCODING not in delivery.raw_headers):
+                continue
+            try:
+                self._decode(queue, delivery, required)
+            except PayloadError as error:
+                batch.bury(delivery, str(error))
+        if refused := batch.buried[before:]:
+            # One key that is missing can do this to all that come.
+            text = "queue %r: %d of %d messages cannot be decoded and are refused; the first, %d: %s"
+            _logger.warning(text, batch.queue, len(refused), count, refused[0][0].id, refused[0][1])
+
+    def _required(self, queue: str) -> list[str]:
+        return [codec.name for codec in self._active if codec.required(queue)]
+
+    def _decode(self, queue: str, delivery: Delivery, required: list[str]) -> None:
+        try:
+            headers = delivery.headers
+            stack = headers.pop(ENCODING, [])
+            names = [entry["codec"] for entry in stack]
+        # Whoever wrote it by other means than ours may have written anything.
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise DecodeError(delivery.content_type, f"its header {ENCODING!r} is malformed") from error
+        if missing := [name for name in required if name not in names]:
+            raise DecodeError(delivery.content_type, f"it lacks what queue {queue!r} requires: {', '.join(missing)}")
+        if len(stack) > _MOST_LAYERS:
+            raise DecodeError(delivery.content_type, f"it has {len(stack)} layers; at most {_MOST_LAYERS} are allowed")
+        body = delivery.body
+        for place in reversed(range(len(stack))):
+            around = Envelope(queue, delivery.content_type, _with(headers, stack[:place]))
+            body = self._undone(stack[place], body, around)
+        if stack:
+            delivery.stored = delivery.raw_headers, delivery.body
+            delivery.headers, delivery.body = headers, body
+
+    def _undone(self, entry: dict[str, Any], body: bytes, around: Envelope) -> bytes:
+        facts = dict(entry)
+        name = str(facts.pop("codec"))
+        if name not in self._by_name:
+            known = ", ".join(self.names) or "none"
+            raise DecodeError(around.content_type, f"no codec {name!r:.80} is loaded; known are: {known}")
+        plugin, codec = self._by_name[name]
+        try:
+            found = codec.decode(body, around, facts)
+        except PgqrsError:
+            raise
+        except ImportError as error:
+            raise PluginError(plugin, f"codec {name!r}: {error}") from error
+        except Exception as error:
+            # Only the kind: the text of a library's error may hold a part of the body.
+            raise DecodeError(around.content_type, f"codec {name!r} failed: {type(error).__name__}") from error
+        if type(found) is not bytes:
+            raise PluginError(plugin, f"codec {name!r}: decode returned {type(found).__name__}, not bytes")
+        return found
+
+    def _choice(self, given: object) -> dict[str, bool]:
+        if not isinstance(given, dict) or not all(isinstance(value, bool) for value in given.values()):
+            raise InvalidArgument(f"header {CHOICE}", given, "a dict of names of codecs and True or False")
+        for name in given:
+            if name not in self._by_name:
+                known = ", ".join(self.names) or "none"
+                raise InvalidArgument(f"header {CHOICE}", name, f"of codecs that are loaded; known are: {known}")
+        return given
+
+    def _is_wanted(self, plugin: str, codec: Codec, draft: Draft, chosen: bool | None) -> bool:
+        required = codec.active and codec.required(draft.queue)
+        if chosen is False and required:
+            what = f"free of {codec.name!r}: False, for queue {draft.queue!r} requires it"
+            raise InvalidArgument(f"header {CHOICE}", {codec.name: False}, what)
+        if chosen is not None:
+            return chosen
+        try:
+            return required or (codec.active and codec.wants(draft.queue, len(draft.body)))
+        except Exception as error:
+            raise PluginError(plugin, f"codec {codec.name!r}: wants: {type(error).__name__}: {error}") from error
+
+
+def _with(headers: dict[str, Any], stack: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    return {**headers, ENCODING: list(stack)} if stack else headers
+
+
+def _encoded(plugin: str, codec: Codec, body: bytes, around: Envelope) -> Encoded | None:
+    try:
+        encoded = codec.encode(body, around)
+    except PgqrsError:
+        raise
+    except Exception as error:
+        reason = f"codec {codec.name!r}: encode failed: {type(error).__name__}: {error}"
+        raise PluginError(plugin, reason) from error
+    if encoded is None:
+        if codec.active and codec.required(around.queue):
+            raise PluginError(plugin, f"codec {codec.name!r} left a message as it was that must be encoded")
+        return None
+    pair: Any = encoded
+    if not (isinstance(pair, tuple) and list(map(type, pair)) == [bytes, dict]):
+        raise PluginError(plugin, f"codec {codec.name!r}: encode must return bytes and a dict, or None")
+    return encoded

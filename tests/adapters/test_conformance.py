@@ -1,0 +1,172 @@
+"""Native and Kombu do the same with messages and with plugins."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import psycopg
+import pytest
+from pgqrs_native import Client
+
+from pgqrs_core.config import Config
+from pgqrs_core.plugins import Plugins
+from pgqrs_core.testing.adapters import AdapterConformance, Witness
+
+BODIES = "select body from pgqrs.q_jobs order by message_id"
+
+
+def bodies(dsn: str) -> list[bytes]:
+    with psycopg.connect(dsn) as connection:
+        return [bytes(row[0]) for row in connection.execute(BODIES)]
+
+
+class NativeDriver:
+    def __init__(self, dsn: str, plugins: Plugins) -> None:
+        self.dsn = dsn
+        self._make = lambda: Client(Config.load(url=dsn, env={}), plugins=plugins)
+        self.client = self._make()
+        self.client.admin.install()
+        self.client.admin.create_queue("jobs", lease_seconds=1, backoff_base=0.0)
+
+    def send(self, bodies: Sequence[bytes]) -> None:
+        self.client.producer.batch_enqueue("jobs", bodies)
+
+    def take(self, count: int) -> list[Any]:
+        return self.client.consumer.read_batch("jobs", count=count, lock_time=1.5, wait=1.0)
+
+    def body(self, message: Any) -> bytes:
+        return bytes(message.payload)
+
+    def ack(self, messages: Sequence[Any]) -> None:
+        assert all(self.client.consumer.dequeue_batch(messages))
+
+    def give_back(self, messages: Sequence[Any]) -> None:
+        for message in messages:
+            self.client.consumer.release(message)
+
+    def abandon(self) -> None:
+        self.client.close()
+        self.client = self._make()
+
+    def stored(self) -> list[bytes]:
+        return bodies(self.dsn)
+
+
+class TestNative(AdapterConformance):
+    name = "native"
+
+    @contextmanager
+    def adapter(self, dsn: str, plugins: Plugins) -> Iterator[NativeDriver]:
+        driver = NativeDriver(dsn, plugins)
+        try:
+            yield driver
+        finally:
+            driver.client.close()
+
+
+class KombuDriver:
+    def __init__(self, dsn: str) -> None:
+        from kombu import Connection
+
+        self.dsn = dsn
+        self._Connection = Connection
+        self._open: list[Any] = []
+        self._connect()
+
+    def _connect(self) -> None:
+        from kombu import Queue
+        from pgqrs_kombu.url import masked
+
+        class Client:
+            hostname = psycopg.conninfo.make_conninfo(self.dsn)
+
+        url = masked(Client(), include_password=True, mask="")
+        self.connection = self._Connection(url, transport_options={"lease": 1})
+        self._open.append(self.connection)
+        self.channel = self.connection.channel()
+        self.queue = Queue("jobs")(self.channel)
+        self.queue.declare()
+
+    @property
+    def broker(self) -> Any:
+        return self.connection.transport.broker
+
+    def send(self, bodies: Sequence[bytes]) -> None:
+        from kombu import Producer
+
+        producer = Producer(self.channel)
+        if len(bodies) == 1:
+            producer.publish(bodies[0], routing_key="jobs")
+            return
+        with producer.batch():
+            for body in bodies:
+                producer.publish(body, routing_key="jobs")
+
+    def take(self, count: int) -> list[Any]:
+        found: list[Any] = []
+        until = time.monotonic() + 1.0
+        while len(found) < count and time.monotonic() < until:
+            message = self.queue.get(accept=None)
+            if message is not None:
+                found.append(message)
+                until = time.monotonic() + 1.0
+        return found
+
+    def body(self, message: Any) -> bytes:
+        return bytes(message.body)
+
+    def ack(self, messages: Sequence[Any]) -> None:
+        for message in messages:
+            message.ack()
+        self.broker.settler.flush()
+
+    def give_back(self, messages: Sequence[Any]) -> None:
+        for message in messages:
+            message.requeue()
+        self.broker.settler.flush()
+
+    def abandon(self) -> None:
+        # A process that is killed renews nothing and says nothing.
+        broker = self.broker
+        broker.keeper.close()
+        broker.settler.close()
+        from pgqrs_kombu import broker as module
+
+        module._brokers.clear()
+        self._connect()
+
+    def stored(self) -> list[bytes]:
+        return bodies(self.dsn)
+
+    def close(self) -> None:
+        for connection in self._open:
+            connection.release()
+
+
+class TestKombu(AdapterConformance):
+    name = "kombu"
+    many = 300
+
+    @pytest.fixture(autouse=True)
+    def _library(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        pytest.importorskip("kombu")
+        self.patch = monkeypatch
+
+    def plugins(self, witness: Witness) -> Plugins:
+        from pgqrs_kombu import plugin
+
+        plugins = super().plugins(witness)
+        plugins.register(plugin, "kombu")
+        return plugins
+
+    @contextmanager
+    def adapter(self, dsn: str, plugins: Plugins) -> Iterator[KombuDriver]:
+        self.patch.setattr("pgqrs_core.engine.default_plugins", lambda *_: plugins)
+        driver = KombuDriver(dsn)
+        try:
+            yield driver
+        finally:
+            driver.close()
