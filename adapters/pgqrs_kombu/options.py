@@ -52,8 +52,6 @@ class Options:
     hold_eta: bool = True
     #: Let Celery's workers listen to each other's events, at the price of statements even when idle.
     gossip: bool = False
-    #: Plugins of pgqrs that are not loaded, by name.
-    blocked_plugins: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Check every value."""
@@ -67,10 +65,6 @@ class Options:
                 raise _wrong(name, "True or False")
         if self.create_schema not in (True, False, None):
             raise _wrong("create_schema", "True, False or None")
-        if not isinstance(self.blocked_plugins, tuple) or not all(
-            isinstance(name, str) for name in self.blocked_plugins
-        ):
-            raise _wrong("blocked_plugins", "a list of names")
         if not isinstance(self.schema, str) or not 1 <= len(self.schema) <= 63:
             raise _wrong("schema", "a name of 1 to 63 characters")
 
@@ -88,8 +82,6 @@ class Options:
                 near = difflib.get_close_matches(str(key), known, n=1)
                 hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
                 raise ConfigurationError(f"transport option {key!r} is unknown; {hint}", key=str(key))
-        if isinstance(chosen.get("blocked_plugins"), list):
-            chosen["blocked_plugins"] = tuple(chosen["blocked_plugins"])
         return cls(**chosen)
 
 

@@ -8,13 +8,14 @@ nothing of Celery is imported that is not there already.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable
+from functools import lru_cache
 from typing import Any, Final, NamedTuple
 
+from pgqrs_core.config import Config
 from pgqrs_core.errors import InvalidArgument
 from pgqrs_core.events import Handled, Handling
 from pgqrs_core.messages import Delivery, encode_headers
-from pgqrs_core.plugins import default_plugins
+from pgqrs_core.plugins import Plugins, default_plugins
 
 __all__ = ["ADAPTER", "Origin", "origin_of", "surround_tasks"]
 
@@ -25,8 +26,6 @@ KEY: Final = "pgqrs"
 _SURROUNDING: Final = "pgqrs_surrounding"
 #: States in which what a task returned is not an error.
 _FINE: Final = frozenset(["SUCCESS", "IGNORED"])
-
-_blocked: frozenset[str] = frozenset()
 
 
 class Origin(NamedTuple):
@@ -42,10 +41,8 @@ def origin_of(queue: str, delivery: Delivery) -> Origin:
     return Origin(queue, delivery.id, delivery.attempt)
 
 
-def surround_tasks(blocked: Iterable[str]) -> None:
-    """Listen to Celery's signals, if there is Celery, for all plugins but the blocked ones. The last call counts."""
-    global _blocked
-    _blocked = frozenset(blocked)
+def surround_tasks() -> None:
+    """Listen to Celery's signals, if there is Celery. May be repeated."""
     signals: Any = sys.modules.get("celery.signals")
     if signals is not None:
         # A receiver is known by its identifier, so it is connected once.
@@ -58,7 +55,7 @@ def _before(task: Any = None, **_: Any) -> None:
     origin = _origin(request)
     if origin is None:
         return
-    hooks = default_plugins(_blocked).hooks
+    hooks = _plugins().hooks
     if hooks.surrounds_handler:
         handled = Handled(origin.message_id, origin.attempt, _headers(request))
         surrounding = hooks.around_handler(Handling(origin.queue, ADAPTER, [handled]))
@@ -77,6 +74,13 @@ def _after(task: Any = None, retval: Any = None, state: str | None = None, **_: 
         # The task's error is Celery's to deal with, which has done so.
         if raised is not error:
             raise
+
+
+@lru_cache(maxsize=1)
+def _plugins() -> Plugins:
+    """Return those that every broker of this process uses."""
+    chosen = Config.load().plugins
+    return default_plugins(frozenset(chosen.blocked), chosen.settings, chosen.content_types)
 
 
 def _origin(request: Any) -> Origin | None:

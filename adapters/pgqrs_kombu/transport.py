@@ -82,7 +82,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self._stale_at: float | None = None
         keep_alternates(client)
         _open_gates(client)
-        surround_tasks(_blocked(client))
+        surround_tasks()
 
     # Connecting
 
@@ -310,12 +310,6 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def default_connection_params(self) -> dict[str, Any]:
         """What the address says, for those who ask for its parts."""
         return {"hostname": "localhost", "port": port_of(self.client)}
-
-
-def _blocked(client: Connection) -> list[str]:
-    """Return the plugins that are not to be loaded. What is wrong with the options is said when they are used."""
-    given = (client.transport_options or {}).get("blocked_plugins") or ()
-    return [name for name in given if isinstance(name, str)] if isinstance(given, (list, tuple)) else []
 
 
 def _open_gates(client: Connection) -> None:

@@ -20,7 +20,7 @@ from urllib.parse import quote, urlencode
 from psycopg.conninfo import make_conninfo
 
 from pgqrs_core import config_address
-from pgqrs_core.config import Config, DatabaseConfig, PerformanceConfig, PluginsConfig, QueueConfig
+from pgqrs_core.config import Config, DatabaseConfig, PerformanceConfig, QueueConfig
 from pgqrs_core.errors import ConfigurationError
 from pgqrs_kombu.registration import SCHEME
 
@@ -61,7 +61,8 @@ def config_of(client: Connection, options: Options) -> Config:
             connection_pool_size=options.max_connections, query_timeout_seconds=options.query_timeout
         ),
         queue=QueueConfig(default_lock_time_seconds=options.lease),
-        plugins=PluginsConfig(blocked=options.blocked_plugins),
+        # An address has no room for these; they are those of every program of the deployment.
+        plugins=Config.load().plugins,
     )
     embedded = _whole(client)
     if embedded is not None and config_address.normalise(embedded).startswith(config_address.EMBEDDED):

@@ -348,7 +348,7 @@ def kombu_bench(pgqrs_dsn: str, spans: Spans, monkeypatch: pytest.MonkeyPatch) -
     from kombu_support import Bench
 
     spans.plugins.register(pgqrs_kombu.plugin, "kombu")
-    monkeypatch.setattr("pgqrs_core.engine.default_plugins", lambda blocked: spans.plugins)
+    monkeypatch.setattr("pgqrs_core.engine.default_plugins", lambda *_: spans.plugins)
     bench = Bench(pgqrs_dsn)
     yield bench
     bench.close()

@@ -247,7 +247,7 @@ def test_messages_of_kombu_are_counted_too(pgqrs_dsn: str, monkeypatch: pytest.M
     for source in ("pgqrs_kombu.plugin",):
         plugins.register(__import__(source, fromlist=["plugin"]), "kombu")
     plugins.register(Recorder(registry), "prometheus")
-    monkeypatch.setattr("pgqrs_core.engine.default_plugins", lambda blocked: plugins)
+    monkeypatch.setattr("pgqrs_core.engine.default_plugins", lambda *_: plugins)
     bench = Bench(pgqrs_dsn)
     try:
         connection = bench.connect()
@@ -272,20 +272,21 @@ def test_messages_of_kombu_are_counted_too(pgqrs_dsn: str, monkeypatch: pytest.M
     assert value(found, "pgqrs_handler_seconds_count", **mine) == 3
 
 
-def test_a_plugin_can_be_blocked_for_kombu_and_for_celerys_tasks(pgqrs_dsn: str) -> None:
+def test_plugins_of_kombu_and_of_celerys_tasks_are_configured_like_all(
+    pgqrs_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     kombu = pytest.importorskip("kombu")
     sys.path.insert(0, str(Path(__file__).parents[1] / "adapters" / "kombu"))
     from kombu_support import url_of
     from pgqrs_kombu import tasks
 
-    with kombu.Connection(url_of(pgqrs_dsn), transport_options={"blocked_plugins": ["prometheus"]}) as connection:
-        plugins = connection.transport.broker.engine.plugins
-        assert "prometheus" in {one.name for one in plugins.blocked}
-        assert "prometheus" not in {one.name for one in plugins.loaded}
-        assert tasks._blocked == {"prometheus"}
-    wrong = kombu.Connection(url_of(pgqrs_dsn), transport_options={"blocked_plugins": "prometheus"})
-    with pytest.raises(ConfigurationError, match="blocked_plugins"):
-        wrong.transport.broker  # noqa: B018
+    monkeypatch.setenv("PGQRS_PLUGINS_BLOCKED", "prometheus")
+    tasks._plugins.cache_clear()
+    with kombu.Connection(url_of(pgqrs_dsn)) as connection:
+        for plugins in (connection.transport.broker.engine.plugins, tasks._plugins()):
+            assert "prometheus" in {one.name for one in plugins.blocked}
+            assert "prometheus" not in {one.name for one in plugins.loaded}
+    tasks._plugins.cache_clear()
 
 
 # The endpoint

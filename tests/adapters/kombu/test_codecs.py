@@ -23,6 +23,17 @@ BODIES = "select body from pgqrs.kombu_mail"
 SECRET = b"hunter2 " * 500
 
 
+def test_the_environment_configures_them_as_for_every_program(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.undo()
+    monkeypatch.setenv("PGQRS_PLUGINS_CRYPTO_KEYS", KEY)
+    monkeypatch.setenv("PGQRS_PLUGINS_CRYPTO_ENCRYPT", "*")
+    inbox = Inbox(bench.connect(), Queue("jobs"))
+    Producer(bench.connect()).publish(SECRET, routing_key="jobs")
+
+    assert inbox.wait(1)[0].body == SECRET
+    assert b"hunter2" not in bench.sql("select body from pgqrs.q_jobs")[0][0]
+
+
 @pytest.fixture(autouse=True)
 def _sealed(monkeypatch: pytest.MonkeyPatch) -> None:
     plugins = Plugins.core()
