@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from pgqrs_core.effects import Op
@@ -64,13 +65,17 @@ def prepared(queue: str, drafts: list[Draft], *, plugins: Plugins, adapter: str)
     """Return what plugins make of drafts before they are stored."""
     if not plugins.hooks.concern_enqueue(queue, drafts):
         return drafts
-    for draft in drafts:
-        # Plugins change headers in place: each draft has its own then, and the caller keeps his.
-        if draft.headers is not None:
-            draft.headers = dict(draft.headers)
-    batch = EnqueueBatch(queue, adapter, drafts)
+    # Plugins change them in place, and the caller may come with the same ones again when a queue was made anew.
+    batch = EnqueueBatch(queue, adapter, [_own(draft) for draft in drafts])
     plugins.hooks.before_enqueue(batch)
     return batch.drafts
+
+
+def _own(draft: Draft) -> Draft:
+    own = copy(draft)
+    if own.headers is not None:
+        own.headers = dict(own.headers)
+    return own
 
 
 def announce(

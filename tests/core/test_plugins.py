@@ -29,6 +29,7 @@ from pgqrs_core.events import (
     Outcome,
 )
 from pgqrs_core.hookspecs import AdapterInfo, MigrationSource, hookimpl
+from pgqrs_core.operations.traffic import prepared
 from pgqrs_core.plugin_contract import HOOKS
 from pgqrs_core.plugin_settings import PluginSettings, Setting
 from pgqrs_core.plugins import BlockedPlugin, BrokenPlugin, LoadedPlugin, Plugins, default_plugins
@@ -876,3 +877,25 @@ def test_every_hook_has_a_test_of_its_own() -> None:
     missing = [hook for hook in HOOKS if f"test_hook_{hook.removeprefix('pgqrs_')}" not in globals()]
 
     assert missing == []
+
+
+def test_drafts_that_come_a_second_time_are_changed_as_if_it_were_the_first() -> None:
+    plugins = Plugins.core()
+
+    class Sealing:
+        @hookimpl
+        def pgqrs_before_enqueue(self, batch: EnqueueBatch) -> None:
+            for draft in batch.drafts:
+                draft.body += b"!"
+                draft.headers = {
+                    **(draft.headers or {}),
+                    "sealed": draft.headers is not None and "sealed" in draft.headers,
+                }
+
+    plugins.register(Sealing(), "sealing")
+    drafts = [Draft("jobs", b"x", "text/plain", {"a": 1})]
+
+    for _ in range(2):
+        [made] = prepared("jobs", drafts, plugins=plugins, adapter="native")
+        assert (made.body, made.headers) == (b"x!", {"a": 1, "sealed": False})
+    assert (drafts[0].body, drafts[0].headers) == (b"x", {"a": 1})
