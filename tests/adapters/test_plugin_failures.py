@@ -57,7 +57,8 @@ def hang(native: Native, caplog: pytest.LogCaptureFixture, hook: str, seconds: f
     handled = handle(native, client, 40)
 
     assert handled == Counter(range(40))
-    [line] = about_plugins(caplog)
+    # It is told once the observer is back, which may be after the worker has stopped.
+    [line] = eventually(lambda: about_plugins(caplog))
     assert f"'odd': pgqrs_{hook} took" in line
     assert client.admin.list_dead("jobs") == []
 
