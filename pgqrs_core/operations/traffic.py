@@ -8,7 +8,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any
 
 from pgqrs_core.effects import Op
-from pgqrs_core.events import Claimed, ConsumeBatch, Draft, EnqueueBatch, Enqueued
+from pgqrs_core.events import Claimed, ConsumeBatch, Consumed, Draft, EnqueueBatch, Enqueued, Outcome, OutcomeKind
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_core.operations.claim import receive
 from pgqrs_core.operations.enqueue import enqueue
@@ -126,11 +126,24 @@ def incoming(
         # No handler may see what a plugin could not prepare.
         yield from put_back(queue, found, error)
         raise
-    if batch.dropped:
-        yield from ack(queue, [item.lease for item, _ in batch.dropped])
-    if batch.buried:
-        yield from nack(queue, [_burial(item, reason) for item, reason in batch.buried])
+    yield from _discard(queue, batch, plugins, clock())
     return batch.deliveries
+
+
+def _discard(queue: Queue, batch: ConsumeBatch, plugins: Plugins, now: float) -> Op[None]:
+    """Settle what no handler is to see, and say so."""
+    if not (batch.dropped or batch.buried):
+        return
+    held = yield from ack(queue, [item.lease for item, _ in batch.dropped])
+    fates = yield from nack(queue, [_burial(item, reason) for item, reason in batch.buried])
+    if plugins.hooks.observes_consume:
+        outcomes = [_outcome(item, "acked" if kept else "lost", now) for (item, _), kept in zip(batch.dropped, held)]
+        outcomes += [_outcome(item, fate, now, reason) for (item, reason), fate in zip(batch.buried, fates)]
+        plugins.hooks.after_consume(Consumed(queue.name, batch.adapter, outcomes))
+
+
+def _outcome(item: Delivery, kind: OutcomeKind, now: float, error: str | None = None) -> Outcome:
+    return Outcome(item.id, kind, item.attempt, max(now - item.enqueued_at.timestamp(), 0.0), None, error)
 
 
 def put_back(queue: Queue, found: Sequence[Delivery], error: Exception) -> Op[None]:

@@ -156,3 +156,23 @@ def test_a_serializer_that_returns_no_bytes_is_named_and_nothing_is_stored(nativ
     with pytest.raises(PluginError, match=r"'odd': Odd.encode returned .*, not bytes"):
         client.producer.enqueue("jobs", 1)
     assert client.admin.peek("jobs") == []
+
+
+def test_what_a_plugin_drops_or_buries_is_reported_like_all_that_is_settled(native: Native) -> None:
+    seen: list[tuple[str, str | None, float | None]] = []
+
+    def sort_out(batch: Any) -> None:
+        for place, delivery in enumerate(list(batch.deliveries)):
+            if place == 0:
+                batch.drop(delivery, "stale")
+            elif place == 1:
+                batch.bury(delivery, "forged")
+
+    def note(event: Any) -> None:
+        seen.extend((one.kind, one.error, one.seconds_in_handler) for one in event.outcomes)
+
+    client = with_hooks(native, before_consume=sort_out, after_consume=note)
+    client.producer.batch_enqueue("jobs", range(3))
+
+    assert [message.payload for message in client.consumer.read_batch("jobs", count=3)] == [2]
+    assert seen == [("acked", None, None), ("dead", "forged", None)]
