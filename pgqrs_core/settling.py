@@ -1,8 +1,8 @@
 """What becomes of delivered messages, written in batches by a thread of its own.
 
-AMQP answers no ack, so none need wait for the database: what is settled gathers for a few milliseconds and is written with
-one statement for each queue. What is not written when the process dies is delivered again, as on any broker. A verdict
-names the lease and not the connection it came by, so it holds however often that was replaced.
+Frameworks await no answer to an ack, so none need wait for the database: what is settled gathers for a few milliseconds and
+is written with one statement for each queue. What is not written when the process dies is delivered again, as on any
+broker. A verdict names the lease and not the connection it came by, so it holds however often that was replaced.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from pgqrs_core.effects import Op
@@ -24,9 +25,9 @@ if TYPE_CHECKING:
     from pgqrs_core.engine import Engine
     from pgqrs_core.leases import LeaseKeeper
 
-__all__ = ["Settler", "Verdict"]
+__all__ = ["Kind", "Settler", "Verdict"]
 
-_log = logging.getLogger("pgqrs.kombu")
+_log = logging.getLogger("pgqrs.settling")
 
 Kind = Literal["ack", "release", "requeue", "reject"]
 
@@ -43,23 +44,29 @@ _REJECTED: Final = {"type": "Rejected", "message": "the consumer rejected it"}
 
 
 class Verdict(NamedTuple):
-    """What is to become of one delivery."""
+    """What is to become of one delivery; ``error`` says why one is rejected."""
 
     kind: Kind
     queue: Queue
     delivery: Delivery
     claimed_at: float
+    error: dict[str, Any] | None = None
 
 
 class Settler:
-    """Gathers verdicts and writes them. Thread-safe; giving a verdict never blocks and never fails."""
+    """Gathers verdicts and writes them. Thread-safe; giving a verdict never blocks and never fails.
+
+    An exception that strikes a thread while it gives one (Dramatiq interrupts its workers so) leaves no lock behind: deque
+    and SimpleQueue are not written in Python.
+    """
 
     def __init__(self, engine: Engine, keeper: LeaseKeeper, adapter: str) -> None:
         self._engine = engine
         self._keeper = keeper
         self._adapter = adapter
         self._given: deque[Verdict] = deque()
-        self._wake = threading.Event()
+        self._bell: SimpleQueue[None] = SimpleQueue()
+        self._rung = False
         self._starting = threading.Lock()
         self._writing = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -68,8 +75,8 @@ class Settler:
     def give(self, verdict: Verdict) -> None:
         """Have a verdict written soon."""
         self._given.append(verdict)
-        if not self._wake.is_set():
-            self._wake.set()
+        if not self._rung:
+            self._ring()
         if self._thread is None:
             self._start()
 
@@ -86,7 +93,7 @@ class Settler:
     def close(self) -> None:
         """Write what is left, if the server is there, and stop."""
         self._closing = True
-        self._wake.set()
+        self._ring()
         join(self._thread)
         try:
             self.flush()
@@ -98,26 +105,31 @@ class Settler:
         """How many verdicts wait to be written."""
         return len(self._given)
 
+    def _ring(self) -> None:
+        # In this order: to ring twice does no harm.
+        self._bell.put(None)
+        self._rung = True
+
     def _start(self) -> None:
         with self._starting:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="pgqrs-kombu-settler", daemon=True)
+                self._thread = threading.Thread(target=self._run, name="pgqrs-settler", daemon=True)
                 self._thread.start()
 
     def _run(self) -> None:
         while not self._closing:
-            self._wake.wait()
+            self._bell.get()
             if len(self._given) < _ENOUGH and not self._closing:
                 time.sleep(_GATHER)
             # Before the look, or what is given behind it would wait for the next.
-            self._wake.clear()
+            self._rung = False
             try:
                 self.flush()
             except Unavailable as error:
                 if not self._closing:
                     _log.warning("%d messages cannot be settled yet: %s", len(self._given), error)
                     time.sleep(_RETRY)
-                self._wake.set()
+                self._ring()
 
     def _take(self) -> list[Verdict]:
         taken: list[Verdict] = []
@@ -166,7 +178,8 @@ def _settle(group: list[Verdict], doorbell: Any) -> Op[list[Any]]:
     if kind == "ack":
         return (yield from ack(queue, leases))
     if kind == "reject":
-        return list((yield from nack(queue, [Failure(lease, error=_REJECTED, bury=True) for lease in leases])))
+        burials = [Failure(lease, error=one.error or _REJECTED, bury=True) for one, lease in zip(group, leases)]
+        return list((yield from nack(queue, burials)))
     # What is requeued keeps its place too, but has been tried.
     return (yield from release(queue, leases, doorbell, counts=kind == "requeue"))
 
@@ -175,6 +188,6 @@ def _outcome(verdict: Verdict, fate: object) -> Outcome:
     # An ack answers with whether the lease held, a rejection with the fate by its name.
     kind: Any = fate if isinstance(fate, str) else _KINDS[verdict.kind] if fate else "lost"
     delivery = verdict.delivery
-    error = _REJECTED["message"] if verdict.kind in ("requeue", "reject") else None
+    error = (verdict.error or _REJECTED)["message"] if verdict.kind in ("requeue", "reject") else None
     waited = max(verdict.claimed_at - delivery.enqueued_at.timestamp(), 0.0)
     return Outcome(delivery.id, kind, delivery.attempt, waited, time.time() - verdict.claimed_at, error)
