@@ -201,7 +201,8 @@ def replace_each(queue: Queue, leases: list[Lease]) -> Op[list[bool]]:
     """Replace messages as the others settle them, several at once."""
     answers: list[bool] = []
     for lease in leases:
-        answers.append((yield from settle.replace(queue, lease, draft(b"another"))))
+        answer = yield from settle.replace(queue, lease, draft(b"another"))
+        answers.append(answer)
     return answers
 
 
