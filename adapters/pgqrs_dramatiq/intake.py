@@ -1,0 +1,331 @@
+"""How messages come in: one thread claims for all consumers of the process.
+
+There is a query only for a reason: a queue rang or has come due, the last claim was full, or there is room again for what
+was left. Queues that were found empty are watched by the wake-up connection of the process, all by one statement a second.
+
+A claim takes as much as there is room for. Where messages are handled quickly it takes a little more, as many as will be
+handled within `AHEAD` seconds at the present pace, so that thousands of short tasks a second need tens of claims, and a
+worker with long ones hoards nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import TYPE_CHECKING, Final
+
+import msgspec
+
+from pgqrs_core.errors import PgqrsError, QueueNotFound, ServerError, TimedOut, Unavailable
+from pgqrs_core.marks import Marks
+from pgqrs_core.operations.traffic import incoming
+from pgqrs_core.settling import Verdict
+from pgqrs_core.subscriptions import Subscription
+from pgqrs_core.threads import join
+from pgqrs_dramatiq.plugin import ADAPTER
+
+if TYPE_CHECKING:
+    from pgqrs_core.engine import Engine
+    from pgqrs_core.leases import LeaseKeeper
+    from pgqrs_core.messages import Delivery, Lease, Queue
+    from pgqrs_core.settling import Settler
+
+__all__ = ["Intake", "Source"]
+
+_log = logging.getLogger("pgqrs.dramatiq")
+
+#: Messages taken by one statement.
+MOST: Final = 200
+#: For how many seconds of work a claim reaches ahead of what there is room for, and the pace from which on it does.
+AHEAD: Final = 0.04
+PACE: Final = 50.0
+#: Seconds after which what was claimed ahead is given back.
+STALE: Final = 0.25
+#: Seconds for which a queue is left alone whose claim failed.
+ASIDE: Final = 2.0
+#: Seconds between two looks at what no event tells.
+CHECK: Final = 1.0
+#: Poisoned messages are delivered to be buried by Dramatiq, whose middleware wants to know; the core is not to do it.
+_NEVER: Final = 1_000_000
+
+
+class Source:
+    """What one consumer takes from its queue, and how much of it. Settling is safe from any thread."""
+
+    def __init__(self, intake: Intake, queue: Queue, prefetch: int) -> None:
+        self._intake = intake
+        self.settler: Settler = intake.settler
+        self.keeper: LeaseKeeper = intake.keeper
+        self.queue = queue
+        self.prefetch = max(prefetch, 1)
+        self.marks = Marks()
+        #: Claimed and not delivered yet, with the time of the claim.
+        self.claimed: deque[tuple[Delivery, float]] = deque()
+        #: Delivered and not settled yet.
+        self.unsettled: dict[Lease, None] = {}
+        #: Whether there may be something to take, and when to try again where that failed.
+        self.look = True
+        self.again_at = 0.0
+        self.filled_at = 0.0
+        #: How many more than there is room for the next claim takes.
+        self.ahead = 0
+        #: What its consumer is to raise.
+        self.error: PgqrsError | None = None
+        #: Nothing is claimed any more; what was claimed is given back.
+        self.ended = False
+        self._handed = 0
+        self._since = time.monotonic()
+        self._bell: SimpleQueue[None] = SimpleQueue()
+        self._waiting = False
+
+    @property
+    def room(self) -> int:
+        """How many more messages may be claimed without reaching ahead."""
+        return self.prefetch - len(self.unsettled) - len(self.claimed)
+
+    @property
+    def wants(self) -> bool:
+        """Whether to claim, if there is anything: before what was claimed ahead is used up."""
+        return self.room + self.ahead // 2 > 0 and not self.ended
+
+    def is_stale(self, now: float) -> bool:
+        """Tell whether it has held for a while what there is no room for."""
+        return bool(self.claimed) and len(self.unsettled) >= self.prefetch and now - self.filled_at > STALE
+
+    def take(self, deadline: float) -> tuple[Delivery, float] | None:
+        """Return the next message as soon as there is one, and room for it; None at the deadline. For its consumer only."""
+        while True:
+            self._waiting = True
+            if self.error is not None:
+                return None
+            if len(self.unsettled) < self.prefetch and (found := self._pop()) is not None:
+                self._waiting = False
+                return found
+            left = deadline - time.monotonic()
+            if left <= 0:
+                self._waiting = False
+                return None
+            try:
+                self._bell.get(timeout=left)
+            except Empty:
+                continue
+
+    def settled(self, lease: Lease) -> None:
+        """A delivery is settled: there is room for another one."""
+        self.unsettled.pop(lease, None)
+        if self.claimed:
+            self.ring()
+        self._ask()
+
+    def ring(self) -> None:
+        """Let its consumer look."""
+        if self._waiting:
+            self._waiting = False
+            self._bell.put(None)
+
+    def measure(self, now: float) -> None:
+        """Find out how far ahead to claim."""
+        pace = self._handed / max(now - self._since, 1e-6)
+        self._handed, self._since = 0, now
+        self.ahead = round(pace * AHEAD) if pace > PACE else 0
+
+    def fill(self, found: list[Delivery]) -> None:
+        """Take what was claimed for it."""
+        now = time.time()
+        self.filled_at = time.monotonic()
+        self.claimed.extend((delivery, now) for delivery in found)
+        self.ring()
+
+    def give_back(self) -> None:
+        """Release what was claimed and not delivered."""
+        while (found := self._popleft()) is not None:
+            self.settler.give(Verdict("release", self.queue, *found))
+            self.look = True
+
+    def fail(self, error: PgqrsError) -> None:
+        """Let its consumer raise ``error``, and claim nothing more for it."""
+        self.error = error
+        self.ended = True
+        self.ring()
+
+    def _pop(self) -> tuple[Delivery, float] | None:
+        found = self._popleft()
+        if found is not None:
+            self.unsettled[found[0].lease] = None
+            self._handed += 1
+            self._ask()
+        return found
+
+    def _popleft(self) -> tuple[Delivery, float] | None:
+        try:
+            return self.claimed.popleft()
+        except IndexError:
+            return None
+
+    def _ask(self) -> None:
+        if self.look and self.wants:
+            self._intake.kick()
+
+
+class Intake:
+    """Claims for all consumers of this process, by a thread of its own that starts with the first.
+
+    Args:
+        engine: where to claim.
+        keeper: who renews the leases.
+        settler: who settles what was claimed in vain.
+        on_round: called about once a second, by the thread; it must not block.
+    """
+
+    def __init__(
+        self, engine: Engine, keeper: LeaseKeeper, settler: Settler, on_round: Callable[[], None] = lambda: None
+    ) -> None:
+        self._engine = engine
+        self.keeper = keeper
+        self.settler = settler
+        self._on_round = on_round
+        self._sources: list[Source] = []
+        self._lock = threading.Lock()
+        self._mailbox: SimpleQueue[None] = SimpleQueue()
+        self._kicked = False
+        self._thread: threading.Thread | None = None
+        self._subscription: Subscription | None = None
+        self._closing = False
+
+    def add(self, queue: Queue, prefetch: int) -> Source:
+        """Begin to claim from a queue."""
+        source = Source(self, queue, prefetch)
+        with self._lock:
+            self._sources.append(source)
+            if self._thread is None:
+                self._subscription = Subscription(self._engine.wakeups, self.kick)
+                self._thread = threading.Thread(target=self._run, name="pgqrs-dramatiq-intake", daemon=True)
+                self._thread.start()
+        self.kick()
+        return source
+
+    def end(self, source: Source) -> None:
+        """Claim nothing more for a consumer, and give back what it has not seen. What it has is still to be settled."""
+        source.ended = True
+        with self._lock:
+            if source in self._sources:
+                self._sources.remove(source)
+        source.give_back()
+
+    def forget(self, name: str) -> None:
+        """Drop what was claimed from a queue and not delivered: it was flushed."""
+        with self._lock:
+            sources = list(self._sources)
+        for source in sources:
+            if source.queue.name == name:
+                while source._popleft() is not None:
+                    pass
+
+    def kick(self) -> None:
+        """There may be something to do. From any thread, under any lock."""
+        if not self._kicked:
+            # In this order: to be told twice does no harm.
+            self._mailbox.put(None)
+            self._kicked = True
+
+    def close(self) -> None:
+        """End all consumers, and the thread."""
+        self._closing = True
+        self.kick()
+        join(self._thread)
+        for source in list(self._sources):
+            self.end(source)
+        if self._subscription is not None:
+            self._subscription.close()
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._kicked = False
+            try:
+                pause = self._round()
+            except Exception:
+                _log.exception("the thread that claims messages met an unexpected error, and goes on")
+                pause = CHECK
+            if pause:
+                with contextlib.suppress(Empty):
+                    self._mailbox.get(timeout=pause)
+            self._on_round()
+
+    def _round(self) -> float:
+        """Claim what there is and there is room for; return for how many seconds to rest, kicks apart."""
+        assert self._subscription is not None
+        with self._lock:
+            sources = list(self._sources)
+        numbers = {queue.id for queue in self._subscription.rise()}
+        now = time.monotonic()
+        for source in sources:
+            if source.queue.id in numbers or (source.again_at and source.again_at <= now):
+                source.look, source.again_at = True, 0.0
+            if source.is_stale(now):
+                # Others may have time for what was claimed ahead of a room that has not come.
+                source.ahead = 0
+                source.give_back()
+            if source.look and source.wants:
+                self._claim(source)
+        with self._lock:
+            # Whoever was served first is served last.
+            self._sources = self._sources[1:] + self._sources[:1]
+        self._subscription.rest([source.queue for source in sources if not (source.look or source.again_at)])
+        if any(source.look and source.wants for source in sources):
+            return 0.0
+        return STALE if any(source.claimed for source in sources) else CHECK
+
+    def _claim(self, source: Source) -> None:
+        source.measure(time.monotonic())
+        limit = min(max(source.room + source.ahead, 1), MOST)
+        try:
+            found = self._ask(source, limit)
+        except PgqrsError as error:
+            self._failed(source, error)
+            return
+        source.look = len(found) >= limit
+        if found:
+            # The keeper first: a consumer may settle at once.
+            leases = [delivery.lease for delivery in found]
+            self.keeper.hold(source.queue, leases, source.queue.options.lease_seconds)
+            source.fill(found)
+        if source.ended:
+            source.give_back()
+
+    def _ask(self, source: Source, limit: int) -> list[Delivery]:
+        try:
+            return self._try(source, limit)
+        except TimedOut:
+            raise
+        except Unavailable:
+            # One connection broke; another may not.
+            return self._try(source, limit)
+
+    def _try(self, source: Source, limit: int) -> list[Delivery]:
+        queue = source.queue
+        options = msgspec.structs.replace(queue.options, max_attempts=_NEVER)
+        return self._engine.run(
+            incoming,
+            msgspec.structs.replace(queue, options=options),
+            source.marks,
+            limit=limit,
+            lease=queue.options.lease_seconds,
+            patience=0.0,
+            plugins=self._engine.plugins,
+            adapter=ADAPTER,
+        )
+
+    def _failed(self, source: Source, error: PgqrsError) -> None:
+        """Tell Dramatiq, which starts the consumer anew; what passes by itself is tried again here."""
+        source.look = False
+        if isinstance(error, (Unavailable, ServerError, QueueNotFound)) and not isinstance(error, TimedOut):
+            self._engine.forget(source.queue.name)
+            source.fail(error)
+            return
+        source.again_at = time.monotonic() + ASIDE
+        _log.warning("cannot take from queue %r, which is tried again: %s", source.queue.name, error)
