@@ -27,6 +27,7 @@ __all__ = [
     "outstanding",
     "prune",
     "publish_event",
+    "read_keys",
     "store_result",
 ]
 

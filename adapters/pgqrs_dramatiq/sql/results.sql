@@ -25,7 +25,8 @@ where r.expires_at > statement_timestamp();
 insert into {schema}.dramatiq_waiters as w (key, listener, until)
 select wanted.key, %(listener)s, statement_timestamp() + %(seconds)s::float8 * interval '1 second'
 from unnest(%(keys)s::text[]) wanted(key)
-on conflict (key, listener) do update set until = greatest(w.until, excluded.until);
+on conflict (key, listener) do update set until = excluded.until
+  where w.until < excluded.until - interval '60 seconds';
 
 -- name: await_no_more relaxed
 -- Take back what `await` asked for.
