@@ -7,11 +7,12 @@ broker. A verdict names the lease and not the connection it came by, so it holds
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
-from queue import SimpleQueue
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from pgqrs_core.effects import Op
@@ -33,6 +34,8 @@ Kind = Literal["ack", "release", "requeue", "reject"]
 
 #: Seconds for which verdicts gather.
 _GATHER: Final = 0.003
+#: Seconds after which it looks for verdicts even if nobody rang.
+_LONGEST: Final = 1.0
 #: Verdicts written at once; as many end the gathering.
 _MOST: Final = 1_000
 _ENOUGH: Final = 200
@@ -66,7 +69,6 @@ class Settler:
         self._adapter = adapter
         self._given: deque[Verdict] = deque()
         self._bell: SimpleQueue[None] = SimpleQueue()
-        self._rung = False
         self._starting = threading.Lock()
         self._writing = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -75,8 +77,9 @@ class Settler:
     def give(self, verdict: Verdict) -> None:
         """Have a verdict written soon."""
         self._given.append(verdict)
-        if not self._rung:
-            self._ring()
+        # A bell that has rung and was not heard yet is heard after this.
+        if self._bell.empty():
+            self._bell.put(None)
         if self._thread is None:
             self._start()
 
@@ -93,7 +96,7 @@ class Settler:
     def close(self) -> None:
         """Write what is left, if the server is there, and stop."""
         self._closing = True
-        self._ring()
+        self._bell.put(None)
         join(self._thread)
         try:
             self.flush()
@@ -105,11 +108,6 @@ class Settler:
         """How many verdicts wait to be written."""
         return len(self._given)
 
-    def _ring(self) -> None:
-        # In this order: to ring twice does no harm.
-        self._bell.put(None)
-        self._rung = True
-
     def _start(self) -> None:
         with self._starting:
             if self._thread is None:
@@ -118,18 +116,20 @@ class Settler:
 
     def _run(self) -> None:
         while not self._closing:
-            self._bell.get()
+            # The time limit is for a thread that was struck between giving and ringing.
+            with contextlib.suppress(Empty):
+                self._bell.get(timeout=_LONGEST)
+            if not self._given:
+                continue
             if len(self._given) < _ENOUGH and not self._closing:
                 time.sleep(_GATHER)
-            # Before the look, or what is given behind it would wait for the next.
-            self._rung = False
             try:
                 self.flush()
             except Unavailable as error:
                 if not self._closing:
                     _log.warning("%d messages cannot be settled yet: %s", len(self._given), error)
                     time.sleep(_RETRY)
-                self._ring()
+                self._bell.put(None)
 
     def _take(self) -> list[Verdict]:
         taken: list[Verdict] = []

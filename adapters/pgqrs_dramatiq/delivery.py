@@ -93,7 +93,7 @@ class Leased(MessageProxy):
         }
 
     def __del__(self) -> None:
-        # Dramatiq drops messages when a consumer fails, and with a worker thread that was killed: they are to come again
-        # now, not when this process ends.
-        if getattr(self, "_source", None) is not None:
-            self.settle("requeue")
+        # Dramatiq loses what it holds when a worker thread is killed: that is to come again, as if its process had died.
+        source = getattr(self, "_source", None)
+        if source is not None:
+            source.abandon(self.delivery.lease)

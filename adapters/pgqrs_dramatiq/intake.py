@@ -68,6 +68,8 @@ class Source:
         self.claimed: deque[tuple[Delivery, float]] = deque()
         #: Delivered and not settled yet.
         self.unsettled: dict[Lease, None] = {}
+        #: Delivered, and dropped by Dramatiq without a word; with the time from which on others have the message.
+        self._abandoned: deque[tuple[Lease, float]] = deque()
         #: Whether there may be something to take, and when to try again where that failed.
         self.look = True
         self.again_at = 0.0
@@ -121,6 +123,22 @@ class Source:
         if self.claimed:
             self.ring()
         self._ask()
+
+    def abandon(self, lease: Lease) -> None:
+        """Nobody has a delivery any more. From any thread, under any lock, in the middle of a garbage collection."""
+        self._abandoned.append((lease, time.monotonic() + self.queue.options.lease_seconds))
+
+    def let_go(self, now: float) -> None:
+        """Let the leases of abandoned deliveries end; when they have, there is room for others."""
+        if self._abandoned:
+            self.keeper.drop([lease for lease, _ in list(self._abandoned)])
+            while self._abandoned and self._abandoned[0][1] <= now:
+                self.settled(self._abandoned.popleft()[0])
+
+    def look_again(self) -> None:
+        """Something was put into the queue here: there is no need to wait for the database to say so."""
+        self.look = True
+        self._intake.kick()
 
     def ring(self) -> None:
         """Let its consumer look."""
@@ -192,7 +210,6 @@ class Intake:
         self._sources: list[Source] = []
         self._lock = threading.Lock()
         self._mailbox: SimpleQueue[None] = SimpleQueue()
-        self._kicked = False
         self._thread: threading.Thread | None = None
         self._subscription: Subscription | None = None
         self._closing = False
@@ -228,10 +245,9 @@ class Intake:
 
     def kick(self) -> None:
         """There may be something to do. From any thread, under any lock."""
-        if not self._kicked:
-            # In this order: to be told twice does no harm.
+        # What has come and was not read yet is read after this.
+        if self._mailbox.empty():
             self._mailbox.put(None)
-            self._kicked = True
 
     def close(self) -> None:
         """End all consumers, and the thread."""
@@ -245,7 +261,6 @@ class Intake:
 
     def _run(self) -> None:
         while not self._closing:
-            self._kicked = False
             try:
                 pause = self._round()
             except Exception:
@@ -266,6 +281,7 @@ class Intake:
         for source in sources:
             if source.queue.id in numbers or (source.again_at and source.again_at <= now):
                 source.look, source.again_at = True, 0.0
+            source.let_go(now)
             if source.is_stale(now):
                 # Others may have time for what was claimed ahead of a room that has not come.
                 source.ahead = 0

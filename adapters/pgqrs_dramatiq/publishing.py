@@ -95,6 +95,8 @@ class Publisher:
         lease = message.delivery.lease
         engine.run(replace, source.queue, lease, draft, engine.doorbell, error=message.reason())
         source.keeper.drop([lease])
+        if not draft.delay:
+            source.look_again()
 
     def _announce(self, groups: Sequence[tuple[Queue, list[Draft]]], ids: Sequence[list[int]]) -> None:
         """After the commit: wake consumers, once for each queue, and tell the plugins."""
