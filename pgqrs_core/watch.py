@@ -109,7 +109,7 @@ class Watch:
         return self._interests[queue.id].generation != generation
 
     def is_early(self, queue: Queue) -> bool:
-        """Tell whether a queue is to be looked at before the connection wakes: it fell asleep while nobody waited for it."""
+        """Tell whether a queue is to be looked at before the connection, asleep while nobody waited for it, wakes up."""
         interest = self._interests[queue.id]
         return min(interest.probe_at, interest.due_at) < self._sleeps_until
 

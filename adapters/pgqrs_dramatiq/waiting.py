@@ -147,7 +147,8 @@ class Awaiter:
         except PgqrsError:
             self._end(key, latch)
             raise
-        self._deliver(rows)
+        if self._deliver(rows):
+            self._deputies.submit(lambda: self._forget([key]))
         with self._lock:
             waits = latch in self._waiting.get(key, ())
             if waits:
@@ -182,21 +183,26 @@ class Awaiter:
             timer.daemon = True
             timer.start()
             return
+        # Some may have been handed out meanwhile, and their notes taken back before these were made.
+        self._forget(keys)
         with self._lock:
             if self._waiting and not self._closed:
                 self._subscription.rest([self._number])
 
-    def _deliver(self, rows: Any) -> None:
+    def _deliver(self, rows: Any) -> bool:
+        """Wake those who wait for these rows; tell whether there was anybody."""
         with self._lock:
             found = [(latch, value) for key, value in rows for latch in self._waiting.pop(key, ())]
         for latch, value in found:
             latch.open(value)
-        if found:
-            self._deputies.submit(lambda: self._forget([key for key, _ in rows]))
+        return bool(found)
 
     def _forget(self, keys: list[str]) -> None:
+        """Take the notes back on keys that nobody waits for any more."""
         with self._lock:
             gone = [key for key in keys if key not in self._waiting]
+        if not gone:
+            return
         try:
             self._engine.run(operations.await_no_more, gone, self._listener)
         except PgqrsError as error:

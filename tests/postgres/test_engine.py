@@ -1144,6 +1144,37 @@ class TestConnections:
         assert small.run(queues.list_queues) == []
         assert small.engine.connections.total == 1
 
+    def test_the_first_relaxed_connection_takes_the_place_of_a_durable_one(
+        self, open_harness: Callable[..., Harness]
+    ) -> None:
+        small = open_harness(max_connections=4)
+        pool = small.engine.connections
+        durable = [small.do(pool.get, relaxed=False) for _ in range(3)]
+        small.do(pool.put, durable.pop())
+
+        relaxed = small.do(pool.get, relaxed=True)
+
+        assert pool.total == 3
+        count = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+        until(lambda: small.ask(count) == [(3,)], "three connections are left")
+        for link in (relaxed, *durable):
+            small.do(pool.put, link)
+
+    def test_where_all_durable_ones_are_busy_the_next_that_is_free_is_closed_for_it(
+        self, open_harness: Callable[..., Harness]
+    ) -> None:
+        small = open_harness(max_connections=4)
+        pool = small.engine.connections
+        durable = [small.do(pool.get, relaxed=False) for _ in range(3)]
+        relaxed = small.do(pool.get, relaxed=True)
+        assert pool.total == 4
+
+        small.do(pool.put, durable.pop())
+
+        assert pool.total == 3
+        for link in (relaxed, *durable):
+            small.do(pool.put, link)
+
     def test_a_glance_takes_whatever_connection_is_idle(self, harness: Harness) -> None:
         fresh = harness.engine.connections
         before = fresh.total
