@@ -100,9 +100,9 @@ class TestBackend:
         thread.start()
         eventually(lambda: station.sql("select 1 from pgqrs.dramatiq_waiters"))
 
-        assert station.terminate()
-        # What a crash of the server would do to an unlogged table.
+        # What a crash of the server does to an unlogged table.
         station.sql("truncate pgqrs.dramatiq_waiters")
+        assert station.terminate()
         eventually(lambda: station.sql("select 1 from pgqrs.dramatiq_waiters"))
         station.results(max_connections=3).store_result(one, 7, 60_000)
 
