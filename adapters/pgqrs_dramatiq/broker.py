@@ -40,9 +40,9 @@ class PgqrsBroker(Inspection, Broker):
             rate limits of the same address.
         middleware: as for every broker; None takes Dramatiq's default.
         create_schema: install pgqrs at the first use if nothing of it is in the schema.
-        lease: seconds for which a claimed message is hidden from others, 0.1 to 43,200, renewed while its process lives; so
-            long it may take until the messages of a killed process come again. This and what follows is for queues that
-            are created here; `pgqrs queue alter` changes existing ones.
+        lease: seconds for which a message claimed here is hidden from others, 0.1 to 43,200, renewed while this process
+            lives; so long it may take until the messages of a killed process come again. By default what the queue says,
+            30 if it is created here. What follows is for queues that are created here; `pgqrs queue alter` changes others.
         max_attempts: how often a message may be delivered in a row without being settled, because its workers die,
             before it becomes a dead letter. Retries of Dramatiq do not count.
         max_body_bytes: the largest encoded message.
@@ -62,15 +62,19 @@ class PgqrsBroker(Inspection, Broker):
         max_connections: int = MAX_CONNECTIONS,
         middleware: list[Middleware] | None = None,
         create_schema: bool = True,
-        lease: float = 30.0,
+        lease: float | None = None,
         max_attempts: int = 20,
         max_body_bytes: int = 16 * 1024 * 1024,
     ) -> None:
         with translated():
             config = configure(url, schema, max_connections)
             options = QueueOptions(
-                lease_seconds=lease, max_attempts=max_attempts, max_body_bytes=max_body_bytes, archive=False
+                lease_seconds=30.0 if lease is None else lease,
+                max_attempts=max_attempts,
+                max_body_bytes=max_body_bytes,
+                archive=False,
             )
+        self._lease = lease
         self._database = database_for(config, create_schema=create_schema)
         self._publisher = Publisher(self._database, lambda name: name in self.queues, options)
         super().__init__(middleware=middleware)
@@ -169,7 +173,9 @@ class PgqrsBroker(Inspection, Broker):
             self._database.join(self)
             queue = self._publisher.queue(queue_name)
             runtime = runtime_of(self._database)
-            return PgqrsConsumer(self, runtime, runtime.intake.add(queue, prefetch), queue_name, timeout)
+            lease = queue.options.lease_seconds if self._lease is None else self._lease
+            source = runtime.intake.add(queue, prefetch, lease)
+            return PgqrsConsumer(self, runtime, source, queue_name, timeout)
 
     def close(self) -> None:
         """Write what was settled, and close the connections. Harmless to repeat; what is enqueued later opens them anew."""

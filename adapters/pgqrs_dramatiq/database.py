@@ -57,7 +57,7 @@ def configure(url: str | Config | None, schema: str | None, max_connections: int
         url, inner = split_schema(url)
     if inner is not None and schema not in (None, inner):
         raise ConfigurationError(f"the URL says schema {inner!r}, the argument {schema!r}", key="schema")
-    return Config.load(url=url, schema=schema or inner, max_connections=max_connections)
+    return Config.load(url=url, schema=inner if schema is None else schema, max_connections=max_connections)
 
 
 class Database:

@@ -35,7 +35,11 @@ def translation(error: errors.PgqrsError) -> BrokerError:
     if isinstance(error, (errors.SchemaError, errors.ConfigurationError)):
         return ConnectionFailed(text)
     if isinstance(error, errors.QueueNotFound):
-        return QueueNotFound(text)
+        near = f"; did you mean {' or '.join(map(repr, error.similar))}?" if error.similar else ""
+        return QueueNotFound(
+            f"queue {error.name!r} is not declared on this broker, and does not exist{near or '.'} "
+            "Declare it with broker.declare_queue(), or start its worker first."
+        )
     if isinstance(error, errors.InvalidArgument):
         return Refused(text)
     return BrokerError(text)

@@ -57,12 +57,13 @@ _NEVER: Final = 1_000_000
 class Source:
     """What one consumer takes from its queue, and how much of it. Settling is safe from any thread."""
 
-    def __init__(self, intake: Intake, queue: Queue, prefetch: int) -> None:
+    def __init__(self, intake: Intake, queue: Queue, prefetch: int, lease: float) -> None:
         self._intake = intake
         self.settler: Settler = intake.settler
         self.keeper: LeaseKeeper = intake.keeper
         self.queue = queue
         self.prefetch = max(prefetch, 1)
+        self.lease = lease
         self.marks = Marks()
         #: Claimed and not delivered yet, with the time of the claim.
         self.claimed: deque[tuple[Delivery, float]] = deque()
@@ -126,7 +127,7 @@ class Source:
 
     def abandon(self, lease: Lease) -> None:
         """Nobody has a delivery any more. From any thread, under any lock, in the middle of a garbage collection."""
-        self._abandoned.append((lease, time.monotonic() + self.queue.options.lease_seconds))
+        self._abandoned.append((lease, time.monotonic() + self.lease))
 
     def let_go(self, now: float) -> None:
         """Let the leases of abandoned deliveries end; when they have, there is room for others."""
@@ -214,9 +215,9 @@ class Intake:
         self._subscription: Subscription | None = None
         self._closing = False
 
-    def add(self, queue: Queue, prefetch: int) -> Source:
-        """Begin to claim from a queue."""
-        source = Source(self, queue, prefetch)
+    def add(self, queue: Queue, prefetch: int, lease: float) -> Source:
+        """Begin to claim from a queue, for ``lease`` seconds each time."""
+        source = Source(self, queue, prefetch, lease)
         with self._lock:
             self._sources.append(source)
             if self._thread is None:
@@ -308,7 +309,7 @@ class Intake:
         if found:
             # The keeper first: a consumer may settle at once.
             leases = [delivery.lease for delivery in found]
-            self.keeper.hold(source.queue, leases, source.queue.options.lease_seconds)
+            self.keeper.hold(source.queue, leases, source.lease)
             source.fill(found)
         if source.ended:
             source.give_back()
@@ -330,7 +331,7 @@ class Intake:
             msgspec.structs.replace(queue, options=options),
             source.marks,
             limit=limit,
-            lease=queue.options.lease_seconds,
+            lease=source.lease,
             patience=0.0,
             plugins=self._engine.plugins,
             adapter=ADAPTER,

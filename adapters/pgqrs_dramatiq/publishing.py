@@ -81,12 +81,20 @@ class Publisher:
             engine.run_in(connection, _write, groups, engine.plugins)
         elif len(groups) == 1 and len(drafts) <= _PAGE:
             # Not in a transaction of several statements: it is one.
-            queue, group = groups[0]
-            plugins, doorbell = engine.plugins, engine.doorbell
-            engine.on(queue.name, outgoing, group, plugins=plugins, adapter=ADAPTER, doorbell=doorbell)
+            self._send_one(groups[0][0].name, groups[0][1])
         else:
             ids = engine.transact(_write, groups, engine.plugins)
             self._announce(groups, ids)
+
+    def _send_one(self, name: str, drafts: list[Draft]) -> None:
+        engine = self._database.engine
+        plugins, doorbell = engine.plugins, engine.doorbell
+        try:
+            engine.on(name, outgoing, drafts, plugins=plugins, adapter=ADAPTER, doorbell=doorbell)
+        except QueueNotFound:
+            # It was deleted since it was last seen.
+            self.queue(name)
+            engine.on(name, outgoing, drafts, plugins=plugins, adapter=ADAPTER, doorbell=doorbell)
 
     def retry(self, message: Leased, draft: Draft) -> None:
         """Put a message's retry in its own place. If its lease was lost, nothing changes: somebody else has the message."""

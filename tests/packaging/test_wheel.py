@@ -23,12 +23,12 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_installs_exactly_our_top_level_names(wheel: Path):
     names = {name.partition("/")[0] for name in zipfile.ZipFile(wheel).namelist() if ".dist-info" not in name}
 
-    assert names == {"pgqrs_core", "pgqrs_native", "pgqrs_kombu", "pgqrs_celery", "pgqrs_embedded"}
+    assert names == {"pgqrs_core", "pgqrs_native", "pgqrs_kombu", "pgqrs_celery", "pgqrs_dramatiq", "pgqrs_embedded"}
 
 
 def test_the_wheel_holds_every_sql_file_and_type_marker(wheel: Path):
     shipped = set(zipfile.ZipFile(wheel).namelist())
-    adapters = [(ROOT / "adapters", name) for name in ("pgqrs_native", "pgqrs_kombu", "pgqrs_celery")]
+    adapters = [(ROOT / "adapters", name) for name in ("pgqrs_native", "pgqrs_kombu", "pgqrs_celery", "pgqrs_dramatiq")]
     shelves = [(ROOT, "pgqrs_core"), *adapters, (ROOT / "plugins", "pgqrs_embedded")]
 
     wanted = {
@@ -59,7 +59,7 @@ def test_with_the_core_dependencies_alone_everything_but_the_extras_imports(whee
     python = tmp_path / "bare" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", str(wheel)], check=True)
     program = (
-        "import pgqrs_core, pgqrs_native, pgqrs_native.plugin, pgqrs_celery.plugin, pgqrs_embedded\n"
+        "import pgqrs_core, pgqrs_native, pgqrs_native.plugin, pgqrs_celery.plugin, pgqrs_dramatiq.plugin, pgqrs_embedded\n"
         "from pgqrs_core import Plugins\n"
         "plugins = Plugins.load()\n"
         "print(sorted(one.name for one in plugins.loaded), plugins.broken)\n"
@@ -68,6 +68,6 @@ def test_with_the_core_dependencies_alone_everything_but_the_extras_imports(whee
     done = subprocess.run([python, "-W", "error", "-c", program], capture_output=True, text=True, check=False)
     command = subprocess.run([python.parent / "pgqrs", "--help"], capture_output=True, text=True, check=False)
 
-    assert done.stdout == "['celery', 'json', 'kombu', 'native'] ()\n", done.stderr
+    assert done.stdout == "['celery', 'dramatiq', 'json', 'kombu', 'native'] ()\n", done.stderr
     assert command.returncode == 1
     assert "pip install 'pgqrs-py[cli]'" in command.stderr
