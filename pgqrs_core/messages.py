@@ -40,6 +40,9 @@ __all__ = [
     "encode_headers",
 ]
 
+#: One encoder for all headers: `json.dumps` makes one at each call.
+_encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
 MAX_PRIORITY: Final = 9
 DEAD_LANE: Final = -100
 MAX_SECONDS: Final = 10 * 365 * 86_400
@@ -84,7 +87,7 @@ def encode_headers(headers: dict[str, Any] | None) -> str | None:
     if not headers:
         return None
     try:
-        text = json.dumps(headers, separators=(",", ":"), allow_nan=False)
+        text = _encode(headers)
     except (TypeError, ValueError, RecursionError) as error:
         raise InvalidArgument("headers", headers, f"a dict of JSON values ({error})") from error
     return text

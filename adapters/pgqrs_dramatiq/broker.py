@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 from dramatiq.broker import Broker, MessageProxy
@@ -13,13 +14,14 @@ from dramatiq.message import Message
 from dramatiq.middleware import Middleware
 
 from pgqrs_core.config import Config
+from pgqrs_core.errors import PgqrsError
 from pgqrs_core.messages import QueueOptions, check_name
 from pgqrs_dramatiq import composition
 from pgqrs_dramatiq.consumer import PgqrsConsumer
 from pgqrs_dramatiq.database import MAX_CONNECTIONS, configure, database_for
 from pgqrs_dramatiq.delivery import Leased
 from pgqrs_dramatiq.envelope import compose, due_in
-from pgqrs_dramatiq.errors import translated
+from pgqrs_dramatiq.errors import translated, translation
 from pgqrs_dramatiq.inspection import Inspection
 from pgqrs_dramatiq.publishing import Parcel, Publisher
 from pgqrs_dramatiq.runtime import runtime_of
@@ -185,16 +187,19 @@ class PgqrsBroker(Inspection, Broker):
         """Return what is to be stored; middleware sees the message as it will be."""
         message: Message[Any] = given.copy() if isinstance(given, MessageProxy) else given
         due = due_in(message.options, delay)
-        if q_name(message.queue_name) != message.queue_name:
-            message = message.copy(queue_name=q_name(message.queue_name))
+        name = q_name(message.queue_name)
+        if name != message.queue_name:
+            message = message.copy(queue_name=name)
         if delay is not None and due is not None:
             message = message.copy(options={"eta": current_millis() + delay})
         elif delay is not None and "eta" in message.options:
             message = message.copy()
             del message.options["eta"]
         self.emit_before("enqueue", message, delay)
-        with translated():
-            return Parcel(message, delay, compose(message, due, self._priority_of(message)))
+        try:
+            return Parcel(message, delay, compose(message, name, due, self._priority_of(message)))
+        except PgqrsError as error:
+            raise translation(error) from error
 
     def _priority_of(self, message: Message[Any]) -> object:
         priority = message.options.get("broker_priority")
@@ -205,11 +210,14 @@ class PgqrsBroker(Inspection, Broker):
     def _send(self, parcels: list[Parcel]) -> None:
         drafts = [parcel.draft for parcel in parcels]
         connection = current_connection(self)
-        with translated():
+        # Not by `translated`: a generator is a good part of what a single message costs here.
+        try:
             if connection is not None:
                 self._publisher.send(drafts, connection)
             else:
-                self._database.call(lambda: self._publisher.send(drafts))
+                self._database.call(partial(self._publisher.send, drafts))
+        except PgqrsError as error:
+            raise translation(error) from error
         for parcel in parcels:
             self.emit_after("enqueue", parcel.message, parcel.delay)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
-from dramatiq.common import current_millis, q_name
+from dramatiq.common import current_millis
 from dramatiq.encoder import JSONEncoder
 from dramatiq.errors import DecodeError
 from dramatiq.message import Message, get_encoder
@@ -37,11 +37,12 @@ def due_in(options: dict[str, Any], delay: float | None) -> float | None:
     return delay / 1000 if delay > 0 else None
 
 
-def compose(message: Message[Any], delay: float | None, priority: object) -> Draft:
+def compose(message: Message[Any], queue: str, delay: float | None, priority: object) -> Draft:
     """Return what a message is stored as.
 
     Args:
         message: the message, encoded here by Dramatiq's global encoder.
+        queue: the name of its queue.
         delay: seconds until it is due.
         priority: its ``broker_priority``, 0 to 9; what is above counts as 9, as on RabbitMQ.
 
@@ -50,7 +51,7 @@ def compose(message: Message[Any], delay: float | None, priority: object) -> Dra
     """
     headers = {"actor": message.actor_name, "message_id": message.message_id}
     content_type = "application/json" if isinstance(get_encoder(), JSONEncoder) else _OCTETS
-    return Draft(q_name(message.queue_name), message.encode(), content_type, headers, _priority(priority), delay)
+    return Draft(queue, message.encode(), content_type, headers, _priority(priority), delay)
 
 
 def _priority(value: object) -> int:

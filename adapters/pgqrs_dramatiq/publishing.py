@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pgqrs_core.effects import Op
@@ -14,6 +16,7 @@ from pgqrs_core.operations.enqueue import ring
 from pgqrs_core.operations.queues import create_queue
 from pgqrs_core.operations.settle import replace
 from pgqrs_core.operations.traffic import announce, outgoing, prepared
+from pgqrs_dramatiq.combining import Combiner
 from pgqrs_dramatiq.plugin import ADAPTER
 
 if TYPE_CHECKING:
@@ -51,6 +54,8 @@ class Publisher:
         self._database = database
         self._is_declared = is_declared
         self._options = options
+        self._pid = os.getpid()
+        self._combiners: dict[str, Combiner] = {}
 
     def queue(self, name: str) -> Queue:
         """Return a queue, created if it is declared here and not there yet.
@@ -72,6 +77,9 @@ class Publisher:
 
     def send(self, drafts: Sequence[Draft], connection: object = None) -> None:
         """Store messages, all or none; on the caller's ``connection``, if and when he commits."""
+        if len(drafts) == 1 and connection is None:
+            self._combiner(drafts[0].queue).send(drafts[0])
+            return
         by_queue: dict[str, list[Draft]] = {}
         for draft in drafts:
             by_queue.setdefault(draft.queue, []).append(draft)
@@ -86,13 +94,23 @@ class Publisher:
             ids = engine.transact(_write, groups, engine.plugins)
             self._announce(groups, ids)
 
+    def _combiner(self, name: str) -> Combiner:
+        found = self._combiners.get(name)
+        if found is None or self._pid != os.getpid():
+            if self._pid != os.getpid():
+                # In a forked child the threads that wrote are gone, and what they locked is not.
+                self._pid, self._combiners = os.getpid(), {}
+            found = self._combiners.setdefault(name, Combiner(partial(self._send_one, name)))
+        return found
+
     def _send_one(self, name: str, drafts: list[Draft]) -> None:
+        self._database.prepare(own_tables=False)
         engine = self._database.engine
         plugins, doorbell = engine.plugins, engine.doorbell
         try:
             engine.on(name, outgoing, drafts, plugins=plugins, adapter=ADAPTER, doorbell=doorbell)
         except QueueNotFound:
-            # It was deleted since it was last seen.
+            # It is not there yet, or not any more.
             self.queue(name)
             engine.on(name, outgoing, drafts, plugins=plugins, adapter=ADAPTER, doorbell=doorbell)
 

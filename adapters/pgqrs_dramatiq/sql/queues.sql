@@ -15,7 +15,7 @@ from {queue} where expires_at is null or expires_at > statement_timestamp();
 -- since `since`, which died, and why?
 select exists (select from {queue} where lane > -100 and (expires_at is null or expires_at > statement_timestamp())),
   statement_timestamp(),
-  (select coalesce(last_error, '{{}}'::json)::text from {queue}
+  (select coalesce(last_error, json_build_object())::text from {queue}
    where lane = -100 and due_at >= %(since)s::timestamptz order by due_at limit 1);
 
 -- name: flush patient
