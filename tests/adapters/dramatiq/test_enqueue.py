@@ -8,9 +8,10 @@ import time
 from typing import Any
 
 import dramatiq
+import msgspec
 import pytest
 from dramatiq.brokers.stub import StubBroker
-from dramatiq.encoder import PickleEncoder
+from dramatiq.encoder import Encoder, PickleEncoder
 from dramatiq.middleware import Middleware, MiddlewareError
 from dramatiq_support import Station, take
 from pgqrs_dramatiq import PgqrsBroker
@@ -166,6 +167,21 @@ class TestBodies:
         broker.enqueue(dramatiq.Message("default", "act", ({1, 2}, b"\xff\0"), {}, {}))
 
         assert take(broker.consume("default", timeout=1000)).args == ({1, 2}, b"\xff\0")
+
+    def test_an_encoder_may_be_anybodys(self, broker: PgqrsBroker) -> None:
+        class MessagePack(Encoder):
+            def encode(self, data: dict[str, Any]) -> bytes:
+                return msgspec.msgpack.encode(data)
+
+            def decode(self, data: bytes) -> dict[str, Any]:
+                return msgspec.msgpack.decode(data)
+
+        dramatiq.set_encoder(MessagePack())
+        broker.declare_queue("default")
+        broker.enqueue(dramatiq.Message("default", "act", (b"\xff\0", 1), {"k": None}, {}))
+
+        found = take(broker.consume("default", timeout=1000))
+        assert (found.args, found.kwargs) == ((b"\xff\0", 1), {"k": None})
 
     def test_a_message_enqueued_twice_is_there_twice(self, station: Station, broker: PgqrsBroker) -> None:
         broker.declare_queue("default")

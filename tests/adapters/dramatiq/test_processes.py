@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import subprocess
+import sys
 import urllib.request
 
 import dramatiq
@@ -22,10 +25,11 @@ def done(crew: Crew, count: int, prefix: str = "") -> bool:
     return sum(value for line, value in crew.notes().items() if line.startswith(prefix)) >= count
 
 
-def test_processes_and_threads_share_the_work_and_each_message_runs_once(crew: Crew) -> None:
+@pytest.mark.parametrize("start", [(), ("--use-spawn",)], ids=["fork", "spawn"])
+def test_processes_and_threads_share_the_work_and_each_message_runs_once(crew: Crew, start: tuple[str, ...]) -> None:
     crew.broker.declare_queue("default")
     crew.broker.enqueue_many([dramatiq.Message("default", "say", (f"word {n}",), {}, {}) for n in range(500)])
-    crew.start(processes=2)
+    crew.start(*start, processes=2)
 
     eventually(lambda: done(crew, 500))
     crew.broker.join("default", timeout=20_000)
@@ -156,6 +160,31 @@ def test_async_actors_return_results_to_another_process(crew: Crew, encoder: str
             crew.send("broken").get_result(backend=results, block=True, timeout=20_000)
     finally:
         dramatiq.set_encoder(before)
+
+
+def test_dead_letters_are_listed_and_replayed_by_the_command(crew: Crew) -> None:
+    pytest.importorskip("typer")
+    crew.start()
+    sent = crew.send("broken")
+    eventually(lambda: crew.broker.get_queue_message_counts("default") == (0, 0, 1))
+
+    def pgqrs(*arguments: str) -> str:
+        command = [sys.executable, "-c", "from pgqrs_native.command import main; main()", *arguments]
+        environment = {**crew.environment, "DATABASE_URL": crew.station.dsn}
+        return subprocess.run(command, capture_output=True, text=True, check=True, env=environment).stdout
+
+    (letter,) = json.loads(pgqrs("--json", "dead", "list", "default"))
+    assert letter["headers"] == {"actor": "broken", "message_id": sent.message_id}
+    assert letter["error"]["type"] == "ValueError"
+    assert "raise ValueError" in letter["error"]["traceback"]
+
+    (died,) = crew.station.sql("select due_at from pgqrs.q_default")
+
+    pgqrs("dead", "replay", "default", "--all")
+
+    # It ran, and died, once more.
+    again = "select 1 from pgqrs.q_default where lane = -100 and due_at > %s"
+    eventually(lambda: crew.station.sql(again, died[0]))
 
 
 def test_forks_run_beside_the_workers(crew: Crew) -> None:
