@@ -149,8 +149,13 @@ class Settler:
                 left = [verdict for others in (group, *groups.values()) for verdict in others]
                 self._given.extendleft(reversed(left))
                 raise
-            except PgqrsError as error:
-                _log.error("%d messages of queue %r could not be settled: %s", len(group), group[0].queue.name, error)
+            except Exception as error:
+                # Whatever it is, it must not keep this thread from settling others.
+                known = isinstance(error, PgqrsError)
+                name = group[0].queue.name
+                _log.error(
+                    "%d messages of queue %r could not be settled: %s", len(group), name, error, exc_info=not known
+                )
                 self._keeper.drop(verdict.delivery.lease for verdict in group)
             else:
                 self._done(key[0], group, fates)

@@ -117,7 +117,7 @@ class PgqrsBroker(Inspection, Broker):
             ConnectionFailed: the server cannot be reached; nothing was stored.
             ConnectionClosed: the connection broke while it was being stored: it may be there or not.
         """
-        if isinstance(message, Leased) and message.is_failing:
+        if isinstance(message, Leased) and message.is_failing and self._has_claimed(message):
             return self._retry(message, delay)
         parcel = self._pack(message, delay)
         batch = current_batch(self)
@@ -200,6 +200,11 @@ class PgqrsBroker(Inspection, Broker):
             return Parcel(message, delay, compose(message, name, due, self._priority_of(message)))
         except PgqrsError as error:
             raise translation(error) from error
+
+    def _has_claimed(self, message: Leased) -> bool:
+        """Tell whether a message comes from the database of this broker, not from another one's."""
+        runtime = self._database.belongings.get("runtime")
+        return runtime is not None and message.source.settler is runtime.settler
 
     def _priority_of(self, message: Message[Any]) -> object:
         priority = message.options.get("broker_priority")

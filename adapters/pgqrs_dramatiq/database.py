@@ -116,6 +116,8 @@ class Database:
         if engine is None:
             with self._lock:
                 engine = self._engine = self._engine or Engine(self.config)
+                # Made once, here: consumers and those who wait for results would each make one, were they the first.
+                _ = engine.wakeups
         return engine
 
     def belonging(self, name: str, make: Callable[[], T]) -> T:

@@ -92,6 +92,24 @@ class TestPlace:
         assert runs[0] == 2
         assert len(runs) == 3
 
+    def test_a_failed_message_that_goes_to_another_broker_is_a_message_there(
+        self, station: Station, broker: PgqrsBroker
+    ) -> None:
+        broker.declare_queue("default")
+        broker.enqueue(dramatiq.Message("default", "act", (), {}, {}))
+        elsewhere = station.broker(schema="elsewhere")
+        elsewhere.declare_queue("default")
+        consumer = broker.consume("default", timeout=1000)
+        message = take(consumer)
+        message.stuff_exception(ValueError("no"))
+
+        elsewhere.enqueue(message)
+        consumer.ack(message)
+        consumer.close()
+
+        assert station.rows() == 0
+        assert station.sql("select count(*) from elsewhere.q_default") == [(1,)]
+
     def test_priorities_survive_a_retry(self, station: Station, broker: PgqrsBroker) -> None:
         @dramatiq.actor(broker=broker, min_backoff=60_000, broker_priority=3)
         def act() -> None:
