@@ -26,6 +26,7 @@ SCENARIOS: Final = {
     "producers": "Eight producers, consumers waiting",
     "pickup": "Latency of an idle consumer",
     "idle": "What an idle consumer process takes",
+    "dramatiq": "Dramatiq beside RabbitMQ, Redis and dramatiq-postgres",
 }
 
 
