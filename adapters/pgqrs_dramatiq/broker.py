@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -78,6 +79,7 @@ class PgqrsBroker(Inspection, Broker):
             )
         self._lease = lease
         self._database = database_for(config, create_schema=create_schema)
+        self._database.join(self)
         self._publisher = Publisher(self._database, lambda name: name in self.queues, options)
         super().__init__(middleware=middleware)
         self.queues: set[str] = set()
@@ -180,7 +182,13 @@ class PgqrsBroker(Inspection, Broker):
             return PgqrsConsumer(self, runtime, source, queue_name, timeout)
 
     def close(self) -> None:
-        """Write what was settled, and close the connections. Harmless to repeat; what is enqueued later opens them anew."""
+        """Write what was settled, and close the connections. Harmless to repeat; what is enqueued later opens them anew.
+
+        Connections that another broker of this process uses, too, stay open.
+        """
+        runtime = self._database.belongings.get("runtime")
+        if runtime is not None and self._database.pid == os.getpid():
+            runtime.flush()
         self._database.leave(self)
 
     def _pack(self, given: Message[Any] | MessageProxy, delay: int | None) -> Parcel:

@@ -18,8 +18,8 @@ from pgqrs_dramatiq.errors import translation
 if TYPE_CHECKING:
     from pgqrs_core.messages import Delivery
     from pgqrs_dramatiq.broker import PgqrsBroker
-    from pgqrs_dramatiq.intake import Source
     from pgqrs_dramatiq.runtime import Runtime
+    from pgqrs_dramatiq.source import Source
 
 __all__ = ["AttemptsExhausted", "PgqrsConsumer"]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from pgqrs_core.messages import Delivery
     from pgqrs_core.settling import Kind
-    from pgqrs_dramatiq.intake import Source
+    from pgqrs_dramatiq.source import Source
 
 __all__ = ["Leased"]
 

@@ -164,6 +164,34 @@ class TestSettling:
         consumer.ack(message)
 
 
+class TestClosing:
+    def test_what_was_acked_is_written_by_the_time_the_broker_is_closed(self, station: Station) -> None:
+        # Two brokers at one address share what settles.
+        broker, other = station.broker(), station.broker()
+        send(broker, *range(100))
+        consumer = broker.consume("default", prefetch=100, timeout=1000)
+        messages = [take(consumer) for _ in range(100)]
+        for message in messages:
+            consumer.ack(message)
+
+        broker.close()
+        broker.close()
+
+        assert station.rows() == 0
+        assert other._database is broker._database
+
+    def test_a_closed_broker_opens_again_when_it_is_used(self, station: Station, broker: PgqrsBroker) -> None:
+        send(broker, 1)
+        broker.close()
+        eventually(lambda: station.connections() == 0)
+
+        send(broker, 2)
+        consumer = broker.consume("default", prefetch=2, timeout=1000)
+
+        messages = [take(consumer), take(consumer)]
+        assert [message.args[0] for message in messages] == [1, 2]
+
+
 class TestDeadLetters:
     def test_an_undecodable_message_is_dead_with_its_bytes_and_stops_nobody(
         self, station: Station, broker: PgqrsBroker
