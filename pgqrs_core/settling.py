@@ -81,7 +81,7 @@ class Settler:
         if self._bell.empty():
             self._bell.put(None)
         if self._thread is None:
-            self._start()
+            self.start()
 
     def flush(self) -> None:
         """Write what has been given so far.
@@ -108,11 +108,13 @@ class Settler:
         """How many verdicts wait to be written."""
         return len(self._given)
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the thread that writes. The first verdict does it too; but not where an exception may strike meanwhile."""
         with self._starting:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="pgqrs-settler", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="pgqrs-settler", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def _run(self) -> None:
         while not self._closing:

@@ -37,6 +37,8 @@ class Runtime:
         self.keeper = LeaseKeeper(self._engine)
         self.settler = Settler(self._engine, self.keeper, ADAPTER)
         self.intake = Intake(self._engine, self.keeper, self.settler, self._on_round)
+        # Now, by a thread that Dramatiq does not interrupt.
+        self.settler.start()
         database.deputies.start()
 
     def flush(self) -> None:
