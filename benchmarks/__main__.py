@@ -29,6 +29,7 @@ SCENARIOS: Final = {
     "celery": "Celery beside RabbitMQ, Redis, pgmq and SQLAlchemy",
     "observers": "What metrics and traces cost",
     "plugins": "What plugins cost",
+    "dramatiq": "Dramatiq beside RabbitMQ, Redis and dramatiq-postgres",
 }
 
 

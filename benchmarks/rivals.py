@@ -15,7 +15,7 @@ from typing import Final
 
 import psutil
 
-__all__ = ["Rival", "rabbitmq", "redis", "tree_cpu"]
+__all__ = ["Rival", "has_rabbitmq", "has_redis", "rabbitmq", "redis", "tree_cpu"]
 
 #: Seconds that a server may take to start.
 _PATIENCE: Final = 60
@@ -41,9 +41,19 @@ def tree_cpu(pid: int) -> float:
     return 0.0
 
 
+def has_redis() -> bool:
+    """Tell whether Redis is installed."""
+    return shutil.which("redis-server") is not None
+
+
+def has_rabbitmq() -> bool:
+    """Tell whether RabbitMQ is installed."""
+    return _RABBITMQ.exists() or shutil.which("rabbitmq-server") is not None
+
+
 @contextlib.contextmanager
-def redis(directory: Path) -> Iterator[Rival]:
-    """Start a Redis with the settings it has by default.
+def redis(directory: Path, *, appends: bool = False) -> Iterator[Rival]:
+    """Start a Redis with the settings it has by default, or with ``appends`` one that writes to disk every second.
 
     Raises:
         SystemExit: it is not installed, or does not start.
@@ -53,6 +63,8 @@ def redis(directory: Path) -> Iterator[Rival]:
         raise SystemExit("this scenario compares with Redis: apt install redis-server; pip install redis")
     port = _free_port()
     command = [program, "--port", str(port), "--bind", "127.0.0.1", "--dir", str(directory)]
+    if appends:
+        command += ["--appendonly", "yes", "--save", ""]
     with _running(command, dict(os.environ), directory / "redis.log", port) as process:
         yield Rival(f"redis://127.0.0.1:{port}/0", lambda: tree_cpu(process.pid))
 

@@ -58,7 +58,7 @@ class AsyncWakeups(Shared):
         deadline = self.watch.clock() + patience
         party = Party(self.watch, queues)
         try:
-            if party.unmarked:
+            if party.urgent:
                 self._nudged.set()
             while not (self._closing or party.is_over() or interrupted()):
                 left = deadline - self.watch.clock()

@@ -40,6 +40,9 @@ __all__ = [
     "encode_headers",
 ]
 
+#: One encoder for all headers: `json.dumps` makes one at each call.
+_encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
+
 MAX_PRIORITY: Final = 9
 DEAD_LANE: Final = -100
 MAX_SECONDS: Final = 10 * 365 * 86_400
@@ -54,10 +57,6 @@ def delayed_lane(priority: int) -> int:
 CLAIM_LANES: Final[tuple[int, ...]] = tuple(
     lane for priority in range(MAX_PRIORITY, -1, -1) for lane in (delayed_lane(priority), priority)
 )
-
-
-#: Made once: `json.dumps` makes another one at each call.
-_encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 
 def check_name(name: object) -> str:

@@ -41,7 +41,7 @@ class Subscription:
             self._told = False
             if queues:
                 self._party = Party(self._wakeups.watch, queues)
-                self._wakeups.serve(self, unmarked=self._party.unmarked)
+                self._wakeups.serve(self, urgent=self._party.urgent)
                 self.tell()
 
     def rise(self) -> Sequence[Queue]:

@@ -141,7 +141,7 @@ class Wakeups(Shared):
             self._start()
             party = Party(self.watch, queues)
             try:
-                if party.unmarked:
+                if party.urgent:
                     self._nudge()
                 deadline = began + patience
                 while not (self._closing or party.is_over() or interrupted()):
@@ -157,12 +157,12 @@ class Wakeups(Shared):
         with self._news:
             self._tell()
 
-    def serve(self, subscription: Subscription, *, unmarked: bool) -> None:
+    def serve(self, subscription: Subscription, *, urgent: bool) -> None:
         """Tell a subscription of news from now on; the caller holds ``lock``."""
         self.subscriptions.add(subscription)
         if not self._closing:
             self._start()
-            if unmarked:
+            if urgent:
                 self._nudge()
 
     @property

@@ -80,6 +80,8 @@ class Watch:
         self.rings = self.probes = self.losses = 0
         self._interests: dict[int, _Interest] = {}
         self._healthy_at = clock()
+        #: Until when the connection means to sleep.
+        self._sleeps_until = float("inf")
 
     def join(self, queue: Queue) -> int | None:
         """Begin to wait. Return the generation to outwait, or None to look once more as soon as the queue is marked."""
@@ -107,6 +109,11 @@ class Watch:
     def has_news(self, queue: Queue, generation: int) -> bool:
         """Tell whether something happened to a queue since ``generation``."""
         return self._interests[queue.id].generation != generation
+
+    def is_early(self, queue: Queue) -> bool:
+        """Tell whether a queue is to be looked at before the connection, asleep while nobody waited for it, wakes up."""
+        interest = self._interests[queue.id]
+        return min(interest.probe_at, interest.due_at) < self._sleeps_until
 
     def is_stale(self) -> bool:
         """Tell whether the connection has been silent for too long to rely on."""
@@ -142,6 +149,7 @@ class Watch:
             else:
                 next_at = min(next_at, item.probe_at)
             next_at = min(next_at, item.due_at)
+        self._sleeps_until = next_at
         return Agenda(mark, unmark, probe, max(next_at - now, 0.0))
 
     def marked(self, ids: Iterable[int]) -> None:
@@ -217,6 +225,8 @@ class Party:
         self._watch = watch
         self._joined = [(queue, watch.join(queue)) for queue in queues]
         self.unmarked = any(generation is None for _, generation in self._joined)
+        #: Whether the connection must be told that somebody waits.
+        self.urgent = self.unmarked or any(watch.is_early(queue) for queue in queues)
 
     def is_over(self) -> bool:
         """Tell whether it is time to look."""

@@ -21,11 +21,11 @@ from pgqrs_core.errors import PgqrsError, Unavailable
 from pgqrs_core.leases import LeaseKeeper
 from pgqrs_core.messages import Delivery, Queue, QueueOptions
 from pgqrs_core.operations.traffic import incoming
+from pgqrs_core.settling import Settler, Verdict
 from pgqrs_kombu import mail, topology
 from pgqrs_kombu.directory import Directory
 from pgqrs_kombu.plugin import ADAPTER
 from pgqrs_kombu.publishing import Publisher
-from pgqrs_kombu.settling import Settler, Verdict
 from pgqrs_kombu.upkeep import HOLD, Upkeep
 
 if TYPE_CHECKING:

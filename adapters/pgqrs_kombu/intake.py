@@ -20,11 +20,11 @@ from typing import TYPE_CHECKING, Any, Final
 from pgqrs_core.errors import PgqrsError, QueueNotFound, ServerError, TimedOut, Unavailable
 from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Delivery, Queue, QueueOptions
+from pgqrs_core.settling import Verdict
 from pgqrs_core.subscriptions import Subscription
 from pgqrs_kombu import mail
 from pgqrs_kombu.envelope import Message
 from pgqrs_kombu.errors import QueueGone
-from pgqrs_kombu.settling import Verdict
 from pgqrs_kombu.sql import queries
 
 if TYPE_CHECKING:

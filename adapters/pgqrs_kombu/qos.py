@@ -14,12 +14,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kombu.transport import virtual
 
-from pgqrs_kombu.settling import Verdict
+from pgqrs_core.settling import Verdict
 
 if TYPE_CHECKING:
     from pgqrs_core.messages import Delivery, Queue
+    from pgqrs_core.settling import Kind
     from pgqrs_kombu.broker import Broker
-    from pgqrs_kombu.settling import Kind
 
 __all__ = ["QoS"]
 

@@ -237,7 +237,7 @@ class Connections:
                 await link.connection.close()
             elif self._shelf.may_open(relaxed=relaxed, waited=waited):
                 relaxed = bool(relaxed)
-                self._shelf.opened(relaxed=relaxed)
+                surplus = self._shelf.opened(relaxed=relaxed)
                 break
             elif waited >= self._patience:
                 raise TimedOut(
@@ -248,6 +248,8 @@ class Connections:
                 pause = self._shelf.turn(relaxed=relaxed, waited=waited, patience=self._patience)
                 await self._wait_for_one(pause)
         try:
+            if surplus is not None:
+                await surplus.connection.close()
             return await self.open(relaxed=relaxed)
         except BaseException:
             self._lost(relaxed=relaxed)

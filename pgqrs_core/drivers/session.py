@@ -188,9 +188,24 @@ class Shelf(Generic[C, K]):
         longest = min(GRACE, patience) if relaxed is None and waited < GRACE else patience
         return max(longest - waited, 0.0)
 
-    def opened(self, *, relaxed: bool) -> None:
-        """Count a connection that is being opened."""
+    def opened(self, *, relaxed: bool) -> Link[C, K] | None:
+        """Count a connection that is being opened; return an idle one that is to be closed for it, if there is one.
+
+        The first relaxed one is opened even where durable ones have used the limit up. It takes the place of one of
+        them: at once if one is idle, else as soon as one is.
+        """
         self._open[relaxed] += 1
+        if self._is_beyond:
+            for place, link in enumerate(self._idle):
+                if not link.relaxed:
+                    self.closed(relaxed=False)
+                    return self._idle.pop(place)
+        return None
+
+    @property
+    def _is_beyond(self) -> bool:
+        """Whether there is one more than the limit, and more than one of each kind."""
+        return self.total > self._limit and self._open[False] > 1
 
     def closed(self, *, relaxed: bool) -> None:
         """Count a connection that was closed, or could not be opened."""
@@ -198,7 +213,7 @@ class Shelf(Generic[C, K]):
 
     def give(self, link: Link[C, K]) -> bool:
         """Keep an idle connection; False when there are enough, and it should be closed."""
-        if len(self._idle) >= self._keep and not link.relaxed:
+        if (len(self._idle) >= self._keep or self._is_beyond) and not link.relaxed:
             return False
         self._idle.append(link)
         return True

@@ -256,7 +256,7 @@ class Connections:
                     link.connection.close()
                 elif self._shelf.may_open(relaxed=relaxed, waited=waited):
                     relaxed = bool(relaxed)
-                    self._shelf.opened(relaxed=relaxed)
+                    surplus = self._shelf.opened(relaxed=relaxed)
                     break
                 elif waited >= self._patience:
                     raise TimedOut(
@@ -267,6 +267,8 @@ class Connections:
                     pause = self._shelf.turn(relaxed=relaxed, waited=waited, patience=self._patience)
                     self._free.wait(pause)
         try:
+            if surplus is not None:
+                surplus.connection.close()
             return self.open(relaxed=relaxed)
         except BaseException:
             self._lost(relaxed=relaxed)

@@ -1,4 +1,4 @@
-"""What becomes of a claimed message: ack, archive, nack, release; and keeping its lease. All fenced.
+"""What becomes of a claimed message: ack, archive, nack, release, replace; and keeping its lease. All fenced.
 
 Each names its rows by lane, id and lease token. A row that no longer matches was lost, to another consumer or because
 it was settled before, and the answer says which: one bool per lease, in the order asked. Rows are locked in the order
@@ -15,14 +15,15 @@ import msgspec
 from pgqrs_core.arrays import numbers, texts
 from pgqrs_core.effects import Execute, Op, Rows
 from pgqrs_core.errors import ArchiveDisabled
-from pgqrs_core.messages import DEAD_LANE, MAX_SECONDS, Lease, Queue, check_number
-from pgqrs_core.operations.enqueue import SOON, ring
+from pgqrs_core.messages import DEAD_LANE, MAX_SECONDS, Lease, Queue, check_number, encode_headers
+from pgqrs_core.operations.enqueue import SOON, check_draft, ring
 from pgqrs_core.sql import queries
 
 if TYPE_CHECKING:
     from pgqrs_core.doorbell import Doorbell
+    from pgqrs_core.events import Draft
 
-__all__ = ["Failure", "Fate", "ack", "archive", "extend", "nack", "release"]
+__all__ = ["Failure", "Fate", "ack", "archive", "extend", "nack", "release", "replace"]
 
 Fate: TypeAlias = Literal["nacked", "dead", "lost"]
 
@@ -93,6 +94,37 @@ def nack(queue: Queue, failures: Sequence[Failure], doorbell: Doorbell | None = 
     if any(fates.get(failure.lease) == "nacked" and failure.delay <= SOON for failure in failures):
         yield from ring(queue, doorbell)
     return [fates.get(failure.lease, "lost") for failure in failures]
+
+
+def replace(
+    queue: Queue, lease: Lease, draft: Draft, doorbell: Doorbell | None = None, *, error: dict[str, Any] | None = None
+) -> Op[bool]:
+    """Put another message in the place of a claimed one: a retry that carries news, for instance.
+
+    It is as if the one were acked and the other enqueued, in one statement; the attempts count anew, and ``error`` stands
+    as the last error. False if the lease was lost; then nothing was changed.
+
+    Raises:
+        InvalidArgument, BodyTooLarge: as `enqueue`; the lease is still held.
+    """
+    check_draft(queue, draft)
+    params = {
+        "lane": lease.lane,
+        "id": lease.message_id,
+        "token": lease.token,
+        "priority": draft.priority,
+        "at": draft.at,
+        "delay": draft.delay,
+        "ttl": draft.ttl,
+        "content_type": draft.content_type,
+        "headers": encode_headers(draft.headers),
+        "error": _error_text(error),
+        "body": draft.body,
+    }
+    rows = yield Execute(queries["replace"], params, queue)
+    if rows and rows[0][1] and (draft.at is not None or (draft.delay or 0) <= SOON):
+        yield from ring(queue, doorbell)
+    return bool(rows)
 
 
 def _settle(

@@ -128,6 +128,20 @@ from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) r(la
 where q.lane = r.lane and q.message_id = r.message_id and q.lease_token = r.token
 returning q.message_id;
 
+-- name: replace
+-- Put another message in the place of one whose lease is still held, as if it were enqueued now; it keeps its id. Also
+-- tells whether some consumer sleeps. Through the delayed lanes, which no low-water mark hides.
+update {queue} q
+set lane = -1 - %(priority)s::int, priority = %(priority)s::int, attempt = 0, lease_until = 'epoch', lease_token = 0,
+    enqueued_at = statement_timestamp(),
+    due_at = coalesce(%(at)s::timestamptz,
+                      statement_timestamp() + coalesce(%(delay)s::float8, 0) * interval '1 second'),
+    expires_at = statement_timestamp() + %(ttl)s::float8 * interval '1 second',
+    content_type = %(content_type)s, headers = %(headers)s::json, body = %(body)s, last_error = %(error)s::json
+where q.lane = %(lane)s and q.message_id = %(id)s and q.lease_token = %(token)s
+returning q.message_id,
+  exists (select from {schema}.waiters w where w.queue_id = {queue_id} and w.until > statement_timestamp());
+
 -- name: extend relaxed
 -- Let leases that are still held run for `lease` seconds from now; answers with those.
 update {queue} q

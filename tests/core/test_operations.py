@@ -297,6 +297,37 @@ class TestSettle:
         assert play(settle.release(JOBS, [Lease(0, 1, 1)], Bell()), []).result == [False]
 
 
+class TestReplace:
+    NEWS = Draft("jobs", b"new", "text/plain", {"n": 2}, priority=3)
+
+    def test_it_is_fenced_and_stores_what_an_enqueue_would(self) -> None:
+        played = play(settle.replace(JOBS, Lease(4, 9, 77), self.NEWS, error={"type": "E"}), [(9, False)])
+
+        asked = played.params(0)
+        assert played.result is True
+        assert (asked["lane"], asked["id"], asked["token"]) == (4, 9, 77)
+        assert (asked["body"], asked["headers"], asked["priority"]) == (b"new", '{"n":2}', 3)
+        assert asked["error"] == '{"type":"E"}'
+
+    def test_a_lost_lease_is_said_and_nobody_is_woken(self) -> None:
+        played = play(settle.replace(JOBS, Lease(4, 9, 77), self.NEWS, Bell()), [])
+
+        assert (played.result, played.names) == (False, ["replace"])
+
+    @pytest.mark.parametrize(("delay", "names"), [(0.1, ["replace", "notify"]), (60.0, ["replace"])])
+    def test_sleepers_are_woken_unless_it_is_due_much_later(self, delay: float, names: list[str]) -> None:
+        news = msgspec.structs.replace(self.NEWS, delay=delay)
+        answers = [[(9, True)], []][: len(names)]
+
+        assert play(settle.replace(JOBS, Lease(4, 9, 77), news, Bell()), *answers).names == names
+
+    def test_what_may_not_be_stored_is_refused_before_anything_is_asked(self) -> None:
+        large = msgspec.structs.replace(self.NEWS, body=b"x" * (JOBS.options.max_body_bytes + 1))
+
+        with pytest.raises(BodyTooLarge):
+            play(settle.replace(JOBS, Lease(4, 9, 77), large))
+
+
 class TestNack:
     def test_it_says_of_each_whether_it_returns_is_dead_or_was_lost(self) -> None:
         failures = [settle.Failure(Lease(0, number, 1)) for number in (3, 1, 2)]

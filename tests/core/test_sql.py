@@ -205,6 +205,7 @@ def test_whatever_settles_a_message_is_fenced(name: str) -> None:
         "archive",
         "ack",
         "nack",
+        "replace",
     ],
 )
 def test_what_must_survive_a_crash_is_not_relaxed(name: str) -> None:

@@ -21,7 +21,7 @@ class FakeWakeups:
         self.subscriptions: set[Subscription] = set()
         self.alerts = 0
 
-    def serve(self, subscription: Subscription, *, unmarked: bool) -> None:
+    def serve(self, subscription: Subscription, *, urgent: bool) -> None:
         self.subscriptions.add(subscription)
 
     def alert(self) -> None:

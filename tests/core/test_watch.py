@@ -112,6 +112,27 @@ class TestMarking:
         assert len(desk.of("mark")) == 1
         assert desk.of("unmark") == []
 
+    def test_whoever_comes_back_for_a_second_look_wakes_a_connection_that_sleeps_beyond_it(self, desk: Desk) -> None:
+        desk.settle(A)
+        desk.watch.rang(A.id)
+        desk.watch.leave(A)
+        assert desk.step().sleep > QUICK
+
+        party = Party(desk.watch, [A])
+
+        assert not party.unmarked
+        assert party.urgent
+        assert desk.step().sleep <= QUICK
+
+    def test_whoever_comes_back_when_no_look_is_due_lets_the_connection_sleep(self, desk: Desk) -> None:
+        desk.settle(A)
+        desk.run(5)
+        desk.step()
+        desk.watch.leave(A)
+        party = Party(desk.watch, [A])
+
+        assert not party.urgent
+
     def test_a_queue_is_unmarked_once_nobody_has_waited_for_a_while(self, desk: Desk) -> None:
         desk.settle(A)
         desk.watch.leave(A)

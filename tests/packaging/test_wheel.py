@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-ADAPTERS = ("pgqrs_native", "pgqrs_kombu", "pgqrs_celery")
+ADAPTERS = ("pgqrs_native", "pgqrs_kombu", "pgqrs_celery", "pgqrs_dramatiq")
 PLUGINS = (
     "pgqrs_embedded",
     "pgqrs_otel",
@@ -60,7 +60,7 @@ def test_with_the_core_dependencies_alone_everything_but_the_extras_imports(whee
     python = tmp_path / "bare" / "bin" / "python"
     subprocess.run([python, "-m", "pip", "install", "-q", str(wheel)], check=True)
     program = (
-        "import pgqrs_core, pgqrs_native, pgqrs_native.plugin, pgqrs_celery.plugin, pgqrs_embedded\n"
+        "import pgqrs_core, pgqrs_native, pgqrs_native.plugin, pgqrs_celery.plugin, pgqrs_dramatiq.plugin, pgqrs_embedded\n"
         "import pgqrs_otel.plugin, pgqrs_prometheus.plugin\n"
         "import pgqrs_msgpack, pgqrs_pickle, pgqrs_pydantic, pgqrs_zstd, pgqrs_crypto\n"
         "from pgqrs_core import Plugins\n"

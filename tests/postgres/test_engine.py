@@ -28,7 +28,7 @@ from pgqrs_core.errors import (
     Unavailable,
 )
 from pgqrs_core.marks import Marks
-from pgqrs_core.messages import MAX_PRIORITY, Lease, QueueOptions
+from pgqrs_core.messages import MAX_PRIORITY, Lease, Queue, QueueOptions
 from pgqrs_core.operations import archives, claim, dead, enqueue, maintenance, metrics, queues, schema, settle
 from pgqrs_core.sql import Query
 
@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from harness import Harness
+
+    from pgqrs_core.effects import Op
 
 
 def measured(harness: Harness, name: str = "jobs") -> Any:
@@ -191,7 +193,17 @@ SETTLERS: dict[str, Callable[..., Any]] = {
     "release": settle.release,
     "extend": lambda queue, leases: settle.extend(queue, leases, 60),
     "nack": lambda queue, leases: settle.nack(queue, [settle.Failure(lease) for lease in leases]),
+    "replace": lambda queue, leases: replace_each(queue, leases),
 }
+
+
+def replace_each(queue: Queue, leases: list[Lease]) -> Op[list[bool]]:
+    """Replace messages as the others settle them, several at once."""
+    answers: list[bool] = []
+    for lease in leases:
+        answer = yield from settle.replace(queue, lease, draft(b"another"))
+        answers.append(answer)
+    return answers
 
 
 class TestSettling:
@@ -254,6 +266,25 @@ class TestSettling:
         found = harness.take()
 
         assert [(one.body, one.attempt) for one in found] == [(b"a", 1), (b"b", 1)]
+
+    def test_what_is_replaced_comes_back_as_another_in_the_same_place(self, harness: Harness) -> None:
+        harness.send(b"old", headers={"n": 1}, priority=2)
+        (item,) = harness.take()
+
+        news = draft(b"new", headers={"n": 2}, priority=7)
+        assert harness.on("jobs", settle.replace, item.lease, news, error={"type": "E"}) is True
+
+        (again,) = harness.take()
+        assert (again.id, again.body, again.headers, again.priority, again.attempt) == (item.id, b"new", {"n": 2}, 7, 1)
+        assert harness.ask("select last_error->>'type' from pgqrs.q_jobs") == [("E",)]
+
+    def test_what_is_replaced_with_a_delay_comes_back_later(self, harness: Harness) -> None:
+        harness.send()
+        (item,) = harness.take()
+        harness.on("jobs", settle.replace, item.lease, draft(b"late", delay=3600))
+
+        assert harness.take() == []
+        assert measured(harness).delayed == 1
 
     def test_an_extended_lease_outlives_its_first_end(self, harness: Harness) -> None:
         harness.send()
@@ -1112,6 +1143,37 @@ class TestConnections:
 
         assert small.run(queues.list_queues) == []
         assert small.engine.connections.total == 1
+
+    def test_the_first_relaxed_connection_takes_the_place_of_a_durable_one(
+        self, open_harness: Callable[..., Harness]
+    ) -> None:
+        small = open_harness(max_connections=4)
+        pool = small.engine.connections
+        durable = [small.do(pool.get, relaxed=False) for _ in range(3)]
+        small.do(pool.put, durable.pop())
+
+        relaxed = small.do(pool.get, relaxed=True)
+
+        assert pool.total == 3
+        count = "select count(*) from pg_stat_activity where datname = current_database() and pid <> pg_backend_pid()"
+        until(lambda: small.ask(count) == [(3,)], "three connections are left")
+        for link in (relaxed, *durable):
+            small.do(pool.put, link)
+
+    def test_where_all_durable_ones_are_busy_the_next_that_is_free_is_closed_for_it(
+        self, open_harness: Callable[..., Harness]
+    ) -> None:
+        small = open_harness(max_connections=4)
+        pool = small.engine.connections
+        durable = [small.do(pool.get, relaxed=False) for _ in range(3)]
+        relaxed = small.do(pool.get, relaxed=True)
+        assert pool.total == 4
+
+        small.do(pool.put, durable.pop())
+
+        assert pool.total == 3
+        for link in (relaxed, *durable):
+            small.do(pool.put, link)
 
     def test_a_glance_takes_whatever_connection_is_idle(self, harness: Harness) -> None:
         fresh = harness.engine.connections

@@ -1,16 +1,18 @@
 """What becomes of delivered messages, written in batches by a thread of its own.
 
-AMQP answers no ack, so none need wait for the database: what is settled gathers for a few milliseconds and is written with
-one statement for each queue. What is not written when the process dies is delivered again, as on any broker. A verdict
-names the lease and not the connection it came by, so it holds however often that was replaced.
+Frameworks await no answer to an ack, so none need wait for the database: what is settled gathers for a few milliseconds and
+is written with one statement for each queue. What is not written when the process dies is delivered again, as on any
+broker. A verdict names the lease and not the connection it came by, so it holds however often that was replaced.
 """
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import threading
 import time
 from collections import deque
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
 from pgqrs_core.effects import Op
@@ -24,14 +26,16 @@ if TYPE_CHECKING:
     from pgqrs_core.engine import Engine
     from pgqrs_core.leases import LeaseKeeper
 
-__all__ = ["Settler", "Verdict"]
+__all__ = ["Kind", "Settler", "Verdict"]
 
-_log = logging.getLogger("pgqrs.kombu")
+_log = logging.getLogger("pgqrs.settling")
 
 Kind = Literal["ack", "release", "requeue", "reject"]
 
 #: Seconds for which verdicts gather.
 _GATHER: Final = 0.003
+#: Seconds after which it looks for verdicts even if nobody rang.
+_LONGEST: Final = 1.0
 #: Verdicts written at once; as many end the gathering.
 _MOST: Final = 1_000
 _ENOUGH: Final = 200
@@ -43,7 +47,7 @@ _REJECTED: Final = {"type": "Rejected", "message": "the consumer rejected it"}
 
 
 class Verdict(NamedTuple):
-    """What is to become of one delivery."""
+    """What is to become of one delivery; ``error`` says why one is rejected."""
 
     kind: Kind
     queue: Queue
@@ -51,17 +55,23 @@ class Verdict(NamedTuple):
     claimed_at: float
     #: For how many seconds the consumer had it; None if it never got it.
     seconds: float | None = None
+    #: Why it is rejected.
+    error: dict[str, Any] | None = None
 
 
 class Settler:
-    """Gathers verdicts and writes them. Thread-safe; giving a verdict never blocks and never fails."""
+    """Gathers verdicts and writes them. Thread-safe; giving a verdict never blocks and never fails.
+
+    An exception that strikes a thread while it gives one (Dramatiq interrupts its workers so) leaves no lock behind: deque
+    and SimpleQueue are not written in Python.
+    """
 
     def __init__(self, engine: Engine, keeper: LeaseKeeper, adapter: str) -> None:
         self._engine = engine
         self._keeper = keeper
         self._adapter = adapter
         self._given: deque[Verdict] = deque()
-        self._wake = threading.Event()
+        self._bell: SimpleQueue[None] = SimpleQueue()
         self._starting = threading.Lock()
         self._writing = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -70,10 +80,11 @@ class Settler:
     def give(self, verdict: Verdict) -> None:
         """Have a verdict written soon."""
         self._given.append(verdict)
-        if not self._wake.is_set():
-            self._wake.set()
+        # A bell that has rung and was not heard yet is heard after this.
+        if self._bell.empty():
+            self._bell.put(None)
         if self._thread is None:
-            self._start()
+            self.start()
 
     def flush(self) -> None:
         """Write what has been given so far.
@@ -88,7 +99,7 @@ class Settler:
     def close(self) -> None:
         """Write what is left, if the server is there, and stop."""
         self._closing = True
-        self._wake.set()
+        self._bell.put(None)
         join(self._thread)
         try:
             self.flush()
@@ -100,26 +111,30 @@ class Settler:
         """How many verdicts wait to be written."""
         return len(self._given)
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the thread that writes. The first verdict does it too; but not where an exception may strike meanwhile."""
         with self._starting:
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name="pgqrs-kombu-settler", daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name="pgqrs-settler", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def _run(self) -> None:
         while not self._closing:
-            self._wake.wait()
+            # The time limit is for a thread that was struck between giving and ringing.
+            with contextlib.suppress(Empty):
+                self._bell.get(timeout=_LONGEST)
+            if not self._given:
+                continue
             if len(self._given) < _ENOUGH and not self._closing:
                 time.sleep(_GATHER)
-            # Before the look, or what is given behind it would wait for the next.
-            self._wake.clear()
             try:
                 self.flush()
             except Unavailable as error:
                 if not self._closing:
                     _log.warning("%d messages cannot be settled yet: %s", len(self._given), error)
                     time.sleep(_RETRY)
-                self._wake.set()
+                self._bell.put(None)
 
     def _take(self) -> list[Verdict]:
         taken: list[Verdict] = []
@@ -139,8 +154,13 @@ class Settler:
                 left = [verdict for others in (group, *groups.values()) for verdict in others]
                 self._given.extendleft(reversed(left))
                 raise
-            except PgqrsError as error:
-                _log.error("%d messages of queue %r could not be settled: %s", len(group), group[0].queue.name, error)
+            except Exception as error:
+                # Whatever it is, it must not keep this thread from settling others.
+                known = isinstance(error, PgqrsError)
+                name = group[0].queue.name
+                _log.error(
+                    "%d messages of queue %r could not be settled: %s", len(group), name, error, exc_info=not known
+                )
                 self._keeper.drop(verdict.delivery.lease for verdict in group)
             else:
                 self._done(key[0], group, fates)
@@ -168,7 +188,8 @@ def _settle(group: list[Verdict], doorbell: Any) -> Op[list[Any]]:
     if kind == "ack":
         return (yield from ack(queue, leases))
     if kind == "reject":
-        return list((yield from nack(queue, [Failure(lease, error=_REJECTED, bury=True) for lease in leases])))
+        burials = [Failure(lease, error=one.error or _REJECTED, bury=True) for one, lease in zip(group, leases)]
+        return list((yield from nack(queue, burials)))
     # What is requeued keeps its place too, but has been tried.
     return (yield from release(queue, leases, doorbell, counts=kind == "requeue"))
 
@@ -177,6 +198,6 @@ def _outcome(verdict: Verdict, fate: object) -> Outcome:
     # An ack answers with whether the lease held, a rejection with the fate by its name.
     kind: Any = fate if isinstance(fate, str) else _KINDS[verdict.kind] if fate else "lost"
     delivery = verdict.delivery
-    error = _REJECTED["message"] if verdict.kind in ("requeue", "reject") else None
+    error = (verdict.error or _REJECTED)["message"] if verdict.kind in ("requeue", "reject") else None
     waited = max(verdict.claimed_at - delivery.enqueued_at.timestamp(), 0.0)
     return Outcome(delivery.id, kind, delivery.attempt, waited, verdict.seconds, error)

@@ -1,0 +1,117 @@
+"""What Dramatiq's consumer threads read from."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from dramatiq.broker import Consumer, MessageProxy
+from dramatiq.errors import DecodeError
+
+from pgqrs_core.settling import Verdict
+from pgqrs_dramatiq.delivery import Leased
+from pgqrs_dramatiq.envelope import decode, undecodable
+from pgqrs_dramatiq.errors import translation
+
+if TYPE_CHECKING:
+    from pgqrs_core.messages import Delivery
+    from pgqrs_dramatiq.broker import PgqrsBroker
+    from pgqrs_dramatiq.runtime import Runtime
+    from pgqrs_dramatiq.source import Source
+
+__all__ = ["AttemptsExhausted", "PgqrsConsumer"]
+
+_log = logging.getLogger("pgqrs.dramatiq")
+
+#: Seconds for which a consumer that is told to end rests at most, so that its thread notices soon.
+_LAST: Final = 0.1
+
+
+class AttemptsExhausted(Exception):
+    """A message was delivered again and again without being settled: it killed its workers, or outlived their leases."""
+
+
+class PgqrsConsumer(Consumer):
+    """Iterates over one queue, for one thread; it may be told of what was settled by any.
+
+    Args:
+        broker: whose middleware is told of what is buried here.
+        runtime: what this process shares.
+        source: where messages come from.
+        queue_name: the queue's name.
+        timeout: milliseconds after which an idle or saturated consumer answers None.
+    """
+
+    def __init__(self, broker: PgqrsBroker, runtime: Runtime, source: Source, queue_name: str, timeout: int) -> None:
+        self._broker = broker
+        self._runtime = runtime
+        self._source = source
+        self._queue_name = queue_name
+        self._timeout = max(timeout, 0) / 1000
+
+    def __next__(self) -> MessageProxy | None:
+        """Return the next message; None if there is none in time, or as many are unsettled as may be."""
+        source = self._source
+        deadline = time.monotonic() + (min(self._timeout, _LAST) if source.ended else self._timeout)
+        while (found := source.take(deadline)) is not None:
+            message = self._open(*found)
+            if message is not None:
+                return message
+        if source.error is not None:
+            raise translation(source.error) from source.error
+        return None
+
+    def ack(self, message: MessageProxy) -> None:
+        """Remove a message that was handled. Never fails: the lease decides whether it was still ours."""
+        if isinstance(message, Leased):
+            message.ack()
+
+    def nack(self, message: MessageProxy) -> None:
+        """Make a message a dead letter, with the exception it carries as the reason."""
+        if isinstance(message, Leased):
+            message.nack()
+
+    def requeue(self, messages: Iterable[MessageProxy]) -> None:
+        """Give messages back that nobody began to handle, at once and in their old places."""
+        for message in messages:
+            if isinstance(message, Leased):
+                message.settle("release")
+        self._runtime.flush()
+
+    def stop(self) -> None:
+        """Claim nothing more, and give back what was not delivered yet. What was delivered is kept alive."""
+        self._runtime.intake.end(self._source)
+        self._source.ring()
+
+    def close(self) -> None:
+        """End. What it delivered can still be settled."""
+        self.stop()
+        self._runtime.flush()
+
+    def _open(self, delivery: Delivery, claimed_at: float) -> Leased | None:
+        source = self._source
+        try:
+            content = decode(delivery.body, self._queue_name)
+        except DecodeError as error:
+            _log.error("message %d of queue %r is dead: it cannot be decoded", delivery.id, self._queue_name)
+            source.settler.give(Verdict("reject", source.queue, delivery, claimed_at, error=undecodable(error)))
+            source.settled(delivery.lease)
+            return None
+        message = Leased(content, source, delivery, claimed_at)
+        limit = source.queue.options.max_attempts
+        if delivery.attempt > limit:
+            self._bury(message, AttemptsExhausted(f"delivered {limit} times without being settled: its workers died"))
+            return None
+        return message
+
+    def _bury(self, message: Leased, error: Exception) -> None:
+        """Reject a message as a worker does that has given up on it, so that middleware learns of it."""
+        _log.error("message %s of queue %r is dead: %s", message.message_id, self._queue_name, error)
+        message.fail()
+        message.stuff_exception(error)
+        self._broker.emit_before("nack", message)
+        self.nack(message)
+        self._broker.emit_after("nack", message)
+        message.clear_exception()

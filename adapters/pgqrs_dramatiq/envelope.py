@@ -1,0 +1,90 @@
+"""Between Dramatiq's messages and the rows they become.
+
+The body is what the encoder wrote, whatever that is. Beside it, as headers, stand the actor and the message id, so that
+people see in `pgqrs dead list` what a message was, whichever encoder wrote it.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+from dramatiq.common import current_millis
+from dramatiq.encoder import JSONEncoder
+from dramatiq.errors import DecodeError
+from dramatiq.message import Message, get_encoder
+
+from pgqrs_core.errors import InvalidArgument
+from pgqrs_core.events import Draft
+from pgqrs_core.messages import MAX_PRIORITY
+
+__all__ = ["compose", "decode", "due_in", "readable", "undecodable"]
+
+_OCTETS: Final = "application/octet-stream"
+
+
+def due_in(options: dict[str, Any], delay: float | None) -> float | None:
+    """Return in how many seconds a message is due; None for at once.
+
+    Args:
+        options: its options; without a delay their ``eta`` counts, in milliseconds since 1970.
+        delay: milliseconds, as `Broker.enqueue` takes them; below one, like None, it is no delay.
+    """
+    if delay is None:
+        eta = options.get("eta")
+        if not isinstance(eta, (int, float)):
+            return None
+        delay = eta - current_millis()
+    return delay / 1000 if delay > 0 else None
+
+
+def compose(message: Message[Any], queue: str, delay: float | None, priority: object) -> Draft:
+    """Return what a message is stored as.
+
+    Args:
+        message: the message, encoded here by Dramatiq's global encoder.
+        queue: the name of its queue.
+        delay: seconds until it is due.
+        priority: its ``broker_priority``, 0 to 9; what is above counts as 9, as on RabbitMQ.
+
+    Raises:
+        InvalidArgument: the priority is no such number.
+    """
+    headers = {"actor": message.actor_name, "message_id": message.message_id}
+    content_type = "application/json" if isinstance(get_encoder(), JSONEncoder) else _OCTETS
+    return Draft(queue, message.encode(), content_type, headers, _priority(priority), delay)
+
+
+def _priority(value: object) -> int:
+    if value is None:
+        return 0
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise InvalidArgument("broker_priority", value, f"a whole number from 0 to {MAX_PRIORITY}")
+    return min(value, MAX_PRIORITY)
+
+
+def decode(body: bytes, queue_name: str) -> Message[Any]:
+    """Return a message as Dramatiq's workers want it: of the queue it came from, and due.
+
+    They would look up its consumer by its queue, and park in their own memory what has an ``eta``.
+
+    Raises:
+        DecodeError: the body is not one that the global encoder wrote.
+    """
+    message: Message[Any] = Message.decode(body)
+    if not (isinstance(message.options, dict) and isinstance(message.kwargs, dict)):
+        raise DecodeError("its options or keyword arguments are not a mapping", body, None)
+    if not isinstance(message.actor_name, str):
+        raise DecodeError("its actor's name is not a text", body, None)
+    message.options.pop("eta", None)
+    return message if message.queue_name == queue_name else message.copy(queue_name=queue_name)
+
+
+def undecodable(error: DecodeError) -> dict[str, Any]:
+    """Return the reason for which an unreadable message is dead."""
+    cause = f": {type(error.error).__name__}: {error.error}" if error.error is not None else ""
+    return {"type": "DecodeError", "message": readable(f"{error}{cause}")}
+
+
+def readable(text: str) -> str:
+    """Return a text that JSON can hold: lone surrogates come from file names and the like."""
+    return text.encode("utf-8", "replace").decode()

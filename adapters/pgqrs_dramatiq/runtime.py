@@ -1,0 +1,81 @@
+"""What all consumers of a process share: the thread that claims, the one that settles, the one that renews leases."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import time
+from typing import TYPE_CHECKING, Final
+
+from pgqrs_core.errors import PgqrsError, SchemaError, Unavailable
+from pgqrs_core.leases import LeaseKeeper
+from pgqrs_core.operations import maintenance
+from pgqrs_core.settling import Settler
+from pgqrs_dramatiq import operations
+from pgqrs_dramatiq.intake import Intake
+from pgqrs_dramatiq.plugin import ADAPTER
+
+if TYPE_CHECKING:
+    from pgqrs_dramatiq.database import Database
+
+__all__ = ["Runtime", "runtime_of"]
+
+_log = logging.getLogger("pgqrs.dramatiq")
+
+_ROLE: Final = "dramatiq results"
+
+
+class Runtime:
+    """Made at the first consumer, closed with the connections."""
+
+    def __init__(self, database: Database) -> None:
+        self._database = database
+        self._engine = database.engine
+        self._interval: float = database.config.queue.cleanup_interval_seconds
+        self._holder = secrets.randbits(62)
+        self._round_at = time.monotonic() + self._interval
+        self.keeper = LeaseKeeper(self._engine)
+        self.settler = Settler(self._engine, self.keeper, ADAPTER)
+        self.intake = Intake(self._engine, self.keeper, self.settler, self._on_round)
+        # Now, by a thread that Dramatiq does not interrupt.
+        self.settler.start()
+        database.deputies.start()
+
+    def flush(self) -> None:
+        """Write now what was settled; what cannot be written is kept and tried again."""
+        try:
+            self.settler.flush()
+        except Unavailable as error:
+            _log.warning("%d messages could not be settled yet: %s", self.settler.pending, error)
+
+    def close(self) -> None:
+        """Give back what was not delivered, write what was settled, and stop renewing leases."""
+        self.intake.close()
+        self.settler.close()
+        self.keeper.close()
+
+    def _on_round(self) -> None:
+        if time.monotonic() >= self._round_at:
+            self._round_at = time.monotonic() + self._interval
+            self._database.deputies.submit(self._keep_house)
+
+    def _keep_house(self) -> None:
+        """Remove what has expired, if no other process does."""
+        engine = self._engine
+        engine.connections.trim(1)
+        try:
+            if engine.run(maintenance.elect, self._holder, 2.5 * self._interval):
+                engine.run(maintenance.maintain, engine.schema)
+            if engine.run(maintenance.elect, self._holder, 2.5 * self._interval, role=_ROLE):
+                self._database.prepare(own_tables=True)
+                engine.run(operations.prune)
+        except SchemaError as error:
+            # A database without the tables of results: nobody uses them, or he is told so himself.
+            _log.debug("there are no results to clean up: %s", error)
+        except PgqrsError as error:
+            _log.warning("the clean-up failed, next try in %g s: %s", self._interval, error)
+
+
+def runtime_of(database: Database) -> Runtime:
+    """Return this process's runtime for a database."""
+    return database.belonging("runtime", lambda: Runtime(database))

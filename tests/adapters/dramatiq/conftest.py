@@ -1,0 +1,41 @@
+"""Fixtures of the Dramatiq adapter's tests."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("dramatiq")
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+import dramatiq
+from dramatiq_support import Crew, Station
+from pgqrs_dramatiq import PgqrsBroker
+
+
+@pytest.fixture
+def station(pgqrs_dsn: str) -> Iterator[Station]:
+    """Opens brokers and workers on this test's database, which is empty: the broker installs itself."""
+    made = Station(pgqrs_dsn)
+    encoder = dramatiq.get_encoder()
+    yield made
+    dramatiq.set_encoder(encoder)
+    made.close()
+
+
+@pytest.fixture
+def broker(station: Station) -> PgqrsBroker:
+    """One broker."""
+    return station.broker()
+
+
+@pytest.fixture
+def crew(pgqrs_dsn: str, tmp_path: Path) -> Iterator[Crew]:
+    """Starts real ``dramatiq`` processes on this test's database, and ends them."""
+    made = Crew(pgqrs_dsn, tmp_path)
+    yield made
+    made.close()

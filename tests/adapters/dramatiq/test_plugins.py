@@ -1,0 +1,116 @@
+"""Plugins see Dramatiq's messages as they see all others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import dramatiq
+import pytest
+from dramatiq.middleware import Middleware, SkipMessage
+from dramatiq_support import Station, eventually
+
+from pgqrs_core.events import Consumed, Enqueued, Handling
+from pgqrs_core.hookspecs import hookimpl
+from pgqrs_core.plugins import Plugins
+
+
+class Diary:
+    """Writes down what it sees."""
+
+    def __init__(self) -> None:
+        self.entries: list[Any] = []
+        self.outcomes: list[Any] = []
+
+    @hookimpl
+    def pgqrs_before_enqueue(self, batch: Any) -> None:
+        for draft in batch.drafts:
+            draft.headers = {**(draft.headers or {}), "origin": "here"}
+
+    @hookimpl
+    def pgqrs_after_enqueue(self, event: Enqueued) -> None:
+        self.entries.append(("enqueued", event.adapter, event.count))
+
+    @hookimpl
+    def pgqrs_around_handler(self, handling: Handling) -> Any:
+        return self._around(handling)
+
+    @contextmanager
+    def _around(self, handling: Handling) -> Iterator[None]:
+        [handled] = handling.messages
+        self.entries.append(("begin", handling.adapter, handling.queue, handled.headers["origin"]))
+        try:
+            yield
+        except BaseException as error:
+            self.entries.append(("failed", repr(error)))
+            raise
+        self.entries.append(("end",))
+
+    @hookimpl
+    def pgqrs_after_consume(self, event: Consumed) -> None:
+        self.outcomes.extend(event.outcomes)
+
+
+@pytest.fixture
+def diary(monkeypatch: pytest.MonkeyPatch) -> Diary:
+    plugins, diary = Plugins.core(), Diary()
+    plugins.register(diary, "diary")
+    import pgqrs_dramatiq.plugin
+
+    plugins.register(pgqrs_dramatiq.plugin, "dramatiq")
+    monkeypatch.setattr("pgqrs_core.engine.default_plugins", lambda *_: plugins)
+    return diary
+
+
+def test_an_actor_is_surrounded_and_timed(diary: Diary, station: Station) -> None:
+    broker = station.broker()
+    seen: list[Any] = []
+
+    @dramatiq.actor(broker=broker)
+    def work(number: int) -> None:
+        seen.append(list(diary.entries))
+
+    work.send(1)
+    with station.worker(broker):
+        eventually(lambda: diary.outcomes)
+
+    assert seen == [[("enqueued", "dramatiq", 1), ("begin", "dramatiq", "default", "here")]]
+    assert diary.entries[-1] == ("end",)
+    [outcome] = diary.outcomes
+    assert outcome.kind == "acked"
+    assert outcome.seconds_in_handler > 0
+
+
+def test_what_an_actor_raises_is_seen_and_left_to_dramatiq(diary: Diary, station: Station) -> None:
+    broker = station.broker()
+
+    @dramatiq.actor(broker=broker, max_retries=0)
+    def fail() -> None:
+        raise ValueError("no")
+
+    fail.send()
+    with station.worker(broker):
+        eventually(lambda: diary.outcomes)
+
+    assert ("failed", "ValueError('no')") in diary.entries
+    assert diary.outcomes[0].kind == "dead"
+
+
+def test_an_actor_that_is_skipped_leaves_nothing_open(diary: Diary, station: Station) -> None:
+    class Skip(Middleware):
+        def before_process_message(self, broker: Any, message: Any) -> None:
+            raise SkipMessage
+
+    broker = station.broker()
+    broker.add_middleware(Skip())
+
+    @dramatiq.actor(broker=broker)
+    def work() -> None:
+        raise AssertionError
+
+    work.send()
+    with station.worker(broker):
+        eventually(lambda: diary.outcomes)
+
+    assert [entry[0] for entry in diary.entries] == ["enqueued", "begin", "end"]
