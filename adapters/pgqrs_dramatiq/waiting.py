@@ -147,12 +147,14 @@ class Awaiter:
         except PgqrsError:
             self._end(key, latch)
             raise
-        if self._deliver(rows):
-            self._deputies.submit(lambda: self._forget([key]))
+        self._deliver(rows)
         with self._lock:
             waits = latch in self._waiting.get(key, ())
             if waits:
                 self._subscription.rest([self._number])
+        if not waits:
+            # Whoever handed it out, here or elsewhere, may have done so before the note was made.
+            self._deputies.submit(lambda: self._forget([key]))
         return not waits
 
     def _end(self, key: str, latch: _Latch) -> None:
@@ -189,13 +191,12 @@ class Awaiter:
             if self._waiting and not self._closed:
                 self._subscription.rest([self._number])
 
-    def _deliver(self, rows: Any) -> bool:
-        """Wake those who wait for these rows; tell whether there was anybody."""
+    def _deliver(self, rows: Any) -> None:
+        """Wake those who wait for these rows."""
         with self._lock:
             found = [(latch, value) for key, value in rows for latch in self._waiting.pop(key, ())]
         for latch, value in found:
             latch.open(value)
-        return bool(found)
 
     def _forget(self, keys: list[str]) -> None:
         """Take the notes back on keys that nobody waits for any more."""
