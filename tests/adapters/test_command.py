@@ -68,8 +68,9 @@ def test_another_schema_is_another_world(shell: Shell) -> None:
 def test_a_queue_takes_every_option(shell: Shell) -> None:
     """Times may have units."""
     words = "--lease-seconds 5m --max-attempts 7 --backoff-base 500ms --backoff-factor 3 --backoff-cap 1h30m"
-    more = "--backoff-jitter 0 --archive-retention-seconds 7d --dead-retention-seconds 2w --max-body-bytes 1000"
-    made = shell.json("queue", "create", "full", *words.split(), *more.split())
+    more = "--backoff-jitter 0 --archive-retention-seconds 7d --dead-retention-seconds 2w --idempotency-seconds 2h"
+    last = "--max-body-bytes 1000"
+    made = shell.json("queue", "create", "full", *words.split(), *more.split(), *last.split())
 
     assert made["options"] == {
         "lease_seconds": 300.0,
@@ -81,6 +82,7 @@ def test_a_queue_takes_every_option(shell: Shell) -> None:
         "archive": True,
         "archive_retention_seconds": 604_800.0,
         "dead_retention_seconds": 1_209_600.0,
+        "idempotency_seconds": 7200.0,
         "max_body_bytes": 1000,
     }
     assert shell.json("queue", "create", "bare", "--no-archive")["options"]["archive"] is False
@@ -345,7 +347,13 @@ def test_maintain_does_one_round(shell: Shell) -> None:
     """And counts what it removed."""
     shell.ok("queue", "create", "jobs")
     shell.ok("message", "send", "jobs", "1", "--ttl", "1ms")
-    assert shell.json("maintain") == {"expired": 1, "dead_pruned": 0, "archive_pruned": 0, "vacuumed": 0}
+    assert shell.json("maintain") == {
+        "expired": 1,
+        "dead_pruned": 0,
+        "archive_pruned": 0,
+        "vacuumed": 0,
+        "keys_pruned": 0,
+    }
     assert shell.ok("maintain").out.startswith("removed 0 expired messages, 0 dead messages")
 
 

@@ -807,25 +807,26 @@ class TestMaintenance:
     def test_a_round_removes_what_each_queue_keeps_no_longer(self) -> None:
         row = queue_row(dead_retention_seconds=5, archive_retention_seconds=6)
 
-        played = play(maintenance.maintain("pgqrs"), [], [row], [(1,)], [(2,), (3,)], [(4,)], [(10,)])
+        played = play(maintenance.maintain("pgqrs"), [], [(1,)] * 5, [row], [(1,)], [(2,), (3,)], [(4,)], [(10,)])
 
         assert played.names == [
             "forget_waiters",
+            "prune_keys",
             "list_queues",
             "expire",
             "prune_dead",
             "prune_archive",
             "dead_tuples",
         ]
-        assert played.result == maintenance.Housekeeping(1, 2, 1, 0)
+        assert played.result == maintenance.Housekeeping(1, 2, 1, 0, 5)
 
     def test_what_is_kept_for_ever_is_not_touched(self) -> None:
-        played = play(maintenance.maintain("pgqrs"), [], [queue_row()], [], [])
+        played = play(maintenance.maintain("pgqrs"), [], [], [queue_row()], [], [])
 
-        assert played.names == ["forget_waiters", "list_queues", "expire", "dead_tuples"]
+        assert played.names == ["forget_waiters", "prune_keys", "list_queues", "expire", "dead_tuples"]
 
     def test_a_table_that_autovacuum_does_not_keep_up_with_is_vacuumed(self) -> None:
-        assert play(maintenance.maintain("pgqrs"), [], [queue_row()], [], [(50_001,)], []).result.vacuumed == 1
+        assert play(maintenance.maintain("pgqrs"), [], [], [queue_row()], [], [(50_001,)], []).result.vacuumed == 1
 
     @pytest.mark.parametrize(("rows", "won"), [([(5,)], True), ([], False)])
     def test_an_election_is_won_by_whoever_gets_a_row(self, rows: list[tuple[int]], won: bool) -> None:
