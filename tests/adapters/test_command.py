@@ -45,7 +45,7 @@ def test_the_commands_of_the_readme_work_as_written(shell: Shell) -> None:
 
 def test_installing_twice_changes_nothing(shell: Shell) -> None:
     """And says so."""
-    assert shell.ok("install").out == "schema 'pgqrs' is up to date (version 1)\n"
+    assert shell.ok("install").out == "schema 'pgqrs' is up to date (version 2)\n"
     assert shell.json("install") == {"schema": "pgqrs", "version": 1, "applied": []}
 
 
@@ -93,6 +93,15 @@ def test_creating_a_queue_again_is_harmless_and_with_other_options_an_error(shel
     shell.ok("queue", "create", "jobs")
     shell.ok("queue", "create", "jobs")
     assert "max_attempts is 5, not 9" in shell.refused("queue", "create", "jobs", "--max-attempts", "9", code=1)
+
+
+def test_a_message_sent_again_under_its_key_is_the_same(shell: Shell) -> None:
+    """As after an enqueue whose outcome is unknown."""
+    shell.ok("queue", "create", "jobs")
+    ids = [shell.json("message", "send", "jobs", str(n), "--idempotency-key", "order 7")["id"] for n in range(2)]
+
+    assert ids[0] == ids[1]
+    assert "1 to 255" in shell.refused("message", "send", "jobs", "1", "--idempotency-key", "", code=2)
 
 
 def test_alter_changes_what_is_named_and_never_ends_a_retention(shell: Shell) -> None:

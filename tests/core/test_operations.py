@@ -450,6 +450,35 @@ class TestEnqueue:
         assert caught.value.__cause__ is lost
         assert caught.value.target == "db"
 
+    @pytest.mark.parametrize(
+        ("keys", "remedy"),
+        [(["k", "l"], "Enqueue again with"), (["k", None], "may store it"), ([None], "may store it")],
+    )
+    def test_an_unknown_outcome_names_the_key_as_remedy_where_all_messages_have_one(
+        self, keys: list[str | None], remedy: str
+    ) -> None:
+        drafts = [draft(idempotency_key=key) for key in keys]
+
+        with pytest.raises(EnqueueUnknown, match=f"lost. .*{remedy}") as caught:
+            play(self.op(*drafts, doorbell=Bell()), Unavailable("lost.", in_flight=True))
+
+        assert caught.value.keyed is (None not in keys)
+
+    def test_messages_with_keys_are_sent_once_per_key_and_answered_by_it(self) -> None:
+        drafts = [draft(b"%d" % place, idempotency_key=key) for place, key in enumerate([None, "b", "a", "b", None])]
+
+        played = play(self.op(*drafts), [(7, False, "a"), (3, False, "b"), (8, False, None), (9, False, None)])
+
+        assert played.names == ["enqueue_keyed"]
+        assert elements(played.params(0)["keys"]) == [None, "b", "a", None]
+        assert played.params(0)["keep"] == 86_400.0
+        assert played.result == [8, 3, 7, 3, 9]
+
+    def test_one_message_with_a_key_goes_the_same_way_and_rings(self) -> None:
+        played = play(self.op(draft(idempotency_key="k"), doorbell=Bell()), [(4, True, "k")], [])
+
+        assert (played.names, played.result) == (["enqueue_keyed", "notify"], [4])
+
     def test_a_connection_that_was_never_made_stored_nothing_for_certain(self) -> None:
         with pytest.raises(Unavailable) as caught:
             play(self.op(draft(), doorbell=Bell()), Unavailable("refused"))

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from harness import MAKES, AsyncHarness, SyncHarness, ask, borrow, draft, meanwhile, until
+from harness import MAKES, SyncHarness, ask, borrow, draft, meanwhile, until
 
 from pgqrs_core.errors import EnqueueUnknown, InvalidArgument, ServerError
 from pgqrs_core.marks import LAG, Marks
@@ -307,8 +307,7 @@ class TestRaces:
 
 
 class TestUnknown:
-    def break_commits(self, harness: Harness, *, after: bool) -> None:
-        """Let the connection die under the enqueue; ``after`` a copy of the commit's effect is there."""
+    def break_commits(self, harness: Harness) -> None:
         harness.ask(
             "create function die() returns trigger language plpgsql as "
             "$$ begin perform pg_terminate_backend(pg_backend_pid()); return new; end $$; "
@@ -325,35 +324,12 @@ class TestUnknown:
         ],
     )
     def test_the_error_says_what_to_do(self, harness: Harness, keys: tuple[str | None, ...], remedy: str) -> None:
-        self.break_commits(harness, after=False)
+        self.break_commits(harness)
 
         with pytest.raises(EnqueueUnknown, match=remedy) as caught:
             harness.enqueue(*(draft(idempotency_key=key) for key in keys))
 
         assert caught.value.keyed is (None not in keys)
-
-
-class ReplyEater:
-    """Loses the answers to enqueues that have been committed."""
-
-    def __init__(self, harness: Harness) -> None:
-        self.harness = harness
-
-    def send(self, body: bytes, key: str) -> None:
-        self.harness.send(body, idempotency_key=key)
-        raise EnqueueUnknown("jobs", "the reply was lost", keyed=True)
-
-
-@pytest.mark.parametrize("arrived", [True, False])
-def test_a_retry_stores_the_message_once_whether_or_not_the_first_try_arrived(harness: Harness, arrived: bool) -> None:
-    if arrived:
-        with pytest.raises(EnqueueUnknown):
-            ReplyEater(harness).send(b"a", "k")
-        harness.on("jobs", settle.ack, [item.lease for item in harness.take()])
-
-    harness.send(b"a", idempotency_key="k")
-
-    assert harness.bodies() == ([] if arrived else [b"a"])
 
 
 def test_concurrent_tasks_that_are_written_together_may_have_the_same_key(pgqrs_dsn: str, engine: SyncHarness) -> None:
@@ -371,7 +347,3 @@ def test_concurrent_tasks_that_are_written_together_may_have_the_same_key(pgqrs_
     assert len(set(ids)) == 1
     assert stored(engine) == 1
     assert ask(pgqrs_dsn, "select count(*) from pgqrs.idempotency_keys") == [(1,)]
-
-
-def test_each_twin_of_the_engine_is_tested_here() -> None:
-    assert {SyncHarness.kind, AsyncHarness.kind} == set(MAKES)
