@@ -46,7 +46,7 @@ def test_the_commands_of_the_readme_work_as_written(shell: Shell) -> None:
 def test_installing_twice_changes_nothing(shell: Shell) -> None:
     """And says so."""
     assert shell.ok("install").out == "schema 'pgqrs' is up to date (version 2)\n"
-    assert shell.json("install") == {"schema": "pgqrs", "version": 1, "applied": []}
+    assert shell.json("install") == {"schema": "pgqrs", "version": 2, "applied": []}
 
 
 def test_uninstall_removes_everything(shell: Shell) -> None:
