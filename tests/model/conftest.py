@@ -1,7 +1,9 @@
-"""Lets the tests import the helpers beside them and those of the tests against a server."""
+"""Lets the tests import the helpers beside them, and those of the tests of the core and against a server."""
 
 import sys
 from pathlib import Path
 
-for folder in (Path(__file__).parent, Path(__file__).parents[1] / "postgres"):
+HERE = Path(__file__).parent
+
+for folder in (HERE, HERE.parent / "core", HERE.parent / "postgres"):
     sys.path.insert(0, str(folder))
