@@ -15,7 +15,7 @@ from world import Begin, Commit, Rollback, Sleep
 from pgqrs_core.doorbell import Doorbell
 from pgqrs_core.errors import PgqrsError
 from pgqrs_core.events import Draft
-from pgqrs_core.marks import LAG, RESCAN, Marks
+from pgqrs_core.marks import LAG, RESCAN, RESCAN_SHARE, Marks
 from pgqrs_core.operations.claim import receive
 from pgqrs_core.operations.dead import replay_dead
 from pgqrs_core.operations.enqueue import enqueue
@@ -25,6 +25,7 @@ from pgqrs_core.watch import POLL
 
 if TYPE_CHECKING:
     from fake import FakeServer
+    from table import Row
     from world import Actor, World
 
     from pgqrs_core.marks import Seen
@@ -33,11 +34,9 @@ if TYPE_CHECKING:
 __all__ = ["Cast", "Judge", "Violation"]
 
 #: The promises as they are written down, apart from the constants that seeded bugs change.
-PROMISED_LAG = LAG
-#: Seconds that a message below a consumer's marks may be overtaken: two rescans, and the consumer's own pauses.
-OVERTAKEN = 2 * RESCAN + 4.0
+PROMISED_LAG, PROMISED_RESCAN, PROMISED_SHARE = LAG, RESCAN, RESCAN_SHARE
 #: Seconds that a consumer may sleep beside a message: a poll, and what a statement takes.
-ASLEEP = 2 * POLL + 0.5
+ASLEEP = 2 * POLL + 1.0
 #: The longest a consumer keeps a batch, in seconds.
 HANDLING = 1.0
 
@@ -52,10 +51,35 @@ class JudgedMarks(Marks):
     def __init__(self, judge: Judge) -> None:
         super().__init__(judge.world.clock)
         self._judge = judge
+        #: When the last rescan that is over began, and when the next one is due.
+        self.looked_since = 0.0
+        self._rescan_began = 0.0
+        self._due_at = 0.0
+        #: Which marks were reached when: time, lane, mark.
+        self._moves: list[tuple[float, int, int]] = []
+
+    def start(self) -> str:
+        text = super().start()
+        if not (self._rescanning or self._unread) and self._began > self._due_at + 1e-9:
+            self._judge.fail(f"a rescan was due at {self._due_at:.3f} s")
+        return text
 
     def finish(self, seen: Seen | None, *, full: bool) -> None:
         super().finish(seen, full=full)
+        now = self._judge.world.now
+        if self._rescanning:
+            self._rescan_began = self._began
+            self._due_at = now + max(PROMISED_RESCAN, (now - self._began) / PROMISED_SHARE)
+        if not self._unread:
+            self.looked_since = self._rescan_began
+        for lane in seen.highest if seen is not None else ():
+            if lane >= 0:
+                self._moves.append((now, lane, self.mark(lane)))
         self._judge.marks_moved(self)
+
+    def passed_at(self, row: Row) -> float:
+        """When a mark passed a message; never if none did."""
+        return next((at for at, lane, mark in self._moves if lane == row.lane and mark > row.id), float("inf"))
 
 
 class Judge:
@@ -94,7 +118,7 @@ class Judge:
                 self.fail(f"message {number} was acknowledged and is not stored")
             self.stored[draft.body] = number
 
-    def claimed(self, found: list[Delivery], limit: int) -> None:
+    def claimed(self, found: list[Delivery], limit: int, marks: JudgedMarks, looked_since: float) -> None:
         """A consumer got these."""
         if not found:
             return
@@ -108,8 +132,9 @@ class Judge:
         if len(found) > limit or len(set(ids)) < len(ids) or not set(ids) <= set(claim.ids):
             self.fail(f"asked for {limit}, claimed {claim.ids}, delivered {ids}")
         for row in claim.overtaken:
-            if row.lane >= 0 and self.world.now - row.free_since > OVERTAKEN:
-                self.fail(f"message {row.id} has been overtaken for {self.world.now - row.free_since:.1f} s")
+            hidden_since = max(row.free_since, marks.passed_at(row))
+            if hidden_since < looked_since or row.lane < 0:
+                self.fail(f"message {row.id} was overtaken although a look from the start should have found it")
         for item in found:
             self.delivered[item.id] += 1
             if not 1 <= item.attempt <= self.world.queue.options.max_attempts:
@@ -121,13 +146,20 @@ class Judge:
                     self.fail(f"message {item.id} came after {self.last[item.lane]}")
                 self.last[item.lane] = item.id
 
-    def settled(self, how: str, leases: list[Lease], kept: list[bool]) -> None:
+    def asked(self, how: str, leases: list[Lease]) -> set[Lease]:
+        """Return those of the leases with which this was done before."""
+        return {lease for lease in leases if self._is_applied(how, lease)}
+
+    def _is_applied(self, how: str, lease: Lease) -> bool:
+        return (how, (lease.lane, lease.message_id, lease.token)) in self.server.applied
+
+    def settled(self, how: str, leases: list[Lease], kept: list[bool], before: set[Lease]) -> None:
         """A consumer was told which of its leases still held."""
         for lease, alive in zip(leases, kept, strict=True):
-            applied = (how, (lease.lane, lease.message_id, lease.token)) in self.server.applied
+            applied = self._is_applied(how, lease)
             if alive and not applied:
                 self.fail(f"{how} of message {lease.message_id} was confirmed and not done")
-            if applied and not alive and how in ("ack", "archive"):
+            if applied and not alive and lease not in before:
                 self.fail(f"{how} of message {lease.message_id} was done and denied")
         if how in ("ack", "archive"):
             for lease in {lease for lease, alive in zip(leases, kept) if alive}:
@@ -231,8 +263,9 @@ class Cast:
             count = limit or self.chance.choice([1, 2, 10])
             lease = self.chance.choice([0.5, 2.0])
             try:
+                looked_since = marks.looked_since
                 found = yield from receive(self.queue, marks, limit=count, lease=lease, patience=5.0)
-                self.judge.claimed(found, count)
+                self.judge.claimed(found, count, marks, looked_since)
                 if found:
                     leases = [item.lease for item in found]
                     yield self.pause(HANDLING if self.busy else 0.1)
@@ -250,8 +283,9 @@ class Cast:
             yield from self.ack_in_a_transaction(leases)
             return
         if chance.random() < 0.2:
+            before = self.judge.asked("extend", leases)
             kept = yield from extend(self.queue, leases, 1.0)
-            self.judge.settled("extend", leases, kept)
+            self.judge.settled("extend", leases, kept, before)
             yield self.pause(1.0)
         if chance.random() < 0.3:
             leases = [*leases, *stale]
@@ -260,21 +294,24 @@ class Cast:
             yield from self.nack(leases)
             return
         operations: dict[str, Any] = {"ack": ack, "archive": archive}
+        before = self.judge.asked(how, leases)
         if how in operations:
             kept = yield from operations[how](self.queue, leases)
         else:
             kept = yield from release(self.queue, leases, self.doorbell)
-        self.judge.settled(how, leases, kept)
+        self.judge.settled(how, leases, kept, before)
 
     def nack(self, leases: list[Lease]) -> Actor:
         chance = self.chance
         failures = [
             Failure(lease, chance.choice([0.0, 0.3, 2.0]), {"type": "Boom"}, chance.random() < 0.1) for lease in leases
         ]
+        before = self.judge.asked("nack", leases)
         fates = yield from nack(self.queue, failures, self.doorbell)
-        self.judge.settled("nack", leases, [fate != "lost" for fate in fates])
+        self.judge.settled("nack", leases, [fate != "lost" for fate in fates], before)
 
     def ack_in_a_transaction(self, leases: list[Lease]) -> Actor:
+        before = self.judge.asked("ack", leases)
         yield Begin()
         kept = yield from ack(self.queue, leases)
         yield self.pause(1.0)
@@ -282,7 +319,7 @@ class Cast:
             yield Rollback()
         else:
             yield Commit()
-            self.judge.settled("ack", leases, kept)
+            self.judge.settled("ack", leases, kept, before)
 
     def housekeeper(self) -> Actor:
         while True:

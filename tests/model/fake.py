@@ -214,8 +214,13 @@ class FakeServer:
         for row in rows:
             row.locked = True
             transaction.on_commit.append(lambda row=row: self._settle(row, name))  # type: ignore[misc]
-            transaction.on_rollback.append(lambda row=row: setattr(row, "locked", False))  # type: ignore[misc]
+            transaction.on_rollback.append(lambda row=row: self._spare(row, name))  # type: ignore[misc]
         return [(row.id,) for row in rows]
+
+    def _spare(self, row: Row, name: str) -> None:
+        row.locked = False
+        self.applied.discard((name, row.lease))
+        row.free_since = max(row.free_since, self.table.now)
 
     def _settle(self, row: Row, name: str) -> None:
         self.fates[row.id] = name

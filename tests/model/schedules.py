@@ -8,6 +8,7 @@ from __future__ import annotations
 import random
 import sys
 from pathlib import Path
+from unittest import mock
 
 if __name__ == "__main__":
     for folder in (Path(__file__).parent, Path(__file__).parents[1] / "core"):
@@ -16,6 +17,9 @@ if __name__ == "__main__":
 from actors import Cast, Judge, Violation
 from by_hand import make_queue
 from world import Faults, World
+
+from pgqrs_core import watch
+from pgqrs_core.operations import claim
 
 __all__ = ["many", "play_schedule"]
 
@@ -52,18 +56,26 @@ def play_schedule(seed: int, *, crowd: int | None = None) -> Judge:
             world.start(cast.consumer())
         world.start(cast.housekeeper(), mortal=False)
     world.start(cast.watchman(), mortal=False)
+    # What the product draws by itself is drawn from the seed, too.
+    tokens = mock.patch.object(claim.secrets, "randbits", world.chance.getrandbits)
+    turns = mock.patch.object(watch, "random", world.chance)
     try:
-        world.run(TROUBLE)
-        cast.busy = False
-        judge.last = None
-        world.faults = CALM
-        for _ in range(2):
-            world.start(cast.consumer(limit=10), mortal=False)
-        world.run(TROUBLE + PEACE)
+        with tokens, turns:
+            _play(world, cast)
         judge.verdict()
     except Violation as violation:
         raise Violation(f"schedule {seed}: {violation}") from violation
     return judge
+
+
+def _play(world: World, cast: Cast) -> None:
+    world.run(TROUBLE)
+    cast.busy = False
+    cast.judge.last = None
+    world.faults = CALM
+    for _ in range(2):
+        world.start(cast.consumer(limit=10), mortal=False)
+    world.run(TROUBLE + PEACE)
 
 
 def many(seeds: range) -> int:

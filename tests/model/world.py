@@ -285,7 +285,8 @@ class Sleepers:
                 self._tell()
             else:
                 if not (agenda.mark or agenda.probe or self._nudged):
-                    yield Sleep(min(agenda.sleep, 2 * POLL))
+                    # A real clock moves on by itself.
+                    yield Sleep(min(max(agenda.sleep, 0.001), 2 * POLL))
             self._nudged = False
 
     def _follow(self, agenda: Agenda) -> Actor:
