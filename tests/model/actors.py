@@ -325,7 +325,7 @@ class Cast:
         while True:
             try:
                 yield from maintain("pgqrs")
-                if self.chance.random() < 0.3:
+                if self.busy and self.chance.random() < 0.3:
                     yield from replay_dead(self.queue, None, self.doorbell)
             except PgqrsError:
                 pass

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import random
 import struct
+from copy import copy
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ class Claim:
 
     token: int
     ids: list[int]
-    #: Messages that it could have taken and that were before one that it took.
+    #: Messages that it could have taken and that were before one that it took, as they were.
     overtaken: list[Row]
 
 
@@ -188,7 +189,7 @@ class FakeServer:
         free = self.table.candidates()
         taken = self.table.claim(params["limit"], params["lease"], params["token"], starts)
         last = max((free.index(row) for row in taken if row in free), default=-1)
-        overtaken = [row for row in free[: last + 1] if row not in taken]
+        overtaken = [copy(row) for row in free[: last + 1] if row not in taken]
         self.claims[params["token"]] = Claim(params["token"], [row.id for row in taken], overtaken)
         rows = [
             (*row.lease[:2], row.attempt, row.priority, row.enqueued_at, "", None, row.body, row.token, oldest, newest)
