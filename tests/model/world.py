@@ -170,7 +170,7 @@ class World:
             return
         if enqueues:
             # A plain insert draws its id a moment before its transaction has a number.
-            pause = self.chance.random() * SETTLE * 0.9
+            pause = self.chance.choice([0.0, 0.1, 0.9]) * SETTLE
             self.at(pause, partial(self._registered, process, transaction, rows))
         elif process.transaction is None:
             server.end(transaction, commits=True)
@@ -183,7 +183,9 @@ class World:
     def _registered(self, process: Process, transaction: Transaction, rows: Any) -> None:
         self.server.register(transaction)
         if process.transaction is None:
-            self.at(self.chance.random() * self.faults.commit, partial(self._committed, process, transaction, rows))
+            # Most commits are quick, so that others overtake those who draw ids slowly.
+            pause = self.chance.random() ** 4 * self.faults.commit
+            self.at(pause, partial(self._committed, process, transaction, rows))
         else:
             self._reply(process, rows)
 
