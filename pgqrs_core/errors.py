@@ -292,6 +292,8 @@ class EnqueueUnknown(Unavailable):
     """
 
     queue: str
+    #: How the connection broke.
+    reason: str
     #: Whether all messages had idempotency keys, so that enqueuing them again stores none twice.
     keyed: bool
 
@@ -306,7 +308,7 @@ class EnqueueUnknown(Unavailable):
             target=target,
             in_flight=True,
         )
-        self.queue, self.keyed = queue, keyed
+        self.queue, self.reason, self.keyed = queue, message, keyed
 
 
 class TimedOut(Unavailable):

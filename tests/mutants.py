@@ -3,7 +3,7 @@
 ``python tests/mutants.py`` mutates what decides about messages: the operations that enqueue, claim and settle, the
 low-water marks, and the statements of ``queries.sql``. It needs a server (``PGQRS_TEST_DSN``), takes an hour or two, and
 prints every mutant that no test killed. ``--only marks`` chooses files by name, ``--every 5`` takes each fifth mutant,
-``--list`` runs none.
+``--list`` runs none, and ``--quick`` leaves out the tests that take minutes, so survivors cost less and are more.
 
 It works in a copy of the project, so an interrupted run leaves nothing behind.
 """
@@ -35,6 +35,9 @@ KEYS = "tests/postgres/test_keys.py -k sync"
 MACHINE = "tests/model/test_machine.py -k sync"
 ENGINE = "tests/postgres/test_engine.py -k sync"
 PLANS = "tests/postgres/test_plans.py"
+
+#: Left out when it has to be quick.
+SLOW = {ENGINE, PLANS}
 
 #: What is mutated, and which tests are asked, the quickest first.
 TARGETS = {
@@ -189,7 +192,7 @@ def is_killed(folder: Path, tests: list[str], limit: float) -> bool:
     return False
 
 
-def run(path: str, mutants: list[Mutant], limit: float) -> list[Mutant]:
+def run(path: str, mutants: list[Mutant], tests: list[str], limit: float) -> list[Mutant]:
     """Try mutants of one file; return those that survive."""
     survivors: list[Mutant] = []
     with tempfile.TemporaryDirectory() as name:
@@ -199,11 +202,11 @@ def run(path: str, mutants: list[Mutant], limit: float) -> list[Mutant]:
             copy = shutil.copytree if source.is_dir() else shutil.copy
             copy(source, folder / item)
         text = (ROOT / path).read_text()
-        if is_killed(folder, TARGETS[path], limit):
+        if is_killed(folder, tests, limit):
             raise SystemExit(f"the tests of {path} fail without any mutant")
         for mutant in mutants:
             (folder / path).write_text(mutant.apply(text))
-            if not is_killed(folder, TARGETS[path], limit):
+            if not is_killed(folder, tests, limit):
                 survivors.append(mutant)
                 print(f"  survives {path}:{mutant}", flush=True)
     return survivors
@@ -216,6 +219,7 @@ def main() -> None:
     parser.add_argument("--every", type=int, default=1, help="take each n-th mutant")
     parser.add_argument("--offset", type=int, default=0, help="beginning with this one")
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for the tests of one file")
+    parser.add_argument("--quick", action="store_true", help="leave out the tests that take minutes")
     parser.add_argument("--list", action="store_true", help="show the mutants and run none")
     arguments = parser.parse_args()
     for path in TARGETS:
@@ -225,7 +229,8 @@ def main() -> None:
                 print(f"{path}: {len(mutants)}", *mutants, sep="\n  ")
                 continue
             began = time.monotonic()
-            survivors = run(path, mutants, arguments.limit)
+            tests = [test for test in TARGETS[path] if not (arguments.quick and test in SLOW)]
+            survivors = run(path, mutants, tests, arguments.limit)
             killed = len(mutants) - len(survivors)
             print(f"{path}: {killed} of {len(mutants)} killed in {time.monotonic() - began:.0f} s", flush=True)
 
