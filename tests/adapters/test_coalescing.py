@@ -34,6 +34,6 @@ def test_whoever_has_a_key_is_told_that_a_retry_is_safe_and_the_others_that_it_i
     assert isinstance(keyed, EnqueueUnknown)
     assert isinstance(bare, EnqueueUnknown)
     assert (keyed.keyed, bare.keyed) == (True, False)
-    with pytest.raises(EnqueueUnknown, match="gone. Enqueue again with the same idempotency_key"):
+    with pytest.raises(EnqueueUnknown, match=r"gone\. Enqueue again with the same idempotency_key"):
         raise keyed
     assert isinstance(keyed.__cause__, OSError)

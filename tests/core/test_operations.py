@@ -432,6 +432,11 @@ class TestEnqueue:
 
         assert ("notify" in played.names) is rings
 
+    def test_it_rings_for_a_batch_of_which_one_is_due_soon(self) -> None:
+        op = self.op(draft(delay=3600), draft(), draft(delay=3600), doorbell=Bell())
+
+        assert play(op, stored(1, 2, 3, waiting=True), []).names == ["enqueue_mixed", "notify"]
+
     @pytest.mark.parametrize("error", [ServerError("full"), Unavailable("gone", in_flight=True)], ids=repr)
     def test_a_bell_that_cannot_be_rung_does_not_fail_the_enqueue(self, error: Exception) -> None:
         bell = Bell()
