@@ -192,6 +192,9 @@ class TestReceive:
 
         assert [item.id for item in played.result] == [4]
 
+    def test_the_least_patience_is_a_wait(self) -> None:
+        assert play(self.op(0.01), [], 0.0, []).names == ["claim", "wait", "claim"]
+
     def test_without_patience_it_does_not_wait(self) -> None:
         assert play(self.op(0.0), []).result == []
 
