@@ -288,16 +288,27 @@ class Unavailable(PgqrsError, ConnectionError):
 class EnqueueUnknown(Unavailable):
     """The connection broke while an enqueue was being committed: it may or may not be stored.
 
-    Enqueue again if a duplicate does no harm; look first if it does.
+    Enqueue again under the same idempotency key: then it is stored once, whatever became of the first try.
     """
 
     queue: str
+    #: How the connection broke.
+    reason: str
+    #: Whether all messages had idempotency keys, so that enqueuing them again stores none twice.
+    keyed: bool
 
-    def __init__(self, queue: str, message: str, *, target: str = "") -> None:
-        super().__init__(
-            f"it is unknown whether the enqueue to {queue!r} was committed: {message}", target=target, in_flight=True
+    def __init__(self, queue: str, message: str, *, target: str = "", keyed: bool = False) -> None:
+        remedy = (
+            "Enqueue again with the same idempotency_key: nothing is stored twice."
+            if keyed
+            else "To enqueue again may store it twice; with an idempotency_key from the first try on, it does not."
         )
-        self.queue = queue
+        super().__init__(
+            f"it is unknown whether the enqueue to {queue!r} was committed: {message.rstrip('.')}. {remedy}",
+            target=target,
+            in_flight=True,
+        )
+        self.queue, self.reason, self.keyed = queue, message, keyed
 
 
 class TimedOut(Unavailable):

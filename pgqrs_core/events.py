@@ -5,7 +5,8 @@ object             may set   fields                              meaning
 =================  ========  ==================================  ==========================================
 ``EnqueueBatch``   drafts'   ``queue adapter drafts ids``        about to be written
 ``Draft``          yes       ``queue body content_type headers   one message, encoded
-                             priority delay at ttl``
+                             priority delay at ttl
+                             idempotency_key``
 ``ConsumeBatch``   methods   ``queue adapter deliveries          just claimed, not yet decoded
                              dropped buried address``
 ``Enqueued``       frozen    ``queue adapter ids count bytes     written and committed
@@ -64,6 +65,8 @@ class Draft(msgspec.Struct):
         delay: Seconds until it is due; None is at once.
         at: When it is due, in place of a delay.
         ttl: Seconds after which it is no longer delivered; None is never.
+        idempotency_key: What it is known by, 1 to 255 characters: while the queue knows a message by this key, nothing
+            is stored, and the id is that message's. None is a message of its own.
     """
 
     queue: str
@@ -74,6 +77,7 @@ class Draft(msgspec.Struct):
     delay: float | None = None
     at: datetime | None = None
     ttl: float | None = None
+    idempotency_key: str | None = None
 
 
 class EnqueueBatch(msgspec.Struct):
@@ -152,7 +156,7 @@ class Enqueued(msgspec.Struct, frozen=True):
     Attributes:
         queue: The queue's name.
         adapter: Which front end enqueued.
-        ids: The message ids, in the order of the drafts.
+        ids: The message ids, in the order of the drafts; of one that was stored before under its key, the id it got then.
         count: How many.
         bytes: The size of all bodies together, as written.
         seconds: From the first statement to the commit.

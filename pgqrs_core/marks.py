@@ -7,9 +7,10 @@ consumer remembers, per ready lane, the lowest message id that can still be wait
 A mark is a hint. It lives in memory, and a claimable message below it is found by the next rescan from the start.
 
 * A claim that took ids up to *m* shows that all lower ids were taken, held, or **not yet committed**. So *m* becomes
-  the mark only when every transaction that ran at that claim has ended and a later claim has read up to *m*, which
+  the mark only when every transaction that may hold one of them has ended and a later claim has read up to *m*, which
   its snapshot and its batch show, or when `LAG` seconds have passed, so that one open transaction does not hold the
-  mark back.
+  mark back. A transaction draws an id a moment before snapshots show it: so it is not those of the claim itself that
+  must have ended, but those in the snapshot of the first claim that began `SETTLE` seconds after it.
 * A rescan begins every `RESCAN` seconds, or as seldom as keeps its cost under one hundredth of the time. A claim that
   found nothing is followed by a rescan at once where that is cheap: an idle queue is short.
 * A rescan whose batch is full is not over: the next claims read on where it stopped, up to the marks. So nothing below
@@ -55,10 +56,14 @@ class Seen(NamedTuple):
     newest: int
 
 
-class _Pending(NamedTuple):
-    highest: dict[int, int]
-    newest: int
-    at: float
+class _Pending:
+    __slots__ = ("at", "highest", "newest")
+
+    def __init__(self, highest: dict[int, int], at: float) -> None:
+        self.highest = highest
+        self.at = at
+        #: What must have ended; None until a snapshot shows all who may have drawn a lower id.
+        self.newest: int | None = None
 
 
 class _Reach(NamedTuple):
@@ -109,13 +114,13 @@ class Marks:
         reach = _reach(seen, full=full)
         moved = False
         if seen is not None:
-            moved = self._settle(seen.oldest, reach, now)
+            moved = self._settle(seen, reach, now)
             ready = {lane: top for lane, top in seen.highest.items() if lane >= 0}
             if ready:
                 if len(self._pending) >= _PENDING:
                     last = self._pending.pop()
                     ready = {**last.highest, **ready}
-                self._pending.append(_Pending(ready, seen.newest, now))
+                self._pending.append(_Pending(ready, now))
         if self._unread:
             self._read_on(reach)
             moved = True
@@ -129,15 +134,20 @@ class Marks:
         """Return the lowest id that may still be waiting in a ready lane."""
         return self._marks[_PLACES[lane]]
 
-    def _settle(self, oldest: int, reach: _Reach, now: float) -> bool:
+    def _settle(self, seen: Seen, reach: _Reach, now: float) -> bool:
         """Turn claims that no running transaction can reach below any more into marks; tell whether any moved."""
+        for item in reversed(self._pending):
+            if item.newest is not None:
+                break
+            # A snapshot is no older than the beginning of its claim; the answer may have taken long.
+            if self._began - item.at >= SETTLE:
+                item.newest = seen.newest
         moved = False
         while self._pending:
             first = self._pending[0]
-            age = now - first.at
-            over = oldest >= first.newest and age >= SETTLE
+            over = first.newest is not None and seen.oldest >= first.newest
             read = all(reach.covers(lane, top) for lane, top in first.highest.items())
-            if not ((over and read) or age >= LAG):
+            if not ((over and read) or now - first.at >= LAG):
                 break
             for lane, top in first.highest.items():
                 place = _PLACES[lane]

@@ -33,6 +33,7 @@ __all__ = [
     "Queue",
     "QueueOptions",
     "Snapshot",
+    "check_key",
     "check_name",
     "check_number",
     "decode_headers",
@@ -67,15 +68,30 @@ def check_name(name: object) -> str:
     Raises:
         InvalidQueueName: if it may not.
     """
-    if not isinstance(name, str) or not 1 <= len(name) <= 255:
-        raise InvalidQueueName(name, "a text of 1 to 255 characters")
-    if "\0" in name:
-        raise InvalidQueueName(name, "free of NUL characters")
+    expected = _flaw(name)
+    if expected is not None:
+        raise InvalidQueueName(name, expected)
+    return name  # type: ignore[return-value]
+
+
+def check_key(key: object) -> None:
+    """Raise `InvalidArgument` unless ``key`` may be an idempotency key: the same texts as names of queues."""
+    expected = _flaw(key)
+    if expected is not None:
+        raise InvalidArgument("idempotency_key", key, expected)
+
+
+def _flaw(text: object) -> str | None:
+    """Tell what a short text should be and is not."""
+    if not isinstance(text, str) or not 1 <= len(text) <= 255:
+        return "a text of 1 to 255 characters"
+    if "\0" in text:
+        return "free of NUL characters"
     try:
-        name.encode()
+        text.encode()
     except UnicodeEncodeError:
-        raise InvalidQueueName(name, "valid Unicode, free of lone surrogates") from None
-    return name
+        return "valid Unicode, free of lone surrogates"
+    return None
 
 
 def encode_headers(headers: dict[str, Any] | None) -> str | None:
@@ -123,6 +139,8 @@ class QueueOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     archive_retention_seconds: float | None = None
     #: After how many seconds dead messages are removed; None keeps them.
     dead_retention_seconds: float | None = None
+    #: For how many seconds an idempotency key is known (1 to 315,360,000).
+    idempotency_seconds: float = 86_400.0
     #: The largest serialised body, in bytes (1 to 268,435,456).
     max_body_bytes: int = 1_048_576
 
@@ -134,6 +152,7 @@ class QueueOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         check_number("backoff_factor", self.backoff_factor, 1, 100)
         check_number("backoff_cap", self.backoff_cap, 0, 2_592_000)
         check_number("backoff_jitter", self.backoff_jitter, 0, 1)
+        check_number("idempotency_seconds", self.idempotency_seconds, 1, MAX_SECONDS)
         check_number("max_body_bytes", self.max_body_bytes, 1, 268_435_456, whole=True)
         if not isinstance(self.archive, bool):
             raise InvalidArgument("archive", self.archive, "True or False")

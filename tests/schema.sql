@@ -10,6 +10,17 @@ table a_jobs
   CREATE INDEX a_jobs_archived_at_idx ON pgqrs.a_jobs USING brin (archived_at) WITH (autosummarize='on')
   CREATE INDEX a_jobs_message_id_idx ON pgqrs.a_jobs USING btree (message_id)
 
+table idempotency_keys
+  with autovacuum_vacuum_cost_delay=0
+  with autovacuum_vacuum_scale_factor=0
+  with autovacuum_vacuum_threshold=10000
+  queue_id integer not null
+  key text not null
+  message_id bigint not null
+  expires_at timestamp with time zone not null
+  CREATE INDEX idempotency_keys_expires_at_idx ON pgqrs.idempotency_keys USING btree (expires_at)
+  CREATE UNIQUE INDEX idempotency_keys_pkey ON pgqrs.idempotency_keys USING btree (queue_id, key)
+
 unlogged table leaders
   role text not null
   holder bigint not null

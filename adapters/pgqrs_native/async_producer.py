@@ -42,6 +42,7 @@ class AsyncProducer:
         ttl: float | None = None,
         headers: dict[str, Any] | None = None,
         content_type: str | None = None,
+        idempotency_key: str | None = None,
         connection: object = None,
     ) -> int:
         """Store a message and return its id.
@@ -55,12 +56,15 @@ class AsyncProducer:
             ttl: seconds after which it is no longer delivered.
             headers: what travels beside the payload; JSON values.
             content_type: the serializer to use; by default chosen by the payload.
+            idempotency_key: what the message is known by, 1 to 255 characters. While the queue knows it (a day unless
+                its ``idempotency_seconds`` differ), to enqueue under it again stores nothing, whatever the payload, and
+                returns the id of the first, also when that was consumed long ago. This makes a retry safe.
             connection: store it in this connection's transaction.
 
         Raises:
             QueueNotFound, InvalidArgument, BodyTooLarge, EncodeError: nothing was stored.
             Unavailable: the server could not be reached; nothing was stored.
-            EnqueueUnknown: the connection broke during the commit.
+            EnqueueUnknown: the connection broke during the commit; with a key, enqueue again.
         """
         drafts = compose(
             self._engine.plugins,
@@ -72,6 +76,7 @@ class AsyncProducer:
             ttl=ttl,
             headers=headers,
             content_type=content_type,
+            idempotency_keys=None if idempotency_key is None else (idempotency_key,),
         )
         return (await self._send(queue, drafts, connection))[0]
 
@@ -90,9 +95,13 @@ class AsyncProducer:
         ttl: float | None = None,
         headers: dict[str, Any] | None = None,
         content_type: str | None = None,
+        idempotency_keys: Iterable[str | None] | None = None,
         connection: object = None,
     ) -> list[int]:
-        """Store many messages, all or none, and return their ids in order. Options as for `enqueue`."""
+        """Store many messages, all or none, and return their ids in order.
+
+        Options as for `enqueue`; ``idempotency_keys`` holds one for each payload, or None for one that has none.
+        """
         drafts = compose(
             self._engine.plugins,
             queue,
@@ -103,6 +112,7 @@ class AsyncProducer:
             ttl=ttl,
             headers=headers,
             content_type=content_type,
+            idempotency_keys=idempotency_keys,
         )
         check_batch(self._engine.config, len(drafts))
         return await self._send(queue, drafts, connection)

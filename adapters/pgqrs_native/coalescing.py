@@ -10,7 +10,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Final
 
-from pgqrs_core.errors import PgqrsError, Unavailable
+from pgqrs_core.errors import EnqueueUnknown, PgqrsError, Unavailable
 from pgqrs_core.events import Draft
 
 __all__ = ["Coalescer"]
@@ -75,7 +75,7 @@ class Coalescer:
         except Unavailable as error:
             # The outcome is the same for all, known or not; writing again could double what was stored.
             for share in taken:
-                _fail(share, error)
+                _fail(share, _said_to(share, error))
         except PgqrsError as error:
             if len(taken) == 1:
                 _fail(taken[0], error)
@@ -101,6 +101,16 @@ class Coalescer:
             else:
                 if not share.done.done():
                     share.done.set_result(ids)
+
+
+def _said_to(share: _Share, error: Unavailable) -> Unavailable:
+    """Return the error with the remedy for the messages of this share: whether they had keys, whatever the others had."""
+    if not isinstance(error, EnqueueUnknown):
+        return error
+    keyed = all(draft.idempotency_key is not None for draft in share.drafts)
+    said = EnqueueUnknown(error.queue, error.reason, target=error.target, keyed=keyed)
+    said.__cause__ = error.__cause__
+    return said
 
 
 def _fail(share: _Share, error: BaseException) -> None:

@@ -45,6 +45,7 @@ def compose(
     ttl: float | None = None,
     headers: dict[str, Any] | None = None,
     content_type: str | None = None,
+    idempotency_keys: Iterable[str | None] | None = None,
 ) -> list[Draft]:
     """Encode payloads. ``message_type`` goes into the headers of those that have a type of their own."""
     if at is not None:
@@ -71,7 +72,22 @@ def compose(
             known[cls] = {"message_type": name, **(headers or {})} if name else headers
         shared = known[cls]
         drafts.append(Draft(queue, body, kind, shared, priority, delay, at, ttl))
+    if idempotency_keys is not None:
+        _give_keys(drafts, idempotency_keys)
     return drafts
+
+
+def _give_keys(drafts: list[Draft], keys: Iterable[str | None]) -> None:
+    # A text is an iterable of texts too, and one letter each is not what its author meant.
+    given = None if isinstance(keys, str) else list(keys)
+    if given is None or len(given) != len(drafts):
+        raise InvalidArgument(
+            "idempotency_keys",
+            keys if given is None else f"{len(given)} keys",
+            f"one for each of {len(drafts)} payloads",
+        )
+    for draft, key in zip(drafts, given):
+        draft.idempotency_key = key
 
 
 def reading(

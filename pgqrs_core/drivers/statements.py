@@ -86,6 +86,7 @@ class Statements:
             for key, prefix in (("queue", "q_"), ("archive", "a_"), ("view", "v_")):
                 names[key] = sql.Identifier(self._schema, prefix + queue.suffix)
             names["queue_id"] = sql.Literal(queue.id)
+            names["queue_name"] = sql.Literal(names["queue"].as_string(None))
         if _has_parameters(query):
             names = {key: sql.SQL(name.as_string(None).replace("%", "%%")) for key, name in names.items()}
         return sql.SQL(query.text).format(**names)

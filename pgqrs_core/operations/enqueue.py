@@ -7,9 +7,17 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
 from pgqrs_core.arrays import ByteaArray, numbers, texts
-from pgqrs_core.effects import Execute, Op
+from pgqrs_core.effects import Execute, Op, Rows
 from pgqrs_core.errors import BodyTooLarge, EnqueueUnknown, InvalidArgument, PgqrsError, Unavailable
-from pgqrs_core.messages import MAX_PRIORITY, MAX_SECONDS, Queue, check_number, delayed_lane, encode_headers
+from pgqrs_core.messages import (
+    MAX_PRIORITY,
+    MAX_SECONDS,
+    Queue,
+    check_key,
+    check_number,
+    delayed_lane,
+    encode_headers,
+)
 from pgqrs_core.sql import queries
 
 if TYPE_CHECKING:
@@ -25,27 +33,34 @@ SOON: Final = 2.0
 def enqueue(queue: Queue, drafts: Sequence[Draft], doorbell: Doorbell | None = None) -> Op[list[int]]:
     """Store messages and return their ids in order.
 
-    All of them or none. With a ``doorbell``, sleeping consumers are woken after the commit; without one (inside the
+    All of them or none. Of those with an idempotency key that the queue knows, or that occurs before in ``drafts``, the id
+    is that of the message stored first, and nothing more is stored.
+
+    With a ``doorbell``, sleeping consumers are woken after the commit; without one (inside the
     caller's transaction, where a NOTIFY would hold a database-wide lock until the commit) their polling finds them.
 
     Raises:
-        InvalidArgument: a priority, delay or time to live is out of range, or a time has no zone; nothing was stored.
+        InvalidArgument: a priority, delay, time to live or key is out of range, or a time has no zone; nothing was stored.
         BodyTooLarge: a body is over the queue's limit; nothing was stored.
         EnqueueUnknown: the connection broke while the commit was on its way.
     """
     if not drafts:
         return []
+    keys = 0
     for draft in drafts:
         check_draft(queue, draft)
+        if draft.idempotency_key is not None:
+            keys += 1
     try:
-        rows = yield _insert(queue, drafts)
+        rows = yield _insert_keyed(queue, drafts) if keys else _insert(queue, drafts)
     except Unavailable as error:
         if error.in_flight and doorbell is not None:
-            raise EnqueueUnknown(queue.name, str(error), target=error.target) from error
+            unknown = EnqueueUnknown(queue.name, str(error), target=error.target, keyed=keys == len(drafts))
+            raise unknown from error
         raise
     if rows[0][1] and any(draft.at is not None or (draft.delay or 0) <= SOON for draft in drafts):
         yield from ring(queue, doorbell)
-    return [row[0] for row in rows]
+    return _ids_by_key(drafts, rows) if keys else [row[0] for row in rows]
 
 
 def ring(queue: Queue, doorbell: Doorbell | None) -> Op[None]:
@@ -69,6 +84,8 @@ def check_draft(queue: Queue, draft: Draft) -> None:
         raise InvalidArgument("at", draft.at, "a datetime with a time zone")
     if draft.ttl is not None:
         check_number("ttl", draft.ttl, 0, MAX_SECONDS, above=True)
+    if draft.idempotency_key is not None:
+        check_key(draft.idempotency_key)
 
 
 def _lane(draft: Draft) -> int:
@@ -103,20 +120,38 @@ def _insert(queue: Queue, drafts: Sequence[Draft]) -> Execute:
     if _are_alike(drafts):
         bodies = ByteaArray([draft.body for draft in drafts])
         return Execute(queries["enqueue_alike"], {**_common(first), "bodies": bodies}, queue)
-    return Execute(
-        queries["enqueue_mixed"],
-        {
-            "lanes": numbers(map(_lane, drafts)),
-            "priorities": numbers(draft.priority for draft in drafts),
-            "ats": texts(draft.at for draft in drafts),
-            "delays": texts(draft.delay or None for draft in drafts),
-            "ttls": texts(draft.ttl for draft in drafts),
-            "content_types": texts(draft.content_type for draft in drafts),
-            "headers": texts(encode_headers(draft.headers) for draft in drafts),
-            "bodies": ByteaArray([draft.body for draft in drafts]),
-        },
-        queue,
-    )
+    return Execute(queries["enqueue_mixed"], _columns(drafts), queue)
+
+
+def _insert_keyed(queue: Queue, drafts: Sequence[Draft]) -> Execute:
+    first: dict[object, Draft] = {}
+    for place, draft in enumerate(drafts):
+        # Those without a key are told apart by their places, which no key equals.
+        first.setdefault(place if draft.idempotency_key is None else draft.idempotency_key, draft)
+    distinct = list(first.values())
+    keys = texts(draft.idempotency_key for draft in distinct)
+    params = {**_columns(distinct), "keys": keys, "keep": queue.options.idempotency_seconds}
+    return Execute(queries["enqueue_keyed"], params, queue)
+
+
+def _ids_by_key(drafts: Sequence[Draft], rows: Rows) -> list[int]:
+    """Return the ids in the order of the drafts; rows name those of keys by the key, and hold the others in order."""
+    known = {row[2]: row[0] for row in rows if row[2] is not None}
+    others = iter([row[0] for row in rows if row[2] is None])
+    return [next(others) if draft.idempotency_key is None else known[draft.idempotency_key] for draft in drafts]
+
+
+def _columns(drafts: Sequence[Draft]) -> dict[str, object]:
+    return {
+        "lanes": numbers(map(_lane, drafts)),
+        "priorities": numbers(draft.priority for draft in drafts),
+        "ats": texts(draft.at for draft in drafts),
+        "delays": texts(draft.delay or None for draft in drafts),
+        "ttls": texts(draft.ttl for draft in drafts),
+        "content_types": texts(draft.content_type for draft in drafts),
+        "headers": texts(encode_headers(draft.headers) for draft in drafts),
+        "bodies": ByteaArray([draft.body for draft in drafts]),
+    }
 
 
 def _are_alike(drafts: Sequence[Draft]) -> bool:

@@ -27,6 +27,7 @@ class Housekeeping(msgspec.Struct, frozen=True):
     dead_pruned: int = 0
     archive_pruned: int = 0
     vacuumed: int = 0
+    keys_pruned: int = 0
 
 
 def elect(holder: int, seconds: float, *, role: str = _ROLE) -> Op[bool]:
@@ -44,6 +45,7 @@ def maintain(schema: str) -> Op[Housekeeping]:
     """Do one round over all queues: remove what expired and what is kept no longer, vacuum what has bloated."""
     expired = dead = archived = vacuumed = 0
     yield Execute(queries["forget_waiters"])
+    keys = yield from _all_pages("prune_keys", {})
     for queue in (yield from list_queues()):
         options = queue.options
         expired += yield from _all_pages("expire", {}, queue)
@@ -55,10 +57,10 @@ def maintain(schema: str) -> Op[Housekeeping]:
         if bloat and bloat[0][0] > _BLOATED:
             yield Execute(queries["vacuum"], {}, queue)
             vacuumed += 1
-    return Housekeeping(expired, dead, archived, vacuumed)
+    return Housekeeping(expired, dead, archived, vacuumed, keys)
 
 
-def _all_pages(name: str, params: dict[str, object], queue: Queue) -> Op[int]:
+def _all_pages(name: str, params: dict[str, object], queue: Queue | None = None) -> Op[int]:
     removed = 0
     while True:
         rows = yield Execute(queries[name], {**params, "limit": _PAGE}, queue)

@@ -1,8 +1,9 @@
 """The catalogue of statements, read once from the ``.sql`` files beside this module.
 
 A statement begins with ``-- name: <name>`` and the comment that follows says what it promises. Placeholders in
-braces are identifiers, composed by the driver and never formatted: ``{schema}``, ``{queue}``, ``{archive}``, ``{view}``
-and ``{queue_id}`` (a number). Values are always parameters.
+braces are identifiers, composed by the driver and never formatted: ``{schema}``, ``{queue}``, ``{archive}``, ``{view}``,
+``{queue_name}`` (``{queue}`` as a text, for functions that take one) and ``{queue_id}`` (a number). Values
+are always parameters.
 """
 
 from __future__ import annotations

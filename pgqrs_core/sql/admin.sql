@@ -40,6 +40,8 @@ select exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n 
                where n.nspname = %(schema)s and c.relname = 'migrations');
 
 -- name: drop_shared
+-- The keys may be missing: they came later.
+drop table if exists {schema}.idempotency_keys;
 drop table {schema}.waiters, {schema}.leaders, {schema}.queues, {schema}.migrations;
 
 -- name: schema_is_empty
@@ -243,6 +245,14 @@ with old as materialized (
   order by due_at, message_id limit %(limit)s for update skip locked
 )
 delete from {queue} q using old where q.lane = -100 and q.message_id = old.message_id returning q.message_id;
+
+-- name: prune_keys
+-- Remove up to `limit` idempotency keys that are kept no longer, those of deleted queues among them.
+with old as materialized (
+  select queue_id, key from {schema}.idempotency_keys
+  where expires_at <= statement_timestamp() order by expires_at limit %(limit)s for update skip locked
+)
+delete from {schema}.idempotency_keys k using old where k.queue_id = old.queue_id and k.key = old.key returning 1;
 
 -- name: elect relaxed
 -- Become, or stay, the one process that does the housekeeping; no row when another is.

@@ -45,8 +45,8 @@ def test_the_commands_of_the_readme_work_as_written(shell: Shell) -> None:
 
 def test_installing_twice_changes_nothing(shell: Shell) -> None:
     """And says so."""
-    assert shell.ok("install").out == "schema 'pgqrs' is up to date (version 1)\n"
-    assert shell.json("install") == {"schema": "pgqrs", "version": 1, "applied": []}
+    assert shell.ok("install").out == "schema 'pgqrs' is up to date (version 2)\n"
+    assert shell.json("install") == {"schema": "pgqrs", "version": 2, "applied": []}
 
 
 def test_uninstall_removes_everything(shell: Shell) -> None:
@@ -68,8 +68,9 @@ def test_another_schema_is_another_world(shell: Shell) -> None:
 def test_a_queue_takes_every_option(shell: Shell) -> None:
     """Times may have units."""
     words = "--lease-seconds 5m --max-attempts 7 --backoff-base 500ms --backoff-factor 3 --backoff-cap 1h30m"
-    more = "--backoff-jitter 0 --archive-retention-seconds 7d --dead-retention-seconds 2w --max-body-bytes 1000"
-    made = shell.json("queue", "create", "full", *words.split(), *more.split())
+    more = "--backoff-jitter 0 --archive-retention-seconds 7d --dead-retention-seconds 2w --idempotency-seconds 2h"
+    last = "--max-body-bytes 1000"
+    made = shell.json("queue", "create", "full", *words.split(), *more.split(), *last.split())
 
     assert made["options"] == {
         "lease_seconds": 300.0,
@@ -81,6 +82,7 @@ def test_a_queue_takes_every_option(shell: Shell) -> None:
         "archive": True,
         "archive_retention_seconds": 604_800.0,
         "dead_retention_seconds": 1_209_600.0,
+        "idempotency_seconds": 7200.0,
         "max_body_bytes": 1000,
     }
     assert shell.json("queue", "create", "bare", "--no-archive")["options"]["archive"] is False
@@ -91,6 +93,15 @@ def test_creating_a_queue_again_is_harmless_and_with_other_options_an_error(shel
     shell.ok("queue", "create", "jobs")
     shell.ok("queue", "create", "jobs")
     assert "max_attempts is 5, not 9" in shell.refused("queue", "create", "jobs", "--max-attempts", "9", code=1)
+
+
+def test_a_message_sent_again_under_its_key_is_the_same(shell: Shell) -> None:
+    """As after an enqueue whose outcome is unknown."""
+    shell.ok("queue", "create", "jobs")
+    ids = [shell.json("message", "send", "jobs", str(n), "--idempotency-key", "order 7")["id"] for n in range(2)]
+
+    assert ids[0] == ids[1]
+    assert "1 to 255" in shell.refused("message", "send", "jobs", "1", "--idempotency-key", "", code=2)
 
 
 def test_alter_changes_what_is_named_and_never_ends_a_retention(shell: Shell) -> None:
@@ -345,7 +356,13 @@ def test_maintain_does_one_round(shell: Shell) -> None:
     """And counts what it removed."""
     shell.ok("queue", "create", "jobs")
     shell.ok("message", "send", "jobs", "1", "--ttl", "1ms")
-    assert shell.json("maintain") == {"expired": 1, "dead_pruned": 0, "archive_pruned": 0, "vacuumed": 0}
+    assert shell.json("maintain") == {
+        "expired": 1,
+        "dead_pruned": 0,
+        "archive_pruned": 0,
+        "vacuumed": 0,
+        "keys_pruned": 0,
+    }
     assert shell.ok("maintain").out.startswith("removed 0 expired messages, 0 dead messages")
 
 

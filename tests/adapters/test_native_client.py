@@ -274,6 +274,25 @@ def test_an_empty_batch_stores_nothing(client: Any, jobs: str) -> None:
     assert client.producer.batch_enqueue(jobs, []) == []
 
 
+def test_a_message_with_an_idempotency_key_is_stored_once_alone_and_in_batches(client: Any, jobs: str) -> None:
+    first = client.producer.enqueue(jobs, 1, idempotency_key="k")
+    client.consumer.dequeue(client.consumer.read(jobs))
+
+    again = client.producer.enqueue_delayed(jobs, 1, 60, idempotency_key="k")
+    ids = client.producer.batch_enqueue(jobs, [1, 2, 3], idempotency_keys=iter(["k", None, "l"]))
+
+    assert (again, ids[0]) == (first, first)
+    assert [message.payload for message in client.consumer.read_batch(jobs, count=10)] == [2, 3]
+
+
+@pytest.mark.parametrize("keys", [["a"], ["a", "b", "c"], "ab", ["a", 2]], ids=repr)
+def test_a_batch_wants_one_sound_key_for_each_payload(client: Any, jobs: str, keys: Any) -> None:
+    with pytest.raises(InvalidArgument, match="idempotency_key"):
+        client.producer.batch_enqueue(jobs, [1, 2], idempotency_keys=keys)
+
+    assert client.consumer.read(jobs) is None
+
+
 def test_payloads_of_many_kinds_share_one_batch(client: Any, jobs: str) -> None:
     mixed = [b"\0\xff", {"a": [1, None]}, "text", 7, None]
 

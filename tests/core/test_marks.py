@@ -406,6 +406,36 @@ class TestWithoutStragglers:
         assert len(table.consumers[0]._pending) <= module._PENDING
 
 
+class TestIdsWithoutANumber:
+    """A transaction draws an id, and a moment later takes the number by which snapshots show it."""
+
+    def claims(self, *steps: tuple[float, float, int, int, int]) -> Marks:
+        """Claims of one message each: when they begin and end, the id, the oldest running transaction and the next."""
+        now = [0.0]
+        marks = Marks(lambda: now[0])
+        for began, ended, number, oldest, newest in steps:
+            now[0] = began
+            marks.start()
+            now[0] = ended
+            marks.finish(Seen({0: number}, oldest, newest), full=False)
+        return marks
+
+    def test_one_that_gets_its_number_after_the_claim_holds_the_mark_back_until_it_has_ended(self) -> None:
+        first, long_after = (0.0, 0.001, 10, 100, 100), (0.5, 0.501, 11, 100, 101)
+
+        assert self.claims(first, long_after).mark(0) == 0
+        assert self.claims(first, long_after, (0.6, 0.601, 12, 101, 102)).mark(0) == 10
+
+    def test_a_snapshot_is_as_old_as_the_beginning_of_its_claim(self) -> None:
+        """However late its answer came."""
+        slow = (0.002, 0.5, 11, 101, 101)
+
+        assert self.claims((0.0, 0.001, 10, 100, 100), slow).mark(0) == 0
+
+    def test_where_nobody_runs_the_next_claim_is_enough(self) -> None:
+        assert self.claims((0.0, 0.001, 10, 100, 100), (0.002 + SETTLE, 0.02, 11, 101, 101)).mark(0) == 10
+
+
 class TestRescans:
     def marks(self) -> tuple[Marks, list[float]]:
         now = [1000.0]

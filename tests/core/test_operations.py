@@ -192,6 +192,9 @@ class TestReceive:
 
         assert [item.id for item in played.result] == [4]
 
+    def test_the_least_patience_is_a_wait(self) -> None:
+        assert play(self.op(0.01), [], 0.0, []).names == ["claim", "wait", "claim"]
+
     def test_without_patience_it_does_not_wait(self) -> None:
         assert play(self.op(0.0), []).result == []
 
@@ -463,6 +466,11 @@ class TestEnqueue:
 
         assert ("notify" in played.names) is rings
 
+    def test_it_rings_for_a_batch_of_which_one_is_due_soon(self) -> None:
+        op = self.op(draft(delay=3600), draft(), draft(delay=3600), doorbell=Bell())
+
+        assert play(op, stored(1, 2, 3, waiting=True), []).names == ["enqueue_mixed", "notify"]
+
     @pytest.mark.parametrize("error", [ServerError("full"), Unavailable("gone", in_flight=True)], ids=repr)
     def test_a_bell_that_cannot_be_rung_does_not_fail_the_enqueue(self, error: Exception) -> None:
         bell = Bell()
@@ -480,6 +488,35 @@ class TestEnqueue:
 
         assert caught.value.__cause__ is lost
         assert caught.value.target == "db"
+
+    @pytest.mark.parametrize(
+        ("keys", "remedy"),
+        [(["k", "l"], "Enqueue again with"), (["k", None], "may store it"), ([None], "may store it")],
+    )
+    def test_an_unknown_outcome_names_the_key_as_remedy_where_all_messages_have_one(
+        self, keys: list[str | None], remedy: str
+    ) -> None:
+        drafts = [draft(idempotency_key=key) for key in keys]
+
+        with pytest.raises(EnqueueUnknown, match=f"lost. .*{remedy}") as caught:
+            play(self.op(*drafts, doorbell=Bell()), Unavailable("lost.", in_flight=True))
+
+        assert caught.value.keyed is (None not in keys)
+
+    def test_messages_with_keys_are_sent_once_per_key_and_answered_by_it(self) -> None:
+        drafts = [draft(b"%d" % place, idempotency_key=key) for place, key in enumerate([None, "b", "a", "b", None])]
+
+        played = play(self.op(*drafts), [(7, False, "a"), (3, False, "b"), (8, False, None), (9, False, None)])
+
+        assert played.names == ["enqueue_keyed"]
+        assert elements(played.params(0)["keys"]) == [None, "b", "a", None]
+        assert played.params(0)["keep"] == 86_400.0
+        assert played.result == [8, 3, 7, 3, 9]
+
+    def test_one_message_with_a_key_goes_the_same_way_and_rings(self) -> None:
+        played = play(self.op(draft(idempotency_key="k"), doorbell=Bell()), [(4, True, "k")], [])
+
+        assert (played.names, played.result) == (["enqueue_keyed", "notify"], [4])
 
     def test_a_connection_that_was_never_made_stored_nothing_for_certain(self) -> None:
         with pytest.raises(Unavailable) as caught:
@@ -844,25 +881,26 @@ class TestMaintenance:
     def test_a_round_removes_what_each_queue_keeps_no_longer(self) -> None:
         row = queue_row(dead_retention_seconds=5, archive_retention_seconds=6)
 
-        played = play(maintenance.maintain("pgqrs"), [], [row], [(1,)], [(2,), (3,)], [(4,)], [(10,)])
+        played = play(maintenance.maintain("pgqrs"), [], [(1,)] * 5, [row], [(1,)], [(2,), (3,)], [(4,)], [(10,)])
 
         assert played.names == [
             "forget_waiters",
+            "prune_keys",
             "list_queues",
             "expire",
             "prune_dead",
             "prune_archive",
             "dead_tuples",
         ]
-        assert played.result == maintenance.Housekeeping(1, 2, 1, 0)
+        assert played.result == maintenance.Housekeeping(1, 2, 1, 0, 5)
 
     def test_what_is_kept_for_ever_is_not_touched(self) -> None:
-        played = play(maintenance.maintain("pgqrs"), [], [queue_row()], [], [])
+        played = play(maintenance.maintain("pgqrs"), [], [], [queue_row()], [], [])
 
-        assert played.names == ["forget_waiters", "list_queues", "expire", "dead_tuples"]
+        assert played.names == ["forget_waiters", "prune_keys", "list_queues", "expire", "dead_tuples"]
 
     def test_a_table_that_autovacuum_does_not_keep_up_with_is_vacuumed(self) -> None:
-        assert play(maintenance.maintain("pgqrs"), [], [queue_row()], [], [(50_001,)], []).result.vacuumed == 1
+        assert play(maintenance.maintain("pgqrs"), [], [], [queue_row()], [], [(50_001,)], []).result.vacuumed == 1
 
     @pytest.mark.parametrize(("rows", "won"), [([(5,)], True), ([], False)])
     def test_an_election_is_won_by_whoever_gets_a_row(self, rows: list[tuple[int]], won: bool) -> None:

@@ -137,4 +137,4 @@ def test_the_queries_of_the_sql_page_run(pgqrs_dsn: str):
         for statement in statements:
             connection.execute(statement.encode())
 
-    assert len(statements) == 4
+    assert len(statements) == 5

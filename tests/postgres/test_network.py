@@ -9,7 +9,7 @@ from harness import ask, meanwhile, until
 
 from pgqrs_core.effects import Execute, Op
 from pgqrs_core.errors import EnqueueUnknown, Unavailable
-from pgqrs_core.operations import queues, schema
+from pgqrs_core.operations import queues, schema, settle
 from pgqrs_core.sql import Query
 from pgqrs_core.testing import Proxy
 
@@ -49,6 +49,23 @@ def test_an_enqueue_whose_reply_never_comes_is_of_unknown_outcome(far: Harness, 
     # It did arrive, and the next one goes over a new connection.
     far.send(b"third")
     assert stored(pgqrs_dsn) == 3
+
+
+def test_after_a_lost_reply_an_enqueue_under_the_same_key_stores_nothing_even_if_the_first_was_consumed(
+    far: Harness, proxy: Proxy, pgqrs_dsn: str
+) -> None:
+    # From the second time on a statement is prepared, and one message is all it takes.
+    far.send(b"first", idempotency_key="j")
+    proxy.swallow_replies()
+    with pytest.raises(EnqueueUnknown, match="Enqueue again with the same idempotency_key"):
+        far.send(b"second", idempotency_key="k")
+    found = far.take()
+    far.on("jobs", settle.ack, [item.lease for item in found])
+
+    (number,) = far.send(b"second", idempotency_key="k")
+
+    assert [(item.id, item.body) for item in found][1:] == [(number, b"second")]
+    assert stored(pgqrs_dsn) == 0
 
 
 def test_a_server_that_hangs_is_given_up_and_met_again(far: Harness, proxy: Proxy, pgqrs_dsn: str) -> None:

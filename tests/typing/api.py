@@ -51,6 +51,7 @@ def administer(client: Client) -> None:
 def produce(client: Client) -> None:
     assert_type(client.producer.enqueue("mail", Email("a"), priority=9, ttl=60, headers={"k": 1}), int)
     assert_type(client.producer.enqueue("mail", b"raw", at=datetime.now(timezone.utc), connection=object()), int)
+    assert_type(client.producer.enqueue("mail", b"raw", idempotency_key="k"), int)
     assert_type(client.producer.enqueue_delayed("mail", {"any": [1, None]}, 5), int)
     assert_type(client.producer.batch_enqueue("mail", (Email(name) for name in "ab")), list[int])
 

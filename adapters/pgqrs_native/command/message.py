@@ -46,6 +46,10 @@ def send(
         str | None, typer.Option("--ttl", metavar=_TIME, help="Deliver it no longer after this time.")
     ] = None,
     header: Annotated[list[str] | None, typer.Option("--header", metavar="KEY=VALUE", help="Repeatable.")] = None,
+    idempotency_key: Annotated[
+        str | None,
+        typer.Option("--idempotency-key", metavar="KEY", help="Send it once, however often this is repeated."),
+    ] = None,
 ) -> None:
     """Send one message. Times: 30, 5m, 2h, 7d."""
     if delay is not None and at is not None:
@@ -56,6 +60,7 @@ def send(
         "at": None if at is None else date("--at", at),
         "ttl": None if ttl is None else duration("--ttl", ttl),
         "headers": headers(header or []),
+        "idempotency_key": idempotency_key,
     }
     body, source = raw_input(message, file)
     payload = body if raw else json_payload(body, source)

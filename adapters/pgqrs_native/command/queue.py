@@ -18,6 +18,7 @@ from pgqrs_native.command.queue_options import (
     DeadFor,
     Factor,
     Jitter,
+    KeysFor,
     Lease,
     read_options,
 )
@@ -54,6 +55,7 @@ def create(
     archive: Archive = None,
     archive_retention_seconds: ArchiveFor = None,
     dead_retention_seconds: DeadFor = None,
+    idempotency_seconds: KeysFor = None,
     max_body_bytes: Bytes = None,
 ) -> None:
     """Create a queue. Harmless to repeat with the same options. Times: 30, 5m, 2h, 7d."""
@@ -67,6 +69,7 @@ def create(
         archive=archive,
         archive_retention_seconds=archive_retention_seconds,
         dead_retention_seconds=dead_retention_seconds,
+        idempotency_seconds=idempotency_seconds,
         max_body_bytes=max_body_bytes,
     )
     _show_queue(session, session.client.admin.create_queue(name, **options), "is ready")
@@ -85,6 +88,7 @@ def alter(
     backoff_jitter: Jitter = None,
     archive_retention_seconds: ArchiveFor = None,
     dead_retention_seconds: DeadFor = None,
+    idempotency_seconds: KeysFor = None,
     max_body_bytes: Bytes = None,
 ) -> None:
     """Change some options of a queue; running clients follow within seconds."""
@@ -97,6 +101,7 @@ def alter(
         backoff_jitter=backoff_jitter,
         archive_retention_seconds=archive_retention_seconds,
         dead_retention_seconds=dead_retention_seconds,
+        idempotency_seconds=idempotency_seconds,
         max_body_bytes=max_body_bytes,
     )
     if not changes:

@@ -17,6 +17,7 @@ __all__ = [
     "DeadFor",
     "Factor",
     "Jitter",
+    "KeysFor",
     "Lease",
     "read_options",
 ]
@@ -37,6 +38,9 @@ ArchiveFor = Annotated[
 ]
 DeadFor = Annotated[
     str | None, typer.Option("--dead-retention-seconds", metavar=_KEPT, help="How long dead messages are kept.")
+]
+KeysFor = Annotated[
+    str | None, typer.Option("--idempotency-seconds", metavar=_TIME, help="How long idempotency keys are known.")
 ]
 Bytes = Annotated[int | None, typer.Option("--max-body-bytes", help="The largest body.")]
 

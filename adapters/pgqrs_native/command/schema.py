@@ -73,7 +73,8 @@ def maintain(session: Session) -> None:
         return
     session.out.say(
         f"removed {plural(done.expired, 'expired message')}, {plural(done.dead_pruned, 'dead message')}, "
-        f"{plural(done.archive_pruned, 'archived message')}; vacuumed {plural(done.vacuumed, 'table')}"
+        f"{plural(done.archive_pruned, 'archived message')}, {plural(done.keys_pruned, 'idempotency key')}; "
+        f"vacuumed {plural(done.vacuumed, 'table')}"
     )
 
 

@@ -1,0 +1,305 @@
+"""Time, chance and faults of the simulation: runs actors, which are generators, one step at a time.
+
+An actor yields what an operation yields, and besides `Sleep`, `Begin`, `Commit` and `Rollback`. Between any two steps
+others run. All that is left to chance comes from one seed, so a number repeats a schedule.
+"""
+
+from __future__ import annotations
+
+import heapq
+import random
+from collections.abc import Generator
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from fake import Blocked, FakeServer, Transaction
+
+from pgqrs_core.arrays import numbers
+from pgqrs_core.effects import Execute, Wait
+from pgqrs_core.errors import Unavailable
+from pgqrs_core.marks import SETTLE
+from pgqrs_core.sql import queries
+from pgqrs_core.watch import MARK_SECONDS, POLL, Agenda, Party, Watch
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pgqrs_core.messages import Queue
+
+__all__ = ["Actor", "Begin", "Commit", "Faults", "Process", "Rollback", "Sleep", "World"]
+
+Actor: TypeAlias = Generator[Any, Any, None]
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """Do nothing for some seconds."""
+
+    seconds: float
+
+
+class Begin:
+    """Begin a transaction: what follows belongs to it."""
+
+
+class Commit:
+    """Commit it."""
+
+
+class Rollback:
+    """Roll it back."""
+
+
+@dataclass(frozen=True)
+class Faults:
+    """How likely each statement meets a fault, and how long things take at most, in seconds."""
+
+    broken: float = 0.0
+    killed: float = 0.0
+    deaf: float = 0.0
+    latency: float = 0.003
+    commit: float = 0.02
+
+
+class Process:
+    """One actor, on one connection."""
+
+    def __init__(self, actor: Actor, *, mortal: bool) -> None:
+        self.actor = actor
+        self.mortal = mortal
+        self.transaction: Transaction | None = None
+        self.alive = True
+        #: Odd while it sleeps.
+        self.nap = 0
+        #: Since when it sleeps until there is something, if it does.
+        self.waits_since: float | None = None
+
+
+class World:
+    """One schedule."""
+
+    def __init__(self, seed: int, queue: Queue, faults: Faults) -> None:
+        self.chance = random.Random(seed)
+        self.faults = faults
+        self.queue = queue
+        self.server = FakeServer(queue, self.chance)
+        self.processes: list[Process] = []
+        self.sleepers = [Sleepers(self) for _ in range(2)]
+        self._agenda: list[tuple[float, int, Callable[[], None]]] = []
+        self._count = 0
+
+    @property
+    def now(self) -> float:
+        return self.server.table.now
+
+    def clock(self) -> float:
+        return self.server.table.now
+
+    def at(self, delay: float, action: Callable[[], None]) -> None:
+        """Do something later."""
+        self._count += 1
+        heapq.heappush(self._agenda, (self.now + delay, self._count, action))
+
+    def run(self, until: float) -> None:
+        """Let time pass."""
+        while self._agenda and self._agenda[0][0] <= until:
+            self.server.table.now, _, action = heapq.heappop(self._agenda)
+            action()
+        self.server.table.now = until
+
+    def start(self, actor: Actor, *, mortal: bool = True) -> Process:
+        process = Process(actor, mortal=mortal)
+        self.processes.append(process)
+        self.at(self.chance.random() * 0.01, partial(self.go_on, process))
+        return process
+
+    def go_on(self, process: Process, reply: Any = None) -> None:
+        """Let an actor take its next step."""
+        if not process.alive:
+            return
+        try:
+            effect = process.actor.throw(reply) if isinstance(reply, Unavailable) else process.actor.send(reply)
+        except StopIteration:
+            process.alive = False
+            return
+        if isinstance(effect, Sleep):
+            process.nap += 1
+            self.at(effect.seconds, partial(self._wake_up, process, process.nap))
+        elif isinstance(effect, Wait):
+            self.chance.choice(self.sleepers).wait(process, effect.patience)
+        elif isinstance(effect, Begin):
+            process.transaction = Transaction()
+            self.go_on(process)
+        elif isinstance(effect, (Commit, Rollback)):
+            self.at(self.latency(), partial(self._end, process, commits=isinstance(effect, Commit)))
+        else:
+            self._send(process, effect)
+
+    def _wake_up(self, process: Process, nap: int) -> None:
+        if process.nap == nap:
+            process.nap += 1
+            self.go_on(process)
+
+    def interrupt(self, process: Process) -> None:
+        """End an actor's sleep, if it sleeps."""
+        if process.nap % 2:
+            self._wake_up(process, process.nap)
+
+    def latency(self) -> float:
+        return self.chance.random() * self.faults.latency
+
+    # Statements, and what becomes of them.
+
+    def _send(self, process: Process, effect: Execute) -> None:
+        draw = self.chance.random()
+        if draw < self.faults.broken:
+            self._break(process)
+        elif process.mortal and draw < self.faults.broken + self.faults.killed:
+            self._kill(process)
+        else:
+            self.at(self.latency(), partial(self._perform, process, effect, process.transaction or Transaction()))
+
+    def _perform(self, process: Process, effect: Execute, transaction: Transaction) -> None:
+        enqueues = effect.query.name.startswith("enqueue_")
+        server = self.server
+        try:
+            rows = (server.draw if enqueues else server.perform)(effect, transaction)
+        except Blocked:
+            self.at(0.005, partial(self._perform, process, effect, transaction))
+            return
+        if enqueues:
+            # A plain insert draws its id a moment before its transaction has a number.
+            pause = self.chance.choice([0.0, 0.1, 0.9]) * SETTLE
+            self.at(pause, partial(self._registered, process, transaction, rows))
+        elif process.transaction is None:
+            server.end(transaction, commits=True)
+            self._tell()
+            self._reply(process, rows)
+        else:
+            server.register(transaction)
+            self._reply(process, rows)
+
+    def _registered(self, process: Process, transaction: Transaction, rows: Any) -> None:
+        self.server.register(transaction)
+        if process.transaction is None:
+            # Most commits are quick, so that others overtake those who draw ids slowly.
+            pause = self.chance.random() ** 4 * self.faults.commit
+            self.at(pause, partial(self._committed, process, transaction, rows))
+        else:
+            self._reply(process, rows)
+
+    def _committed(self, process: Process, transaction: Transaction, rows: Any) -> None:
+        self.server.end(transaction, commits=True)
+        self._reply(process, rows)
+
+    def _end(self, process: Process, *, commits: bool) -> None:
+        if process.transaction is not None:
+            self.server.end(process.transaction, commits=commits)
+            process.transaction = None
+        self.go_on(process)
+
+    def _reply(self, process: Process, rows: Any) -> None:
+        draw = self.chance.random()
+        if draw < self.faults.broken:
+            self._break(process)
+        elif process.mortal and draw < self.faults.broken + self.faults.killed:
+            self._kill(process)
+        else:
+            self.at(self.latency(), partial(self.go_on, process, rows))
+
+    def _break(self, process: Process) -> None:
+        """The connection breaks, and with it a transaction."""
+        self._abort(process)
+        self.at(self.latency(), partial(self.go_on, process, Unavailable("gone", in_flight=True)))
+
+    def _kill(self, process: Process) -> None:
+        process.alive = False
+        process.actor.close()
+        self._abort(process)
+
+    def _abort(self, process: Process) -> None:
+        if process.transaction is not None:
+            self.server.end(process.transaction, commits=False)
+            process.transaction = None
+
+    def _tell(self) -> None:
+        """Deliver notifications, or lose them."""
+        for number in self.server.notifications:
+            for sleepers in self.sleepers:
+                if self.chance.random() >= self.faults.deaf:
+                    self.at(self.latency(), partial(sleepers.rang, number))
+        self.server.notifications.clear()
+
+
+class Sleepers:
+    """Those of one program who wait, and the connection that wakes them; as `pgqrs_core.wakeups` does it."""
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self._number = world.chance.randrange(1, 1 << 30)
+        self.watch = Watch(world.clock)
+        self._waiting: list[tuple[Process, Party, float]] = []
+        self._process: Process | None = None
+        self._nudged = False
+
+    def wait(self, process: Process, patience: float) -> None:
+        """Let a process sleep until there is something, or its patience is over."""
+        process.waits_since = self._world.now
+        party = Party(self.watch, (self._world.queue,))
+        self._waiting.append((process, party, self._world.now + patience))
+        self._world.at(patience, self._tell)
+        if self._process is None:
+            self._process = self._world.start(self._run(), mortal=False)
+        else:
+            self._wake()
+
+    def rang(self, number: int) -> None:
+        """A notification has arrived."""
+        self.watch.rang(number)
+        self._tell()
+        self._wake()
+
+    def _tell(self) -> None:
+        now = self._world.now
+        for item in list(self._waiting):
+            process, party, deadline = item
+            if party.is_over() or now >= deadline or not process.alive:
+                self._waiting.remove(item)
+                party.leave()
+                process.waits_since = None
+                self._world.at(self._world.latency(), partial(self._world.go_on, process, max(deadline - now, 0.0)))
+
+    def _wake(self) -> None:
+        """Let the connection look at its agenda again, at once or as soon as it would nap."""
+        self._nudged = True
+        if self._process is not None:
+            self._world.interrupt(self._process)
+
+    def _run(self) -> Actor:
+        while True:
+            agenda = self.watch.agenda()
+            self._tell()
+            try:
+                yield from self._follow(agenda)
+            except Unavailable:
+                self.watch.lost()
+                self._tell()
+            else:
+                if not (agenda.mark or agenda.probe or self._nudged):
+                    # A real clock moves on by itself.
+                    yield Sleep(min(max(agenda.sleep, 0.001), 2 * POLL))
+            self._nudged = False
+
+    def _follow(self, agenda: Agenda) -> Actor:
+        if agenda.unmark:
+            yield Execute(queries["unwatch"], {"queue_ids": numbers(agenda.unmark), "consumer": self._number})
+        if agenda.mark:
+            ids = numbers(agenda.mark)
+            yield Execute(queries["watch"], {"queue_ids": ids, "consumer": self._number, "seconds": MARK_SECONDS})
+            self.watch.marked(agenda.mark)
+            self._tell()
+        if agenda.probe:
+            rows = yield Execute(queries["probe"], queues=tuple(agenda.probe))
+            self.watch.probed(agenda.probe, rows, 0.0)
+            self._tell()
