@@ -49,6 +49,8 @@ class Options:
     lease: float = 0.6
     #: The most messages in a claim.
     batch: int = 8
+    #: How often it is slower than its lease.
+    slow: float = 0.02
     #: Whether it dies by itself now and then.
     mortal: bool = False
     #: Whether it only acks, at once, instead of doing all that is allowed.
@@ -319,12 +321,13 @@ def consume(adapter: Adapter, notes: Notes, name: str, options: Options) -> None
         busy_at = now()
         if options.mortal and chance.random() < 0.02:
             os._exit(9)
-        if not options.plain and chance.random() < 0.02:
-            # Slower than its lease.
-            time.sleep(1.2 * options.lease)
         kept += found
-        if not options.plain and chance.random() < 0.1:
-            _extend(adapter, notes, kept, options.lease)
+        if not options.plain and chance.random() < options.slow:
+            # Slower than its lease; half of the time it renews it on the way.
+            time.sleep(0.6 * options.lease)
+            if chance.random() < 0.5:
+                _extend(adapter, notes, kept, options.lease)
+            time.sleep(0.6 * options.lease)
         # Some are kept beyond their leases, and asked about all the same.
         chosen = kept if options.plain else [item for item in kept if chance.random() < 0.8]
         kept = [item for item in kept if item not in chosen]

@@ -180,7 +180,7 @@ CAUGHT: dict[str, tuple[set[str], dict[str, Any]]] = {
     "release that is charged": ({"ATTEMPTS"}, {}),
     "lease that ends at once": ({"DOUBLED"}, {}),
     "claim by the youngest": ({"ORDER"}, {"plain": True, "consumers": 1}),
-    "mark that advances too early": ({"STUCK"}, {}),
+    "mark that advances too early": ({"STUCK"}, {"slow": 0.0}),
     "wake-up lost without polling": ({"STUCK"}, {"plain": True, "wait": 60.0}),
     "ack that does nothing": ({"RESURRECTED"}, {}),
     "nack that deletes": ({"LOST"}, {}),
@@ -189,12 +189,15 @@ CAUGHT: dict[str, tuple[set[str], dict[str, Any]]] = {
 }
 
 
-def run_crowd(crowd: Crowd, *, bug: str = "", consumers: int = 2, plain: bool = False, wait: float = 0.05) -> set[str]:
+def run_crowd(
+    crowd: Crowd, *, bug: str = "", consumers: int = 2, plain: bool = False, wait: float = 0.05, slow: float = 0.2
+) -> set[str]:
     """Return the kinds of what the checker finds."""
     pause = 0.02 if wait > 1 else 0.002
-    crowd.start("producer", count=400, bug=bug, plain=plain, pause=pause)
+    for _ in range(2 if consumers > 1 else 1):
+        crowd.start("producer", count=300, bug=bug, plain=plain, pause=pause)
     for _ in range(consumers):
-        crowd.start("consumer", bug=bug, plain=plain, wait=wait)
+        crowd.start("consumer", bug=bug, plain=plain, wait=wait, lease=0.3, slow=slow)
     crowd.release()
     try:
         found = crowd.finish_within(12, alone=consumers == 1)
