@@ -396,7 +396,8 @@ def main() -> None:
     patience._GRACE = options.grace
     notes = Notes(path)
     name = Path(path).stem
-    config = Config.load(url=dsn, query_timeout_seconds=options.timeout, connection_timeout_seconds=2.0)
+    dsn = psycopg.conninfo.make_conninfo(dsn, connect_timeout=2)
+    config = Config.load(url=dsn, query_timeout_seconds=options.timeout)
     broken.BUGS[options.bug]()
     with Client(config) as client:
         adapter: Adapter = Native(client, options) if options.adapter == "native" else Kombu(dsn, options, notes)

@@ -6,20 +6,17 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
-import psycopg
 import pytest
-from pgqrs_native import Client
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgqrs_core.cluster import Cluster, programs
-from pgqrs_core.cluster.datadir import make_directory
+from pgqrs_core.cluster.datadir import give, make_directory
 from pgqrs_core.errors import EnqueueUnknown, Unavailable
+from pgqrs_core.operations import schema
 
-from ..postgres.harness import AsyncHarness, Harness, SyncHarness, draft, meanwhile
+from ..postgres.harness import AsyncHarness, Harness, SyncHarness, meanwhile
 from .crowd import Crowd, ask, until
 
 
@@ -31,6 +28,8 @@ class Pair:
         self.directory = primary.directory / "standby"
         make_directory(self.directory, primary.account)
         target = self.directory / "data"
+        target.mkdir(mode=0o700)
+        give(target, primary.account)
         done = programs.run(
             [
                 *(primary.bindir / "pg_basebackup", "--dbname", primary.dsn_for("postgres"), "--pgdata", target),
@@ -40,8 +39,6 @@ class Pair:
             timeout=60,
         )
         assert done.returncode == 0, done.stdout
-        if primary.account:
-            target.chmod(0o700)
         self.standby = Cluster(
             primary.bindir, self.directory, password=primary.password, options=primary.options, durable=False
         )
@@ -49,7 +46,7 @@ class Pair:
         until(lambda: self.replicating(), "the standby follows")
 
     def replicating(self) -> bool:
-        return bool(ask(self.primary.dsn, "select from pg_stat_replication where state = 'streaming'"))
+        return bool(ask(self.primary.dsn, "select 1 from pg_stat_replication where state = 'streaming'"))
 
     @property
     def dsn(self) -> str:
@@ -62,7 +59,7 @@ class Pair:
         """Let commits wait for the standby from now on."""
         set_globally(self.primary, "synchronous_standby_names", "*")
         until(
-            lambda: ask(self.primary.dsn, "select from pg_stat_replication where sync_state = 'sync'"),
+            lambda: ask(self.primary.dsn, "select 1 from pg_stat_replication where sync_state = 'sync'"),
             "the standby is synchronous",
         )
 
@@ -72,16 +69,11 @@ class Pair:
         ask(self.standby.dsn, "select pg_promote()")
         until(lambda: not ask(self.standby.dsn, "select pg_is_in_recovery()")[0][0], "the standby is promoted")
 
-    @contextmanager
-    def lagging(self) -> Iterator[None]:
-        """Let the standby receive nothing meanwhile."""
-        found = ask(self.standby.dsn, "select pid from pg_stat_wal_receiver")
-        receiver = found[0][0]
-        os.kill(receiver, signal.SIGSTOP)
-        try:
-            yield
-        finally:
-            os.kill(receiver, signal.SIGCONT)
+    def fall_behind(self) -> int:
+        """Send the standby nothing any more; return the process that would."""
+        sender: int = ask(self.primary.dsn, "select pid from pg_stat_replication")[0][0]
+        os.kill(sender, signal.SIGSTOP)
+        return sender
 
 
 def set_globally(cluster: Cluster, name: str, value: str) -> None:
@@ -126,9 +118,13 @@ def test_with_an_asynchronous_standby_what_is_lost_was_sent_in_the_lag(
 
     began = time.monotonic() - 1.0
     with crowd.crash():
-        with pair.lagging():
-            crowd.flow(50)
-            pair.primary.kill()
+        sender = pair.fall_behind()
+        crowd.flow(50)
+        # Stopped, it would outlive its postmaster.
+        running = pair.primary.postmaster()
+        assert running is not None
+        os.kill(running.pid, signal.SIGKILL)
+        os.kill(sender, signal.SIGKILL)
         pair.fail_over()
     ended = time.monotonic()
     crowd.direct = pair.standby.dsn
@@ -153,8 +149,6 @@ KINDS: dict[str, type[Harness]] = {"sync": SyncHarness, "async": AsyncHarness}
 def ghost(request: pytest.FixtureRequest, pgqrs_private_cluster: Cluster) -> Iterator[Harness]:
     """An engine on a server whose commits wait for a standby that does not exist."""
     harness = KINDS[request.param](pgqrs_private_cluster.dsn)
-    from pgqrs_core.operations import schema
-
     harness.transact(schema.install, harness.engine.schema)
     harness.create("jobs")
     set_globally(pgqrs_private_cluster, "synchronous_standby_names", "ghost")
