@@ -277,7 +277,7 @@ class _Aborted(Exception):
 def _send_in_transaction(client: Client, keys: list[str], chance: random.Random) -> list[int]:
     """Enqueue in a transaction of the caller's that takes its time, so that ids are committed out of order."""
     try:
-        connection = psycopg.connect(client.config.conninfo(), connect_timeout=2)
+        connection = psycopg.connect(client.config.conninfo(), connect_timeout=2, application_name="theirs")
     except psycopg.Error as error:
         raise _Aborted from error
     try:

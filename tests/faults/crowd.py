@@ -105,7 +105,7 @@ class Crowd:
         self.crashes: list[dict[str, Any]] = []
         with Client(self.direct) as client:
             client.admin.install()
-            client.admin.create_queue("jobs", max_attempts=1_000_000, archive=True)
+            client.admin.create_queue("jobs", max_attempts=1_000_000, archive=True, lease_seconds=1.0)
 
     def start(self, role: str, **options: Any) -> Actor:
         """Start a producer or a consumer; it begins with `release`."""
