@@ -313,6 +313,10 @@ def consume(adapter: Adapter, notes: Notes, name: str, options: Options) -> None
             time.sleep(0.05)
             continue
         _note_claims(notes, found, began, options)
+        if not found and kept and options.adapter == "kombu":
+            # Renewed for as long as this process lives, they would never go to anybody else.
+            _settle(adapter, notes, "ack", kept, 0.0)
+            kept = []
         if not found:
             if os.path.exists(options.done) and now() - busy_at > 2 * options.lease + 0.3:
                 return
