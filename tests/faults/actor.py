@@ -248,7 +248,7 @@ def produce(adapter: Adapter, client: Client, notes: Notes, name: str, options: 
             notes("sending", key=key, at=now())
         try:
             if options.adapter == "native" and not options.plain and chance.random() < 0.3:
-                ids = _send_in_transaction(client, keys, chance)
+                ids = _send_in_transaction(client, keys, chance, options.timeout + options.grace)
             else:
                 priority = 0 if options.plain else chance.choice([0, 0, 5])
                 delay = None if options.plain else chance.choice([None, None, 0.05])
@@ -274,10 +274,12 @@ class _Aborted(Exception):
     """A transaction did not reach its commit."""
 
 
-def _send_in_transaction(client: Client, keys: list[str], chance: random.Random) -> list[int]:
+def _send_in_transaction(client: Client, keys: list[str], chance: random.Random, limit: float) -> list[int]:
     """Enqueue in a transaction of the caller's that takes its time, so that ids are committed out of order."""
     try:
-        connection = psycopg.connect(client.config.conninfo(), connect_timeout=2, application_name="theirs")
+        connection = patience.Connection.connect(client.config.conninfo(), application_name="theirs")
+        # Nobody but the caller can give up on a connection of the caller's; this one does.
+        connection.limit = limit
     except psycopg.Error as error:
         raise _Aborted from error
     try:
