@@ -196,8 +196,12 @@ class Kombu:
             producer = connection.Producer(serializer="raw")
             for key in keys:
                 producer.publish(
-                    key.encode(), content_type="application/data", content_encoding="binary", routing_key=QUEUE,
-                    declare=[self.queue], priority=priority,
+                    key.encode(),
+                    content_type="application/data",
+                    content_encoding="binary",
+                    routing_key=QUEUE,
+                    declare=[self.queue],
+                    priority=priority,
                 )
         return [0] * len(keys)
 

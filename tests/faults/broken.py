@@ -111,7 +111,9 @@ BUGS: Final[dict[str, Callable[[], None]]] = {
     "claim that ignores leases": rewrite("claim", ("lease_until <= statement_timestamp()", "true")),
     "attempt not counted": rewrite("claim", ("set attempt = q.attempt + 1", "set attempt = greatest(q.attempt, 1)")),
     "attempt counted twice": rewrite("claim", ("set attempt = q.attempt + 1", "set attempt = q.attempt + 2")),
-    "release that is charged": rewrite("release", ("greatest(q.attempt - %(refund)s, 0)", "q.attempt + %(refund)s * 0")),
+    "release that is charged": rewrite(
+        "release", ("greatest(q.attempt - %(refund)s, 0)", "q.attempt + %(refund)s * 0")
+    ),
     "lease that ends at once": rewrite("claim", ("%(lease)s::float8 * interval", "%(lease)s::float8 * 0 * interval")),
     "claim by the youngest": rewrite("claim", ("order by message_id limit", "order by message_id desc limit")),
     "mark that advances too early": advance_at_once,

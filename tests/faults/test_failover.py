@@ -174,7 +174,10 @@ def test_an_enqueue_that_no_standby_confirmed_is_of_unknown_outcome(ghost: Harne
 
 
 def test_a_transaction_that_no_standby_confirmed_is_told_so(ghost: Harness) -> None:
-    with meanwhile(lambda: end_wait(ghost.dsn, "pg_cancel_backend")), pytest.raises(Unavailable, match="standby") as told:
+    with (
+        meanwhile(lambda: end_wait(ghost.dsn, "pg_cancel_backend")),
+        pytest.raises(Unavailable, match="standby") as told,
+    ):
         ghost.create("more")
 
     assert told.value.in_flight

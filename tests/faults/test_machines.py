@@ -93,7 +93,9 @@ def test_nothing_is_lost_when_the_disk_is_full(
 def find_libfaketime() -> Path | None:
     """Return the library that lies about the time: ``$LIBFAKETIME``, or Debian's."""
     named = [Path(os.environ["LIBFAKETIME"])] if "LIBFAKETIME" in os.environ else []
-    return next((path for path in (*named, *Path("/usr/lib").glob("*/faketime/libfaketime.so.1")) if path.exists()), None)
+    return next(
+        (path for path in (*named, *Path("/usr/lib").glob("*/faketime/libfaketime.so.1")) if path.exists()), None
+    )
 
 
 @pytest.fixture

@@ -83,6 +83,6 @@ def test_only_the_killer_ends_as_dead(kind: str, client: Client, pgqrs_dsn: str)
             process.kill()
             process.wait()
 
-    assert [dead.payload for dead in client.admin.list_dead("jobs")] == ["poison"]
+    assert [dead.body for dead in client.admin.list_dead("jobs")] == [b'"poison"']
     # As often as it was allowed to, and once for each death.
     assert sum(process.returncode == 9 for process in running) == 3

@@ -70,7 +70,9 @@ def stop_backends(scene: Scene) -> None:
 
     Only those that wait for their client: one that holds a lock of the server's memory would stop all others too.
     """
-    idle = f"select pid from pg_stat_activity where pid in ({BACKENDS}) and state = 'idle' and application_name = 'pgqrs'"
+    idle = (
+        f"select pid from pg_stat_activity where pid in ({BACKENDS}) and state = 'idle' and application_name = 'pgqrs'"
+    )
     stopped = [row[0] for row in ask(scene.cluster.dsn, idle)]
     for pid in stopped:
         os.kill(pid, signal.SIGSTOP)
@@ -138,7 +140,9 @@ def bait_deadlocks(scene: Scene) -> None:
     while time.monotonic() < deadline:
         with contextlib.suppress(psycopg.errors.DeadlockDetected), psycopg.connect(scene.cluster.dsn) as connection:
             connection.execute("set local deadlock_timeout = '20ms'")
-            rows = connection.execute("select message_id from pgqrs.q_jobs order by message_id desc limit 20").fetchall()
+            rows = connection.execute(
+                "select message_id from pgqrs.q_jobs order by message_id desc limit 20"
+            ).fetchall()
             for row in rows:
                 connection.execute("select 1 from pgqrs.q_jobs where message_id = %s for update", row)
 
