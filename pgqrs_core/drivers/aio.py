@@ -177,8 +177,6 @@ class Connections:
             link = await self.get(relaxed=effect.query.wants)
             try:
                 rows = await perform(link, statements, effect, timeout=self._query_timeout, target=self.target)
-                link.doubt.resolve(self.target)
-                return rows
             except ServerError as error:
                 if error.sqlstate in STALE:
                     await link.connection.close()
@@ -186,6 +184,9 @@ class Connections:
                     raise
                 if not retries:
                     raise
+            else:
+                link.doubt.resolve(self.target)
+                return rows
             finally:
                 await self.put(link)
         raise AssertionError("unreachable")

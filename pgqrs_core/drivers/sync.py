@@ -183,8 +183,6 @@ class Connections:
             link = self.get(relaxed=effect.query.wants)
             try:
                 rows = perform(link, statements, effect, timeout=self._query_timeout, target=self.target)
-                link.doubt.resolve(self.target)
-                return rows
             except ServerError as error:
                 if error.sqlstate in STALE:
                     link.connection.close()
@@ -192,6 +190,9 @@ class Connections:
                     raise
                 if not retries:
                     raise
+            else:
+                link.doubt.resolve(self.target)
+                return rows
             finally:
                 self.put(link)
         raise AssertionError("unreachable")

@@ -14,7 +14,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -115,8 +115,9 @@ class Native:
 
     def receive(self, limit: int) -> list[Held]:
         read = self.client.consumer.read_batch
-        messages = read(QUEUE, count=limit, lock_time=self.options.lease, wait=self.options.wait)
-        return [Held(bytes(message.payload).decode(), message.lease, message.attempt, message) for message in messages]
+        # What Kombu sent is not for this client to decode, nor to bury.
+        messages = read(QUEUE, count=limit, lock_time=self.options.lease, wait=self.options.wait, mismatch="return")
+        return [Held(message._delivery.body.decode(), message.lease, message.attempt, message) for message in messages]
 
     def settle(self, what: str, held: list[Held], delay: float) -> list[bool]:
         consumer, messages = self.client.consumer, [item.raw for item in held]
@@ -184,7 +185,7 @@ class Kombu:
                 self.connection = self.kombu.Connection(self.url, transport_options=settings)
                 self.connection.connect()
             yield self.connection
-        except self.connection.recoverable_connection_errors if self.connection else OSError:
+        except (PgqrsError, OSError):
             # As Kombu's own `ensure` does: what was open is dropped, and the next use begins anew.
             connection, self.connection, self.consumer = self.connection, None, None
             if connection is not None:
@@ -213,10 +214,8 @@ class Kombu:
                 accept, put = ["application/data"], self.buffer.append
                 self.consumer = self.kombu.Consumer(channel, [self.queue], on_message=put, accept=accept)
                 self.consumer.consume()
-            try:
+            with suppress(TimeoutError):
                 connection.drain_events(timeout=self.options.wait)
-            except TimeoutError:
-                pass
         messages, self.buffer[:] = self.buffer[:], []
         found = []
         for message in messages:

@@ -6,7 +6,6 @@ import os
 import signal
 import time
 from collections.abc import Callable, Iterator
-from typing import Any
 
 import pytest
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
@@ -15,8 +14,8 @@ from pgqrs_core.cluster import Cluster, programs
 from pgqrs_core.cluster.datadir import give, make_directory
 from pgqrs_core.errors import EnqueueUnknown, Unavailable
 from pgqrs_core.operations import schema
+from tests.postgres.harness import AsyncHarness, Harness, SyncHarness, meanwhile
 
-from ..postgres.harness import AsyncHarness, Harness, SyncHarness, meanwhile
 from .crowd import Crowd, ask, until
 
 

@@ -8,8 +8,8 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from pgqrs_core.testing import Proxy
+from tests.adapters.test_pgbouncer import Pooler, pooler  # noqa: F401 - a fixture
 
-from ..adapters.test_pgbouncer import Pooler, pooler  # noqa: F401 - a fixture
 from .crowd import Crowd
 
 pytestmark = pytest.mark.faults
