@@ -195,7 +195,7 @@ def run_crowd(
     """Return the kinds of what the checker finds."""
     pause = 0.02 if wait > 1 else 0.002
     for _ in range(2 if consumers > 1 else 1):
-        crowd.start("producer", count=300, bug=bug, plain=plain, pause=pause)
+        crowd.start("producer", count=150, bug=bug, plain=plain, pause=pause)
     for _ in range(consumers):
         crowd.start("consumer", bug=bug, plain=plain, wait=wait, lease=0.3, slow=slow)
     crowd.release()

@@ -10,7 +10,7 @@ import pytest
 
 from .crowd import Crowd, until
 
-MESSAGES = 1000
+MESSAGES = 500
 
 
 def test_competing_processes_lose_and_double_nothing(crowd: Crowd) -> None:
