@@ -32,6 +32,9 @@ def test_competing_processes_lose_and_double_nothing(crowd: Crowd) -> None:
         return not crowd.of("producer")
 
     until(the_producers_are_done, "the producers are done")
+    # Somebody who lives to see the end.
+    crowd.start("consumer")
+    crowd.release()
     assert crowd.finish() == []
     # There was something to check.
     claims = [event for event in crowd.history() if event["op"] == "claimed"]
