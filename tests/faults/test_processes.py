@@ -15,6 +15,7 @@ MESSAGES = 500
 
 def test_competing_processes_lose_and_double_nothing(crowd: Crowd) -> None:
     chance = random.Random(5)
+    crowd.options.update(slow=0.1, lease=0.3)
     for _ in range(2):
         crowd.start("producer", count=MESSAGES)
     for _ in range(3):
