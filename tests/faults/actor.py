@@ -57,6 +57,8 @@ class Options:
     plain: bool = False
     #: Seconds for which it waits for messages.
     wait: float = 0.05
+    #: Seconds without a message after which it believes that there are none, beside two leases.
+    idle: float = 0.3
     #: Seconds until a statement is given up, and until a server that does not even say so is.
     timeout: float = 2.0
     grace: float = 0.5
@@ -167,6 +169,7 @@ class Kombu:
                 notes(
                     "settled",
                     what=what,
+                    lane=lease.lane,
                     id=lease.message_id,
                     token=lease.token,
                     ok=fate not in (False, "lost"),
@@ -323,7 +326,7 @@ def consume(adapter: Adapter, notes: Notes, name: str, options: Options) -> None
             _settle(adapter, notes, "ack", kept, 0.0)
             kept = []
         if not found:
-            if os.path.exists(options.done) and now() - busy_at > 2 * options.lease + 0.3:
+            if os.path.exists(options.done) and now() - busy_at > 2 * options.lease + options.idle:
                 return
             time.sleep(0.01)
             continue
@@ -365,7 +368,9 @@ def _note_claims(notes: Notes, found: list[Held], began: float, options: Options
 def _settle(adapter: Adapter, notes: Notes, what: str, chosen: list[Held], delay: float) -> None:
     began = now()
     for item in chosen:
-        notes("settling", what=what, id=item.lease.message_id, token=item.lease.token, began=began)
+        notes(
+            "settling", what=what, lane=item.lease.lane, id=item.lease.message_id, token=item.lease.token, began=began
+        )
     for _ in range(3):
         # Again after a lost reply: an answer is then about the second try only, so it is not noted as one of the first.
         try:
@@ -385,7 +390,16 @@ def _settle(adapter: Adapter, notes: Notes, what: str, chosen: list[Held], delay
         # What a lost first try did is not told by the refusal of a second.
         if answer or _ == 0:
             lease = item.lease
-            notes("settled", what=what, id=lease.message_id, token=lease.token, ok=answer, began=began, ended=ended)
+            notes(
+                "settled",
+                what=what,
+                lane=lease.lane,
+                id=lease.message_id,
+                token=lease.token,
+                ok=answer,
+                began=began,
+                ended=ended,
+            )
 
 
 def _extend(adapter: Adapter, notes: Notes, held: list[Held], lease: float) -> None:
@@ -396,7 +410,16 @@ def _extend(adapter: Adapter, notes: Notes, held: list[Held], lease: float) -> N
         return
     for item, answer in zip(held, answers):
         given = item.lease
-        notes("extended", id=given.message_id, token=given.token, ok=answer, lease=lease, began=began, ended=now())
+        notes(
+            "extended",
+            lane=given.lane,
+            id=given.message_id,
+            token=given.token,
+            ok=answer,
+            lease=lease,
+            began=began,
+            ended=now(),
+        )
 
 
 def main() -> None:

@@ -9,9 +9,9 @@ checker allows for that.
 ``sent``       ``key id at``                             it was acknowledged
 ``aborted``    ``key``                                   it was rolled back, or refused for certain
 ``claimed``    ``key id token attempt lane lease began ended``
-``extended``   ``id token ok lease began``               the lease runs for so long from ``began`` on
-``settling``   ``what id token began``                   ack, archive, nack or release begins
-``settled``    ``what id token ok began ended``          and its answer
+``extended``   ``lane id token ok lease began``             the lease runs for so long from ``began`` on
+``settling``   ``what lane id token began``              ack, archive, nack or release begins
+``settled``    ``what lane id token ok began ended``     and its answer
 ``unnoted``    ``claims``                                somebody died, or lost a reply: so many claims may be missing
 ``crashed``    ``began ended``                           the server lost what it had not flushed: claims, extensions
 =============  ===============================================================================
@@ -73,6 +73,11 @@ def check(
     return found
 
 
+def _lease(event: Event) -> tuple[int, int, int]:
+    """Return what a lease names: two messages in two lanes may have the same id, and were perhaps claimed together."""
+    return event["lane"], event["id"], event["token"]
+
+
 class _Checker:
     def __init__(self, history: list[Event], left: Counter[str]) -> None:
         self.left = left
@@ -87,10 +92,10 @@ class _Checker:
         self.extended = self._by_lease("extended")
         self.unnoted = sum(event["claims"] for event in self.by_kind["unnoted"])
 
-    def _by_lease(self, kind: str) -> dict[tuple[int, int], list[Event]]:
-        found: dict[tuple[int, int], list[Event]] = defaultdict(list)
+    def _by_lease(self, kind: str) -> dict[tuple[int, int, int], list[Event]]:
+        found: dict[tuple[int, int, int], list[Event]] = defaultdict(list)
         for event in self.by_kind[kind]:
-            found[event["id"], event["token"]].append(event)
+            found[_lease(event)].append(event)
         return found
 
     def verdicts(self) -> list[str]:
@@ -109,7 +114,7 @@ class _Checker:
             key
             for key, claims in self.claims.items()
             for claim in claims
-            for event in self.settling[claim["id"], claim["token"]]
+            for event in self.settling[_lease(claim)]
             if event["what"] in FINAL and self._may_have_worked(claim, event)
         }
         sent = {event["key"] for event in self.by_kind["sent"]}
@@ -118,7 +123,7 @@ class _Checker:
     def _may_have_worked(self, claim: Event, asked: Event) -> bool:
         answers = [
             event
-            for event in self.settled[claim["id"], claim["token"]]
+            for event in self.settled[_lease(claim)]
             if event["what"] == asked["what"] and event["began"] == asked["began"]
         ]
         return not answers or any(event["ok"] for event in answers)
@@ -145,7 +150,7 @@ class _Checker:
             for first, second in pairwise(claims):
                 given_back = any(
                     event["what"] in GIVING_BACK and event["began"] <= second["ended"]
-                    for event in self.settling[first["id"], first["token"]]
+                    for event in self.settling[_lease(first)]
                 )
                 if second["ended"] < self._certain_end(first, second) and not given_back and not self._undone(first):
                     found.append(f"DOUBLED {key}: attempts {first['attempt']} and {second['attempt']}")
@@ -155,7 +160,7 @@ class _Checker:
         """Return until when a lease ran at least, as known before the following claim."""
         renewals = [
             event["began"] + event["lease"]
-            for event in self.extended[claim["id"], claim["token"]]
+            for event in self.extended[_lease(claim)]
             if event["ok"] and event["began"] <= following["began"] and not self._undone(event)
         ]
         return float(max([claim["began"] + claim["lease"], *renewals]))
@@ -172,13 +177,13 @@ class _Checker:
         found = []
         for key, claims in self.claims.items():
             for place, claim in enumerate(claims):
-                worked = [event for event in self.settled[claim["id"], claim["token"]] if event["ok"]]
+                worked = [event for event in self.settled[_lease(claim)] if event["ok"]]
                 later = [
                     other["ended"]
                     for other in claims[place + 1 :]
                     if other["token"] != claim["token"] and not self._undone(other)
                 ]
-                extended = [event for event in self.extended[claim["id"], claim["token"]] if event["ok"]]
+                extended = [event for event in self.extended[_lease(claim)] if event["ok"]]
                 if any(ended < event["began"] for ended in later for event in (*worked, *extended)):
                     found.append(f"STALE LEASE ACCEPTED {key}: attempt {claim['attempt']}")
                 if len(worked) > 1:
@@ -191,7 +196,7 @@ class _Checker:
             over = [
                 event["ended"]
                 for claim in claims
-                for event in self.settled[claim["id"], claim["token"]]
+                for event in self.settled[_lease(claim)]
                 if event["ok"] and event["what"] in FINAL
             ]
             if over and (self.left[key] or any(claim["began"] > min(over) for claim in claims)):
@@ -215,7 +220,7 @@ class _Checker:
 
     def _counts(self, claim: Event) -> set[int]:
         """Return by how much the attempt of the next claim may be higher."""
-        lease = claim["id"], claim["token"]
+        lease = _lease(claim)
         if any(event["what"] == "release" and event["ok"] for event in self.settled[lease]):
             return {0}
         # A release whose answer its process did not live to see may have worked or not.

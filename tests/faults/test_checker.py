@@ -31,7 +31,7 @@ def sound() -> list[dict[str, Any]]:
         }
 
     def settled(what: str, number: int, token: int, at: float, *, ok: bool = True) -> list[dict[str, Any]]:
-        asked = {"what": what, "id": number, "token": token, "began": at}
+        asked = {"what": what, "lane": 0, "id": number, "token": token, "began": at}
         return [{"op": "settling", **asked}, {"op": "settled", **asked, "ok": ok, "ended": at + 0.01}]
 
     sends = [

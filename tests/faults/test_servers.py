@@ -219,7 +219,8 @@ def scene(pgqrs_bindir: Path, gather: Callable[..., Crowd]) -> Iterator[Scene]:
         if ask_version(cluster) >= 170000:
             cluster.options["max_notify_queue_pages"] = "64"
             cluster.restart()
-        yield Scene(cluster, gather(cluster.dsn, pause=0.005))
+        # What is behind a consumer's low-water mark it finds when it looks back, at times after seconds.
+        yield Scene(cluster, gather(cluster.dsn, pause=0.005, idle=4.0))
 
 
 def ask_version(cluster: Cluster) -> int:
