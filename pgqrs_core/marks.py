@@ -83,6 +83,8 @@ class Marks:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
+        #: How many claims to come should take one message each: see `claim`.
+        self.cautious = 0
         self._marks = [0] * len(CLAIM_LANES)
         self._text = _START
         self._pending: deque[_Pending] = deque()

@@ -14,6 +14,7 @@ from collections import deque
 from typing import Any, Literal
 
 from pgqrs_core.errors import PgqrsError, QueueNotFound, Unavailable
+from pgqrs_core.operations.claim import is_last
 from pgqrs_core.operations.maintenance import elect, maintain, resign
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_native.async_client import AsyncClient
@@ -63,6 +64,8 @@ class AsyncWorker(Roster):
         self._pending: list[Outcome] = []
         self._news = asyncio.Event()
         self._held = 0
+        #: Whether a message on its last attempt is among them: whoever dies with it must not take others along.
+        self._alone = False
         #: Whether a signal came, and whether a second one did.
         self._signalled = False
         self._hurried = False
@@ -131,10 +134,15 @@ class AsyncWorker(Roster):
 
     async def _room(self) -> int:
         most = self._concurrency + self._prefetch
-        while not self._stopping.is_set() and self._held > most - max(most // 4, 1):
+        while not self._stopping.is_set() and self._held > self._bearable(most):
             self._changed.clear()
             await self._changed.wait()
+        self._alone = False
         return 0 if self._stopping.is_set() else max(most - self._held, 0)
+
+    def _bearable(self, most: int) -> int:
+        """Return with how many messages in hand to claim more: with none while one of them is on its last attempt."""
+        return 0 if self._alone else most - max(most // 4, 1)
 
     async def _claim_from(self, name: str) -> bool:
         room = await self._room()
@@ -165,6 +173,7 @@ class AsyncWorker(Roster):
             self._routes, queue, found, plugins=engine.plugins, claimed_at=time.time(), lease_seconds=lease
         )
         self._held += len(found)
+        self._alone = self._alone or is_last(queue, found)
         messages = [message for task in tasks for message in task.messages]
         self._client.keeper.hold(queue, [message.lease for message in messages], lease, marker(messages))
         self._waiting.extend(tasks)
@@ -172,7 +181,7 @@ class AsyncWorker(Roster):
         if refused:
             note_refused(refused, _log)
             self._report(refused)
-        return len(found) == limit
+        return len(found) == limit or self._alone
 
     async def _wait(self, names: list[str]) -> list[str]:
         engine = self._client.engine

@@ -19,6 +19,7 @@ from types import FrameType
 from typing import Any, Literal
 
 from pgqrs_core.errors import PgqrsError, QueueNotFound, Unavailable
+from pgqrs_core.operations.claim import is_last
 from pgqrs_core.operations.maintenance import elect, maintain, resign
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_native.client import Client
@@ -74,6 +75,8 @@ class Worker(Roster):
         self._changed = threading.Condition()
         #: Messages claimed and not yet settled, and those whose handlers run.
         self._held = 0
+        #: Whether a message on its last attempt is among them: whoever dies with it must not take others along.
+        self._alone = False
         self._running: dict[int, Task] = {}
         self._claiming = True
         self._signalled = False
@@ -163,8 +166,13 @@ class Worker(Roster):
         most = self._concurrency + self._prefetch
         with self._changed:
             # A full worker refills when a good part is done, so that claims stay fat.
-            self._changed.wait_for(lambda: self._stopping.is_set() or self._held <= most - max(most // 4, 1), TICK)
-            return 0 if self._stopping.is_set() else max(most - self._held, 0)
+            self._changed.wait_for(lambda: self._stopping.is_set() or self._held <= self._bearable(most), TICK)
+            self._alone = self._alone and self._held > 0
+            return 0 if self._stopping.is_set() or self._alone else max(most - self._held, 0)
+
+    def _bearable(self, most: int) -> int:
+        """Return with how many messages in hand to claim more: with none while one of them is on its last attempt."""
+        return 0 if self._alone else most - max(most // 4, 1)
 
     def _claim_from(self, name: str) -> bool:
         """Claim what there is room for; tell whether the queue may hold more."""
@@ -197,6 +205,7 @@ class Worker(Roster):
         )
         with self._changed:
             self._held += len(found)
+            self._alone = self._alone or is_last(queue, found)
         messages = [message for task in tasks for message in task.messages]
         self._client.keeper.hold(queue, [message.lease for message in messages], lease, marker(messages))
         for task in tasks:
@@ -204,7 +213,7 @@ class Worker(Roster):
         if refused:
             note_refused(refused, _log)
             self._report(refused)
-        return len(found) == limit
+        return len(found) == limit or self._alone
 
     def _wait(self, names: list[str]) -> list[str]:
         queues_now = []

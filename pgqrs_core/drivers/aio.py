@@ -177,7 +177,7 @@ class Connections:
         for retries in (2, 1, 0):
             link = await self.get(relaxed=effect.query.wants)
             try:
-                return await perform(link, statements, effect, timeout=self._query_timeout, target=self.target)
+                rows = await perform(link, statements, effect, timeout=self._query_timeout, target=self.target)
             except ServerError as error:
                 if error.sqlstate in STALE:
                     await link.connection.close()
@@ -185,6 +185,9 @@ class Connections:
                     raise
                 if not retries:
                     raise
+            else:
+                link.doubt.resolve(self.target)
+                return rows
             finally:
                 await self.put(link)
         raise AssertionError("unreachable")
@@ -307,5 +310,6 @@ async def _transaction(link: AsyncLink, target: str) -> AsyncIterator[None]:
     try:
         async with link.connection.transaction():
             yield
+        link.doubt.resolve(target)
     except psycopg.Error as error:
         raise translate(error, target=target, broken=link.connection.broken) from error

@@ -18,6 +18,9 @@ STALE: Final = frozenset({"0A000", "26000"})
 # Administrator commands, crash, start-up, shutdown; too many connections; a standby where the primary was.
 _GONE: Final = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25006"})
 
+#: The session, or the whole server, ends with such an error: what was on its way may be committed all the same.
+_ENDING: Final = frozenset({"FATAL", "PANIC"})
+
 
 def translate(error: psycopg.Error, *, target: str, broken: bool) -> PgqrsError:
     """Return our error for one of psycopg's; the caller raises it from the original.
@@ -28,7 +31,8 @@ def translate(error: psycopg.Error, *, target: str, broken: bool) -> PgqrsError:
     reason = error.diag.message_primary or str(error).strip().split("\n")[0] or type(error).__name__
     if state == "57014":
         return TimedOut(f"{target}: {reason}", target=target)
-    if broken or state in _GONE or (state or "").startswith("08"):
+    ends = error.diag.severity_nonlocalized in _ENDING
+    if broken or ends or state in _GONE or (state or "").startswith("08"):
         return Unavailable(f"lost the connection to {target}: {reason}", target=target, in_flight=True)
     return ServerError(f"{reason} (SQLSTATE {state})" if state else reason, sqlstate=state)
 

@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 from psycopg.pq import ConnStatus, TransactionStatus
 
+from pgqrs_core.drivers.replication import Doubt
 from pgqrs_core.figures import PoolUsage
 from pgqrs_core.readiness import Readiness
 
@@ -104,7 +105,7 @@ _announced: list[str] = []
 class Link(Generic[C, K]):
     """One connection of a pool, and what is known of its session."""
 
-    __slots__ = ("_poll", "connection", "cursor", "pooled", "prepared", "relaxed")
+    __slots__ = ("_poll", "connection", "cursor", "doubt", "pooled", "prepared", "relaxed")
 
     def __init__(
         self, connection: C, cursor: K, *, pooled: bool, relaxed: bool, prepared: Prepared | None = None
@@ -118,6 +119,9 @@ class Link(Generic[C, K]):
         self.pooled = pooled
         #: Whether commits of this session need not wait for the disk.
         self.relaxed = relaxed
+        #: Whether its last commit waited in vain for a standby.
+        self.doubt = Doubt()
+        connection.add_notice_handler(self.doubt)
         self._poll = Readiness(connection.pgconn.socket)
 
     def is_alive(self) -> bool:
@@ -215,6 +219,8 @@ class Shelf(Generic[C, K]):
         """Keep an idle connection; False when there are enough, and it should be closed."""
         if (len(self._idle) >= self._keep or self._is_beyond) and not link.relaxed:
             return False
+        # Whoever was interrupted while he waited for a standby does not hear of it; the next one must not either.
+        link.doubt.arisen = False
         self._idle.append(link)
         return True
 

@@ -183,7 +183,7 @@ class Connections:
         for retries in (2, 1, 0):
             link = self.get(relaxed=effect.query.wants)
             try:
-                return perform(link, statements, effect, timeout=self._query_timeout, target=self.target)
+                rows = perform(link, statements, effect, timeout=self._query_timeout, target=self.target)
             except ServerError as error:
                 if error.sqlstate in STALE:
                     link.connection.close()
@@ -191,6 +191,9 @@ class Connections:
                     raise
                 if not retries:
                     raise
+            else:
+                link.doubt.resolve(self.target)
+                return rows
             finally:
                 self.put(link)
         raise AssertionError("unreachable")
@@ -321,5 +324,6 @@ def _transaction(link: SyncLink, target: str) -> Iterator[None]:
     try:
         with link.connection.transaction():
             yield
+        link.doubt.resolve(target)
     except psycopg.Error as error:
         raise translate(error, target=target, broken=link.connection.broken) from error

@@ -10,13 +10,15 @@ from pgqrs_core.arrays import numbers
 from pgqrs_core.effects import Execute, Op, Rows, Wait
 from pgqrs_core.marks import Seen, highest_ids
 from pgqrs_core.messages import CLAIM_LANES, Delivery, Queue
-from pgqrs_core.operations.settle import Failure, nack
+from pgqrs_core.operations.settle import Failure, nack, release
 from pgqrs_core.sql import queries
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from pgqrs_core.marks import Marks
 
-__all__ = ["claim", "new_token", "receive"]
+__all__ = ["claim", "is_last", "new_token", "receive"]
 
 _LANES: Final = numbers(CLAIM_LANES)
 _PLACES: Final = {lane: place for place, lane in enumerate(CLAIM_LANES)}
@@ -31,28 +33,52 @@ def claim(queue: Queue, marks: Marks, *, limit: int, lease: float) -> Op[list[De
     """Claim up to ``limit`` messages for ``lease`` seconds, and return them in order.
 
     A message that has been delivered ``max_attempts`` times without being settled killed its consumers, or outlived
-    them; it is dead-lettered here instead of delivered again.
+    them; it is dead-lettered here instead of delivered again. One whose last attempt this is comes alone: a consumer
+    that dies takes an attempt from all that it holds, and only the message that kills it shall end as dead.
     """
     while True:
+        most = 1 if marks.cautious else limit
         rows: Rows = yield Execute(
             queries["claim"],
-            {"lanes": _LANES, "marks": marks.start(), "limit": limit, "lease": lease, "token": new_token()},
+            {"lanes": _LANES, "marks": marks.start(), "limit": most, "lease": lease, "token": new_token()},
             queue,
         )
         if not rows:
             marks.finish(None, full=False)
+            marks.cautious = 0
             return []
         seen = Seen(highest_ids((row[0], row[1]) for row in rows), rows[0][9], rows[0][10])
-        marks.finish(seen, full=len(rows) == limit)
+        marks.finish(seen, full=len(rows) == most)
         found = [Delivery(*row[:9]) for row in sorted(rows, key=_order)]
-        spent = [item for item in found if item.attempt > queue.options.max_attempts]
-        if not spent:
+        worn = [item for item in found if item.attempt >= queue.options.max_attempts]
+        marks.cautious = max(marks.cautious - 1, 0)
+        if not worn:
             return found
-        yield from nack(queue, [_exhausted(item) for item in spent])
-        found = [item for item in found if item.attempt <= queue.options.max_attempts]
+        spent = [item for item in worn if item.attempt > queue.options.max_attempts]
+        if spent:
+            yield from nack(queue, [_exhausted(item) for item in spent])
+            found = [item for item in found if item.attempt <= queue.options.max_attempts]
         # A batch of nothing but spent messages does not mean that the queue is empty.
         if found:
-            return found
+            return (yield from _set_apart(queue, marks, found))
+
+
+def is_last(queue: Queue, found: Sequence[Delivery]) -> bool:
+    """Tell whether this is a message on its last attempt, beside which its consumer should claim nothing."""
+    return len(found) == 1 and found[0].attempt == queue.options.max_attempts > 1
+
+
+def _set_apart(queue: Queue, marks: Marks, found: list[Delivery]) -> Op[list[Delivery]]:
+    """Keep one message that is on its last attempt, and give the others back as if they had not been claimed."""
+    last = next((item for item in found if item.attempt == queue.options.max_attempts), None)
+    # With a single attempt every message would come alone.
+    if last is None or len(found) == 1 or queue.options.max_attempts == 1:
+        return found
+    others = [item.lease for item in found if item is not last]
+    yield from release(queue, others)
+    # They come next. One by one from the start, so that none is claimed and given back again and again.
+    marks.cautious = len(others)
+    return [last]
 
 
 def receive(

@@ -79,6 +79,10 @@ def stored(*ids: int, waiting: bool = False) -> list[tuple[int, bool]]:
 class TestClaim:
     def run(self, *rows: tuple[Any, ...], limit: int = 10, more: tuple[Any, ...] = (), **options: Any) -> Any:
         self.marks = RecordingMarks()
+        return self.run_on(*rows, limit=limit, more=more, **options)
+
+    def run_on(self, *rows: tuple[Any, ...], limit: int = 10, more: tuple[Any, ...] = (), **options: Any) -> Any:
+        """Claim once more with the same marks."""
         op = claim.claim(make_queue(**options), self.marks, limit=limit, lease=30.0)
         return play(op, list(rows), *more)
 
@@ -163,6 +167,37 @@ class TestClaim:
 
         assert played.names == ["claim", "nack", "claim"]
         assert [item.id for item in played.result] == [2]
+
+    def test_a_message_on_its_last_attempt_comes_alone_and_the_others_are_given_back_uncharged(self) -> None:
+        played = self.run(
+            claimed_row(1, attempt=3),
+            claimed_row(2, attempt=5),
+            claimed_row(3, attempt=5),
+            more=([(1,), (3,)],),
+            max_attempts=5,
+        )
+
+        assert [item.id for item in played.result] == [2]
+        assert played.names == ["claim", "release"]
+        assert (played.params(1)["ids"], played.params(1)["refund"]) == ("{1,3}", 1)
+
+    def test_after_that_as_many_messages_are_claimed_one_by_one(self) -> None:
+        self.run(claimed_row(1, attempt=5), claimed_row(2, attempt=5), more=([(2,)],), max_attempts=5)
+
+        limits = [self.run_on(claimed_row(2, attempt=5), max_attempts=5).params(0)["limit"] for _ in range(2)]
+
+        assert limits == [1, 10]
+
+    def test_an_empty_queue_ends_the_caution(self) -> None:
+        self.run(claimed_row(1, attempt=5), claimed_row(2, attempt=5), more=([(2,)],), max_attempts=5)
+        self.run_on()
+
+        assert self.run_on(claimed_row(3)).params(0)["limit"] == 10
+
+    def test_with_a_single_attempt_messages_come_together(self) -> None:
+        played = self.run(claimed_row(1), claimed_row(2), max_attempts=1)
+
+        assert [item.id for item in played.result] == [1, 2]
 
 
 class TestReceive:

@@ -1,130 +1,17 @@
-"""Several processes compete for one queue, some die, some keep leases too long; then their history is checked."""
+"""The checker, checked: by histories written by hand, and by bugs put into the engine of running processes."""
 
 from __future__ import annotations
 
 import json
-import random
-import subprocess
-import sys
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-from competitor import BATCH
-from harness import until
-from history import check, read
 
-if TYPE_CHECKING:
-    from collections.abc import Callable
-
-    from harness import SyncHarness
-
-HERE = Path(__file__).parent
-MESSAGES = 1000
-RECEIVERS = 3
-
-
-class Crowd:
-    """The processes, started together behind a barrier."""
-
-    def __init__(self, dsn: str, folder: Path) -> None:
-        self.dsn = dsn
-        self.folder = folder
-        self.done = folder / "done"
-        self.running: dict[str, subprocess.Popen[str]] = {}
-        self.deaths = 0
-        self._count = 0
-
-    def start(self, role: str, *arguments: object) -> subprocess.Popen[str]:
-        self._count += 1
-        name = f"{role}{self._count}"
-        notes = self.folder / f"{name}.jsonl"
-        command = [sys.executable, str(HERE / "competitor.py"), role, self.dsn, notes, name, self.done, *arguments]
-        process = subprocess.Popen(
-            list(map(str, command)), stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, cwd=HERE.parents[1]
-        )
-        self.running[name] = process
-        return process
-
-    def release(self) -> None:
-        """Let all go at once that have said that they are ready."""
-        fresh = [process for process in self.running.values() if process.stdin and not process.stdin.closed]
-        for process in fresh:
-            assert process.stdout is not None
-            assert process.stdout.readline() == "ready\n"
-        for process in fresh:
-            assert process.stdin is not None
-            process.stdin.write("go\n")
-            process.stdin.close()
-
-    def reap(self) -> list[str]:
-        """Collect those that ended; return the roles of those that died, and note their deaths."""
-        died = []
-        for name, process in list(self.running.items()):
-            if process.poll() is not None:
-                del self.running[name]
-                assert process.stdout is not None
-                process.stdout.close()
-                if process.returncode:
-                    assert process.returncode in (9, -9), f"{name} failed with {process.returncode}"
-                    died.append(name.rstrip("0123456789"))
-                    self.deaths += 1
-        return died
-
-    def close(self) -> None:
-        for process in self.running.values():
-            process.kill()
-            process.wait()
-            for stream in (process.stdin, process.stdout):
-                if stream:
-                    stream.close()
-
-
-@pytest.mark.timeout(60)
-def test_competing_processes_lose_and_double_nothing(engine: SyncHarness, tmp_path: Path) -> None:
-    engine.transact(alter, {"max_attempts": 1_000_000})
-    chance = random.Random(5)
-    crowd = Crowd(engine.dsn, tmp_path)
-    try:
-        producers = [crowd.start("producer", MESSAGES) for _ in range(2)]
-        for _ in range(RECEIVERS):
-            crowd.start("mortal")
-        crowd.start("consumer")
-        crowd.release()
-
-        def producers_are_done() -> bool:
-            for role in crowd.reap():
-                crowd.start(role if crowd.deaths < 6 else "consumer")
-                crowd.release()
-            if crowd.deaths < 3 and chance.random() < 0.02:
-                victims = [process for name, process in crowd.running.items() if name.startswith("mortal")]
-                if victims:
-                    chance.choice(victims).kill()
-            return all(process.returncode is not None for process in producers)
-
-        until(producers_are_done, "the producers are done", limit=30)
-        crowd.done.touch()
-        until(lambda: [crowd.reap(), not crowd.running][1], "the consumers are done", limit=30)
-    finally:
-        crowd.close()
-
-    history = read(tmp_path)
-    history += [{"op": "died", "claims": BATCH}] * crowd.deaths
-    left = [row[0] for row in engine.ask("select convert_from(body, 'utf8') from pgqrs.q_jobs")]
-    assert crowd.deaths > 0
-    assert check(history, left) == []
-    # There was something to check.
-    claims = [event for event in history if event["op"] == "claimed"]
-    refused = [event for event in history if event["op"] == "settled" and not event["ok"]]
-    assert len({event["key"] for event in claims}) > MESSAGES
-    assert max(event["attempt"] for event in claims) > 1
-    assert refused
-
-
-def alter(changes: dict[str, Any]) -> Any:
-    from pgqrs_core.operations.queues import alter_queue
-
-    return alter_queue("jobs", changes)
+from .broken import BUGS
+from .crowd import Crowd
+from .history import check, read
 
 
 def sound() -> list[dict[str, Any]]:
@@ -137,19 +24,24 @@ def sound() -> list[dict[str, Any]]:
             "id": number,
             "token": token,
             "attempt": attempt,
+            "lane": 0,
             "lease": 1.0,
             "began": at,
             "ended": at + 0.01,
         }
 
     def settled(what: str, number: int, token: int, at: float, *, ok: bool = True) -> list[dict[str, Any]]:
-        asked = {"what": what, "id": number, "token": token, "began": at}
+        asked = {"what": what, "lane": 0, "id": number, "token": token, "began": at}
         return [{"op": "settling", **asked}, {"op": "settled", **asked, "ok": ok, "ended": at + 0.01}]
 
-    sends = [{"op": op, "key": key} for op in ("sending", "sent") for key in "abcde"]
+    sends = [
+        {"op": op, "key": key, "at": place / 100 - 1 + later}
+        for op, later in (("sending", 0.0), ("sent", 0.005))
+        for place, key in enumerate("abcde")
+    ]
     return [
         *sends,
-        {"op": "sending", "key": "never"},
+        {"op": "sending", "key": "never", "at": -0.5},
         {"op": "aborted", "key": "never"},
         claimed("a", 1, 11, 1, 0.0),
         *settled("ack", 1, 11, 0.1),
@@ -269,9 +161,69 @@ class TestChecker:
         history = sound()
         changed(op="claimed", token=32, attempt=3)(history)
 
-        assert check([*history, {"op": "died", "claims": 1}], LEFT) == []
+        assert check([*history, {"op": "unnoted", "claims": 1}], LEFT) == []
 
     def test_a_line_that_was_cut_off_is_no_event(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_text(json.dumps({"op": "sent", "key": "a"}) + '\n{"op": "se')
 
         assert read(tmp_path) == [{"op": "sent", "key": "a"}]
+
+
+#: What each bug looks like to the checker, and how its crowd must be to show it.
+CAUGHT: dict[str, tuple[set[str], dict[str, Any]]] = {
+    "ack without fence": ({"STALE LEASE ACCEPTED", "SETTLED TWICE"}, {}),
+    "nack without fence": ({"STALE LEASE ACCEPTED", "SETTLED TWICE", "DOUBLED"}, {}),
+    "claim without skip locked": ({"DOUBLED"}, {}),
+    "claim that ignores leases": ({"DOUBLED"}, {}),
+    "attempt not counted": ({"ATTEMPTS"}, {}),
+    "attempt counted twice": ({"ATTEMPTS"}, {}),
+    "release that is charged": ({"ATTEMPTS"}, {}),
+    "lease that ends at once": ({"DOUBLED"}, {}),
+    "claim by the youngest": ({"ORDER"}, {"plain": True, "consumers": 1}),
+    "mark that advances too early": ({"STUCK"}, {"slow": 0.0}),
+    "wake-up lost without polling": ({"STUCK"}, {"plain": True, "wait": 60.0}),
+    "ack that does nothing": ({"RESURRECTED"}, {}),
+    "nack that deletes": ({"LOST"}, {}),
+    "extension that does nothing": ({"DOUBLED"}, {}),
+    "enqueue outside the transaction": ({"PHANTOM"}, {}),
+}
+
+
+def run_crowd(
+    crowd: Crowd, *, bug: str = "", consumers: int = 2, plain: bool = False, wait: float = 0.05, slow: float = 0.2
+) -> set[str]:
+    """Return the kinds of what the checker finds."""
+    pause = 0.02 if wait > 1 else 0.002
+    for _ in range(2 if consumers > 1 else 1):
+        crowd.start("producer", count=150, bug=bug, plain=plain, pause=pause)
+    for _ in range(consumers):
+        crowd.start("consumer", bug=bug, plain=plain, wait=wait, lease=0.3, slow=slow)
+    crowd.release()
+    try:
+        found = crowd.finish_within(12, alone=consumers == 1)
+    finally:
+        crowd.close()
+    return {line.partition(":")[0].rstrip("0123456789-").removesuffix(" producer") for line in found}
+
+
+def test_every_bug_is_expected_to_be_caught() -> None:
+    assert CAUGHT.keys() == BUGS.keys() - {""}
+
+
+@pytest.mark.parametrize(
+    "bug",
+    [
+        pytest.param(bug, marks=[] if bug in ("ack without fence", "claim without skip locked") else pytest.mark.faults)
+        for bug in CAUGHT
+    ],
+)
+def test_a_bug_in_the_engine_is_caught(bug: str, crowd: Crowd) -> None:
+    expected, options = CAUGHT[bug]
+
+    assert run_crowd(crowd, bug=bug, **options) & expected
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("options", [{}, {"plain": True, "consumers": 1}], ids=["a crowd", "one consumer"])
+def test_without_a_bug_nothing_is_found(options: dict[str, Any], crowd: Crowd) -> None:
+    assert run_crowd(crowd, **options) == set()

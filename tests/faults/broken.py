@@ -1,0 +1,125 @@
+"""Bugs to put into the engine of one process, by name. The checker has to notice each: see `test_checker.py`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import MappingProxyType
+from typing import Any, Final
+
+from pgqrs_native import traffic
+
+from pgqrs_core import doorbell, engine, marks, watch
+from pgqrs_core.operations import claim, settle
+from pgqrs_core.sql import Query, queries
+
+__all__ = ["BUGS"]
+
+
+def rewrite(name: str, *changes: tuple[str, str]) -> Callable[[], None]:
+    """Change the text of one statement of the catalogue."""
+
+    def apply() -> None:
+        query = queries[name]
+        text = query.text
+        for old, new in changes:
+            assert old in text, f"{name} does not hold {old!r} any more"
+            text = text.replace(old, new)
+        changed = MappingProxyType({**queries, name: Query(name, text, query.flags)})
+        claim.queries = settle.queries = changed
+
+    return apply
+
+
+def advance_at_once() -> None:
+    """Marks that trust any claim, and never look back."""
+
+    def settled(self: Any, oldest: int, reach: Any, now: float) -> bool:
+        for seen in self._pending:
+            for lane, top in seen.highest.items():
+                self._marks[marks._PLACES[lane]] = top + 1
+        self._pending.clear()
+        return True
+
+    marks.Marks._settle = settled
+    marks.RESCAN = 1e9
+    marks.CHEAP = 0.0
+
+
+def sleep_through() -> None:
+    """Producers that ring nobody, and consumers that rely on being rung."""
+    doorbell.Doorbell.may_ring = lambda self, number: False
+    watch.QUICK = watch.POLL = 1e9
+
+
+def claim_success() -> None:
+    """An ack that says yes and does nothing."""
+
+    def ack(queue: Any, leases: Any) -> Any:
+        return [True] * len(leases)
+        yield
+
+    _replace_settle("ack", ack)
+
+
+def forget_failures() -> None:
+    """A failed message that is thrown away."""
+    remove = settle.ack
+
+    def nack(queue: Any, failures: Any, doorbell: Any = None) -> Any:
+        yield from remove(queue, [failure.lease for failure in failures])
+        return ["nacked"] * len(failures)
+
+    _replace_settle("nack", nack)
+
+
+def extend_nothing() -> None:
+    """A renewal that says yes and does nothing."""
+
+    def extend(queue: Any, leases: Any, lease: float) -> Any:
+        return [True] * len(leases)
+        yield
+
+    settle.extend = extend
+
+
+def commit_alone() -> None:
+    """An enqueue in the caller's transaction that is committed by itself."""
+    run = engine.Engine.run
+
+    def run_in(self: Any, connection: object, make: Any, *args: Any, **kwargs: Any) -> Any:
+        return run(self, make, *args, **kwargs)
+
+    engine.Engine.run_in = run_in
+
+
+def _replace_settle(name: str, operation: Any) -> None:
+    for module in (settle, traffic):
+        setattr(module, name, operation)
+
+
+#: Names a row by its key instead of by its place, so that a row that somebody else has just changed is found all the same.
+_BY_KEY: Final = (
+    ("ctid as place", "row(lane, message_id)::text as place"),
+    ("where q.ctid = any (array(", "where row(q.lane, q.message_id)::text = any (array("),
+)
+
+BUGS: Final[dict[str, Callable[[], None]]] = {
+    "": lambda: None,
+    "ack without fence": rewrite("ack", (" and q.lease_token = a.token", "")),
+    "nack without fence": rewrite("nack", (" and q.lease_token = r.token", "")),
+    "claim without skip locked": rewrite("claim", (" for update skip locked", ""), *_BY_KEY),
+    "claim that ignores leases": rewrite("claim", ("lease_until <= statement_timestamp()", "true")),
+    "attempt not counted": rewrite("claim", ("set attempt = q.attempt + 1", "set attempt = greatest(q.attempt, 1)")),
+    "attempt counted twice": rewrite("claim", ("set attempt = q.attempt + 1", "set attempt = q.attempt + 2")),
+    "release that is charged": rewrite(
+        "release", ("greatest(q.attempt - %(refund)s, 0)", "q.attempt + %(refund)s * 0")
+    ),
+    "lease that ends at once": rewrite("claim", ("%(lease)s::float8 * interval", "%(lease)s::float8 * 0 * interval")),
+    "claim by the youngest": rewrite("claim", ("order by message_id limit", "order by message_id desc limit")),
+    "mark that advances too early": advance_at_once,
+    "wake-up lost without polling": sleep_through,
+    "ack that does nothing": claim_success,
+    "nack that deletes": forget_failures,
+    "extension that does nothing": extend_nothing,
+    "enqueue outside the transaction": commit_alone,
+}

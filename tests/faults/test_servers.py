@@ -1,0 +1,251 @@
+"""What happens to servers: killed, stopped, restarted, locked, full, set back; each under load."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import random
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import psycopg
+import pytest
+
+from pgqrs_core.cluster import Cluster
+from pgqrs_core.testing import throw_away_cluster
+
+from .crowd import Crowd, ask, until
+
+pytestmark = pytest.mark.faults
+
+#: Of our actors, by what they say they are.
+BACKENDS = (
+    "select pid from pg_stat_activity where backend_type = 'client backend' and pid <> pg_backend_pid() "
+    "and datname = current_database()"
+)
+
+
+@dataclass
+class Scene:
+    """A server, and a crowd at work on it."""
+
+    cluster: Cluster
+    crowd: Crowd
+
+    def backends(self) -> list[int]:
+        return [row[0] for row in ask(self.cluster.dsn, BACKENDS)]
+
+    def answers(self) -> bool:
+        return bool(ask(self.cluster.dsn, "select 1"))
+
+
+def restart(mode: str) -> Callable[[Scene], None]:
+    def inject(scene: Scene) -> None:
+        with scene.crowd.crash() if mode == "immediate" else contextlib.nullcontext():
+            scene.cluster.restart(mode)  # type: ignore[arg-type]
+
+    return inject
+
+
+def kill_postmaster(scene: Scene) -> None:
+    with scene.crowd.crash():
+        scene.cluster.kill()
+        scene.cluster.start()
+
+
+def kill_backend(scene: Scene) -> None:
+    """The postmaster then ends all others too, and recovers."""
+    with scene.crowd.crash():
+        os.kill(random.Random(1).choice(scene.backends()), signal.SIGKILL)
+        until(scene.answers, "the server has recovered")
+
+
+def stop_backends(scene: Scene) -> None:
+    """The client has to find out by itself: such a connection looks alive, and says nothing.
+
+    Only those that wait for their client: one that holds a lock of the server's memory would stop all others too.
+    """
+    idle = (
+        f"select pid from pg_stat_activity where pid in ({BACKENDS}) and state = 'idle' and application_name = 'pgqrs'"
+    )
+    stopped = [row[0] for row in ask(scene.cluster.dsn, idle)]
+    for pid in stopped:
+        os.kill(pid, signal.SIGSTOP)
+    try:
+        # Meanwhile the crowd comes back with new ones.
+        scene.crowd.flow()
+    finally:
+        for pid in stopped:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+
+
+def storm(what: str) -> Callable[[Scene], None]:
+    def inject(scene: Scene) -> None:
+        for _ in range(20):
+            ask(scene.cluster.dsn, f"select {what}(pid) from ({BACKENDS}) ours")
+            time.sleep(0.1)
+
+    return inject
+
+
+def use_up_connections(scene: Scene) -> None:
+    """Take every connection, then the crowd's too, and keep them for a while."""
+    with ExitStack() as stack:
+        taken: list[psycopg.Connection[object]] = []
+
+        def take_all() -> None:
+            with contextlib.suppress(psycopg.OperationalError):
+                while True:
+                    connection = psycopg.connect(scene.cluster.dsn, autocommit=True)
+                    taken.append(stack.enter_context(connection))
+
+        take_all()
+        ours = [connection.info.backend_pid for connection in taken]
+        taken[0].execute(f"select pg_terminate_backend(pid) from ({BACKENDS}) b where pid <> all(%s)".encode(), [ours])
+        take_all()
+        time.sleep(2)
+
+
+@contextmanager
+def transaction(scene: Scene, statement: str) -> Iterator[psycopg.Connection[tuple[object, ...]]]:
+    with psycopg.connect(scene.cluster.dsn) as connection:
+        connection.execute(statement.encode())
+        yield connection
+
+
+def lock_table(scene: Scene) -> None:
+    """For longer than a statement may take."""
+    with transaction(scene, "lock table pgqrs.q_jobs in access exclusive mode"):
+        time.sleep(3)
+
+
+def rebuild(statement: str) -> Callable[[Scene], None]:
+    def inject(scene: Scene) -> None:
+        for _ in range(5):
+            ask(scene.cluster.dsn, statement)
+            scene.crowd.flow(10)
+
+    return inject
+
+
+def bait_deadlocks(scene: Scene) -> None:
+    """Lock rows one by one in an order that nobody else takes them in."""
+    deadline = time.monotonic() + 3
+    while time.monotonic() < deadline:
+        with contextlib.suppress(psycopg.errors.DeadlockDetected), psycopg.connect(scene.cluster.dsn) as connection:
+            connection.execute("set local deadlock_timeout = '20ms'")
+            rows = connection.execute(
+                "select message_id from pgqrs.q_jobs order by message_id desc limit 20"
+            ).fetchall()
+            for row in rows:
+                connection.execute("select 1 from pgqrs.q_jobs where message_id = %s for update", row)
+
+
+def pin_snapshot(scene: Scene) -> None:
+    with psycopg.connect(scene.cluster.dsn) as connection:
+        connection.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        connection.execute("select count(*) from pgqrs.q_jobs")
+        for _ in range(5):
+            scene.crowd.flow(100)
+
+
+def fill_notify_queue(scene: Scene) -> None:
+    """A listener that is idle in a transaction keeps all notifications; soon nobody can send any more."""
+    with psycopg.connect(scene.cluster.dsn, autocommit=True) as listener:
+        listener.execute("listen anything")
+        listener.execute("begin; select 1")
+        flood = "select pg_notify('anything', repeat('x', 7000) || g) from generate_series(1, 20) g"
+        with (
+            psycopg.connect(scene.cluster.dsn, autocommit=True) as sender,
+            contextlib.suppress(psycopg.errors.ProgramLimitExceeded),
+        ):
+            for _ in range(1000):
+                sender.execute(flood.encode())
+            pytest.fail("the queue of notifications does not fill up")
+        scene.crowd.flow()
+        listener.execute("rollback")
+
+
+def set_ids_back(scene: Scene) -> None:
+    """As after a failover to a standby that was behind: ids are given out a second time."""
+    ask(scene.cluster.dsn, "alter table pgqrs.q_jobs alter message_id restart with 1")
+    scene.crowd.flow(100)
+
+
+def leave_prepared(scene: Scene) -> None:
+    """Prepared transactions hold locks and a snapshot, and outlive a crash."""
+    dsn = scene.cluster.dsn
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        connection.execute("begin; lock table pgqrs.q_jobs in share update exclusive mode")
+        connection.execute("update pgqrs.q_jobs set headers = headers where lease_until < now() - interval '1 hour'")
+        connection.execute("prepare transaction 'forgotten'")
+    scene.crowd.flow(50)
+    kill_postmaster(scene)
+    scene.crowd.flow(50)
+    ask(dsn, "rollback prepared 'forgotten'")
+
+
+FAULTS: dict[str, Callable[[Scene], None]] = {
+    "the postmaster is killed": kill_postmaster,
+    "a backend is killed": kill_backend,
+    "backends stand still": stop_backends,
+    "the server is restarted": restart("fast"),
+    "the server is restarted at once": restart("immediate"),
+    "all sessions are ended again and again": storm("pg_terminate_backend"),
+    "all statements are cancelled again and again": storm("pg_cancel_backend"),
+    "no connections are left": use_up_connections,
+    "the table is locked": lock_table,
+    "the table is rewritten": rebuild("vacuum full pgqrs.q_jobs"),
+    "indexes are rebuilt": rebuild("reindex table pgqrs.q_jobs"),
+    "others lock rows in another order": bait_deadlocks,
+    "a snapshot is held": pin_snapshot,
+    "nobody can notify": fill_notify_queue,
+    "ids are given out twice": set_ids_back,
+    "a prepared transaction is forgotten": leave_prepared,
+}
+
+OPTIONS = {"max_connections": "30", "max_prepared_transactions": "5"}
+
+
+@pytest.fixture
+def scene(pgqrs_bindir: Path, gather: Callable[..., Crowd]) -> Iterator[Scene]:
+    with throw_away_cluster(pgqrs_bindir, options=OPTIONS) as cluster:
+        if ask_version(cluster) >= 170000:
+            cluster.options["max_notify_queue_pages"] = "64"
+            cluster.restart()
+        # What is behind a consumer's low-water mark it finds when it looks back, at times after seconds.
+        yield Scene(cluster, gather(cluster.dsn, pause=0.005, idle=4.0))
+
+
+def ask_version(cluster: Cluster) -> int:
+    return int(ask(cluster.dsn, "show server_version_num")[0][0])
+
+
+@pytest.mark.parametrize("fault", FAULTS)
+def test_nothing_is_lost_when(fault: str, scene: Scene) -> None:
+    if fault == "nobody can notify" and ask_version(scene.cluster) < 170000:
+        pytest.skip("the queue of notifications is 8 GB before PostgreSQL 17: too much to fill here")
+    scene.crowd.begin()
+
+    FAULTS[fault](scene)
+    scene.crowd.flow()
+
+    assert scene.crowd.finish() == []
+
+
+def test_nothing_is_lost_when_a_server_restarts_every_second(scene: Scene) -> None:
+    scene.crowd.begin()
+    stop = threading.Event()
+
+    for number in range(6):
+        (kill_postmaster if number % 2 else restart("immediate"))(scene)
+        stop.wait(1)
+    scene.crowd.flow()
+
+    assert scene.crowd.finish() == []
