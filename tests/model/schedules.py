@@ -14,8 +14,9 @@ if __name__ == "__main__":
     for folder in (Path(__file__).parent, Path(__file__).parents[1] / "core"):
         sys.path.insert(0, str(folder))
 
-from actors import Cast, Judge, Violation
+from actors import Cast
 from by_hand import make_queue
+from judge import Judge, Violation
 from world import Faults, World
 
 from pgqrs_core import watch

@@ -12,8 +12,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from actors import JudgedMarks, Violation
 from fake import FakeServer
+from judge import JudgedMarks, Violation
 from schedules import play_schedule
 from table import DEAD
 
