@@ -312,6 +312,14 @@ class TestSettle:
 
 
 class TestNack:
+    @pytest.mark.parametrize(("delays", "rings"), [((3600.0, enqueue.SOON), True), ((3600.0, 3600.0), False)])
+    def test_it_rings_if_any_of_them_is_due_soon(self, delays: tuple[float, ...], rings: bool) -> None:
+        failures = [settle.Failure(Lease(0, number, 1), delay) for number, delay in enumerate(delays)]
+
+        played = play(settle.nack(JOBS, failures, Bell()), [(0, -1), (1, -1)], *([[]] if rings else []))
+
+        assert ("notify" in played.names) is rings
+
     def test_it_says_of_each_whether_it_returns_is_dead_or_was_lost(self) -> None:
         failures = [settle.Failure(Lease(0, number, 1)) for number in (3, 1, 2)]
 
