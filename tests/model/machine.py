@@ -291,7 +291,7 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def lists_agree(self) -> None:
         listed = self.harness.run(dead.list_dead, self.queue, 100)
-        # Those that died by one call may have died at one time or one after the other.
+        # Those that died by one call died at one time, or one after the other.
         assert [item.died_at for item in listed] == sorted((item.died_at for item in listed), reverse=True)
         assert sorted((item.id, item.attempt, item.body, item.error["type"]) for item in listed) == sorted(
             (row.id, row.attempt, row.body, row.error) for row in self.model.dead()
