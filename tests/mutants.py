@@ -204,11 +204,11 @@ def run(path: str, mutants: list[Mutant], tests: list[str], limit: float) -> lis
         text = (ROOT / path).read_text()
         if is_killed(folder, tests, limit):
             raise SystemExit(f"the tests of {path} fail without any mutant")
-        for mutant in mutants:
+        for place, mutant in enumerate(mutants, 1):
             (folder / path).write_text(mutant.apply(text))
             if not is_killed(folder, tests, limit):
                 survivors.append(mutant)
-                print(f"  survives {path}:{mutant}", flush=True)
+                print(f"  {place} of {len(mutants)} survives: {path}:{mutant}", flush=True)
     return survivors
 
 

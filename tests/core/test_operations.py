@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import struct
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 
 import msgspec
@@ -331,6 +331,17 @@ class TestSettle:
 
         assert played.names == ["release", "notify"]
 
+    def test_a_release_that_came_too_late_for_some_rings_for_the_others(self) -> None:
+        played = play(settle.release(JOBS, [Lease(0, 1, 1), Lease(0, 2, 1)], Bell()), [(1,)], [])
+
+        assert played.names == ["release", "notify"]
+
+    def test_unless_it_is_told_otherwise_a_release_gives_the_attempt_back(self) -> None:
+        assert play(settle.release(JOBS, [Lease(0, 1, 1)]), [(1,)]).params(0)["refund"] == 1
+
+    def test_the_shortest_lease_is_a_tenth_of_a_second(self) -> None:
+        assert play(settle.extend(JOBS, [Lease(0, 1, 1)], 0.1), [(1,)]).result == [True]
+
     def test_a_release_of_nothing_but_lost_leases_does_not_ring(self) -> None:
         assert play(settle.release(JOBS, [Lease(0, 1, 1)], Bell()), []).result == [False]
 
@@ -367,6 +378,14 @@ class TestReplace:
 
 
 class TestNack:
+    @pytest.mark.parametrize(("delays", "rings"), [((3600.0, enqueue.SOON), True), ((3600.0, 3600.0), False)])
+    def test_it_rings_if_any_of_them_is_due_soon(self, delays: tuple[float, ...], rings: bool) -> None:
+        failures = [settle.Failure(Lease(0, number, 1), delay) for number, delay in enumerate(delays)]
+
+        played = play(settle.nack(JOBS, failures, Bell()), [(0, -1), (1, -1)], *([[]] if rings else []))
+
+        assert ("notify" in played.names) is rings
+
     def test_it_says_of_each_whether_it_returns_is_dead_or_was_lost(self) -> None:
         failures = [settle.Failure(Lease(0, number, 1)) for number in (3, 1, 2)]
 
@@ -569,6 +588,7 @@ class TestEnqueue:
         ("parameter", "value"),
         [
             *[("priority", value) for value in (-1, 10, 1.5, True, "1")],
+            *[("at", value) for value in (datetime(2030, 1, 1), "tomorrow", 0)],
             *[("delay", value) for value in (-0.1, float("nan"), float("inf"), 1e10, True, "1")],
             *[("ttl", value) for value in (0, -1, float("nan"), float("inf"), 1e10, True, "1")],
         ],

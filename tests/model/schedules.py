@@ -11,10 +11,10 @@ from pathlib import Path
 from unittest import mock
 
 if __name__ == "__main__":
-    for folder in (Path(__file__).parent, Path(__file__).parents[1] / "core"):
-        sys.path.insert(0, str(folder))
+    sys.path.insert(0, str(Path(__file__).parent))
 
-from actors import Cast, Judge, Violation
+from actors import Cast
+from judge import Judge, Violation
 from world import Faults, World
 
 from pgqrs_core import watch

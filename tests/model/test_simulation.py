@@ -12,8 +12,8 @@ import time
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from actors import JudgedMarks, Violation
 from fake import FakeServer
+from judge import JudgedMarks, Violation
 from schedules import play_schedule
 from table import DEAD
 
@@ -179,7 +179,7 @@ def a_nack_loses_its_message(patch: pytest.MonkeyPatch) -> None:
 BUGS: dict[Callable[[pytest.MonkeyPatch], None], str] = {
     marks_go_early: "a mark passed",
     marks_trust_the_claims_own_snapshot: "a mark passed",
-    marks_go_too_far: "a mark passed|overtaken|stuck",
+    marks_go_too_far: "a mark passed|overtaken|stuck|came after",
     nobody_rescans: "a rescan was due|stuck",
     nobody_polls: "beside a sleeping consumer",
     answers_are_mixed_up: "confirmed and not done",

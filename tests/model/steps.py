@@ -1,0 +1,26 @@
+"""What an actor may do besides what an operation asks for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["Begin", "Commit", "Rollback", "Sleep"]
+
+
+@dataclass(frozen=True)
+class Sleep:
+    """Do nothing for some seconds."""
+
+    seconds: float
+
+
+class Begin:
+    """Begin a transaction: what follows belongs to it."""
+
+
+class Commit:
+    """Commit it."""
+
+
+class Rollback:
+    """Roll it back."""
