@@ -114,18 +114,21 @@ def declare_exchange(
     if kind not in TYPES:
         raise unknown_type(name, kind)
     check_name(name)
-    rows = yield Execute(
-        queries["declare_exchange"],
-        {
-            "name": name,
-            "type": kind,
-            "durable": durable,
-            "auto_delete": auto_delete,
-            "arguments": _json(arguments),
-        },
-    )
-    # Whoever declares the same at the same moment is not seen by the statement that lost.
-    found = rows or (yield Execute(queries["find_exchange"], {"name": name}))
+    # What is there already takes no right to declare it.
+    found = yield Execute(queries["find_exchange"], {"name": name})
+    if not found:
+        rows = yield Execute(
+            queries["declare_exchange"],
+            {
+                "name": name,
+                "type": kind,
+                "durable": durable,
+                "auto_delete": auto_delete,
+                "arguments": _json(arguments),
+            },
+        )
+        # Whoever declares the same at the same moment is not seen by the statement that lost.
+        found = rows or (yield Execute(queries["find_exchange"], {"name": name}))
     if found and found[0][0] != kind:
         raise not_equivalent("exchange", name, f"is of type {found[0][0]!r}, not {kind!r}")
 
@@ -149,26 +152,33 @@ def declare_queue(
     ephemeral = exclusive or auto_delete or expires is not None
     ttl = _milliseconds(arguments, "x-message-ttl")
     check_name(name)
-    number, stored = yield from _declare(
-        name,
-        ephemeral=ephemeral,
-        exclusive=exclusive,
-        auto_delete=auto_delete,
-        owner=owner if exclusive else None,
-        arguments=_json(arguments),
-        message_ttl=ttl,
-        expires=expires if expires is not None else DESERTED if ephemeral else None,
-    )
-    if stored != ephemeral:
-        kinds = ("durable", "ephemeral (exclusive, auto_delete or x-expires)")
-        raise not_equivalent("queue", name, f"is {kinds[stored]} and cannot be declared {kinds[ephemeral]}")
-    if ephemeral:
-        return Declared(name, number, ttl)
+    if ephemeral or not (yield from _stands(name, ttl, _json(arguments))):
+        number, stored = yield from _declare(
+            name,
+            ephemeral=ephemeral,
+            exclusive=exclusive,
+            auto_delete=auto_delete,
+            owner=owner if exclusive else None,
+            arguments=_json(arguments),
+            message_ttl=ttl,
+            expires=expires if expires is not None else DESERTED if ephemeral else None,
+        )
+        if stored != ephemeral:
+            kinds = ("durable", "ephemeral (exclusive, auto_delete or x-expires)")
+            raise not_equivalent("queue", name, f"is {kinds[stored]} and cannot be declared {kinds[ephemeral]}")
+        if ephemeral:
+            return Declared(name, number, ttl)
     try:
         yield from find_queue(name)
     except QueueNotFound:
         yield from create_queue(name, options)
     return Declared(name, None, ttl)
+
+
+def _stands(name: str, ttl: float | None, arguments: str | None) -> Op[bool]:
+    """Tell whether a durable queue is declared like this already: that takes no right to declare one."""
+    rows = yield Execute(queries["find_declared"], {"name": name})
+    return bool(rows) and rows[0][1:] == (False, ttl, arguments)
 
 
 def _declare(
@@ -252,6 +262,8 @@ def bind(queue: str, exchange: str, routing_key: str, arguments: Mapping[str, An
         "arguments": _json(arguments),
         "channel": channel,
     }
+    if (yield Execute(queries["is_bound"], {key: params[key] for key in params if key != "channel"})):
+        return
     kind, bound, _ = (yield Execute(queries["bind"], params))[0]
     if kind is None:
         raise not_found("exchange", exchange)

@@ -560,7 +560,7 @@ class TestQueueNames:
         assert check_name(name) == name
 
 
-#: What a queue's creation is answered first: the schema's name, and its version.
+#: What a queue's creation is answered first: the schema's name, and its version; then, that it does not exist.
 READY = ([("pgqrs", "")], [(schema.SUPPORTED, "c", True)])
 
 
@@ -569,30 +569,42 @@ class TestQueues:
         op = queues.create_queue("jobs", QueueOptions())
 
         played = play(
-            op, *READY, [queue_row()], *[[] for step in MIGRATIONS for _ in step.blocks.keys() & {"queue", "archive"}]
+            op,
+            *READY,
+            [],
+            [queue_row()],
+            *[[] for step in MIGRATIONS for _ in step.blocks.keys() & {"queue", "archive"}],
+            [(False,)],
         )
 
-        assert played.names[2:5] == ["insert_queue", "queue", "archive"]
+        assert played.names[2:6] == ["find_queue", "insert_queue", "queue", "archive"]
         assert played.result.name == "jobs"
 
     def test_without_an_archive_no_table_for_it_is_built(self) -> None:
         played = play(
             queues.create_queue("jobs", QueueOptions(archive=False)),
             *READY,
+            [],
             [queue_row(archive=False)],
             *[[] for step in MIGRATIONS if "queue" in step.blocks],
+            [(False,)],
         )
 
         assert "archive" not in played.names
 
     def test_creating_it_again_with_the_same_options_changes_nothing(self) -> None:
-        played = play(queues.create_queue("jobs", QueueOptions()), *READY, [], [queue_row()])
+        played = play(queues.create_queue("jobs", QueueOptions()), *READY, [queue_row()])
 
-        assert played.names == ["migration_pause", "applied_migrations", "insert_queue", "find_queue"]
+        assert played.names == ["migration_pause", "applied_migrations", "find_queue"]
+
+    def test_one_that_is_created_by_two_at_once_is_created_by_one(self) -> None:
+        played = play(queues.create_queue("jobs", QueueOptions()), *READY, [], [], [queue_row()])
+
+        assert played.names[2:] == ["find_queue", "insert_queue", "find_queue"]
 
     def test_creating_it_again_with_other_options_shows_the_difference(self) -> None:
         with pytest.raises(QueueExists) as caught:
-            play(queues.create_queue("jobs", QueueOptions(max_attempts=9)), *READY, [], [queue_row()])
+            play(queues.create_queue("jobs", QueueOptions(max_attempts=9)), *READY, [queue_row()])
 
         assert caught.value.differences == {"max_attempts": (5, 9)}
 

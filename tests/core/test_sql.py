@@ -35,10 +35,10 @@ CLEAR = frozenset(
         "purge_dead",
         "queue_names",
         "record_migration",
+        "record_role",
         "resign",
         "resume_queue",
         "schema_exists",
-        "schema_is_empty",
         "server_time",
         "show_dead",
         "vacuum",
@@ -91,7 +91,11 @@ def test_every_name_is_well_formed_and_unique(path: Path) -> None:
     lines = re.findall(r"^-- name:.*$", path.read_text(), re.MULTILINE)
 
     names = [
-        re.fullmatch(r"-- name: ([a-z][a-z_]*)((?: (?:relaxed|patient|bitmap|alone|glance))*)", line) for line in lines
+        re.fullmatch(
+            r"-- name: ([a-z][a-z_]*)((?: (?:anyone|producer|consumer|observer|relaxed|patient|bitmap|alone|glance))*)",
+            line,
+        )
+        for line in lines
     ]
 
     assert all(names), [line for line, match in zip(lines, names, strict=True) if not match]

@@ -1,0 +1,31 @@
+-- What the roles of `pgqrs install --roles` may do. Run whenever one may be missing, so all of it can be repeated.
+-- The tables belong to {admin}: whoever has that role may do everything with them, and needs no grants.
+
+-- name: shared
+grant usage on schema {schema} to {producer}, {consumer}, {observer}, {admin};
+grant create on schema {schema} to {admin};
+revoke all on {schema}.migrations, {schema}.queues, {schema}.waiters, {schema}.leaders, {schema}.roles from public;
+grant select on {schema}.migrations, {schema}.queues, {schema}.waiters to {producer}, {consumer}, {observer};
+grant insert, update, delete on {schema}.waiters to {consumer};
+grant select, insert, update, delete on {schema}.leaders to {consumer};
+grant select on {schema}.leaders to {observer};
+
+-- name: queue
+-- A producer reads nothing but the id that it is given, and sets no column that says who has a message, and how often.
+-- What a consumer may not set keeps it from replaying the dead; what it may remove it could also purge.
+revoke all on {queue}, {view} from public;
+grant insert (lane, priority, due_at, expires_at, content_type, headers, body), select (message_id)
+  on {queue} to {producer};
+grant select, delete, update (lane, attempt, lease_until, lease_token, due_at, last_error) on {queue} to {consumer};
+grant select (lane, message_id, lease_until, enqueued_at, due_at) on {queue} to {observer};
+
+-- name: archive
+-- A consumer adds, and as housekeeper removes what is old; what was archived it cannot read.
+revoke all on {archive} from public;
+grant insert (message_id, priority, attempt, enqueued_at, content_type, headers, body),
+  select (ctid, message_id, archived_at), delete on {archive} to {consumer};
+grant select (message_id) on {archive} to {observer};
+
+-- name: maintain
+-- From PostgreSQL 17 on workers may vacuum without owning the table.
+grant maintain on {queue} to {consumer};
