@@ -927,7 +927,7 @@ class TestSchema:
         assert play(schema.version("pgqrs"), *replies).result == number
 
     def test_uninstalling_keeps_a_schema_in_which_others_have_tables(self) -> None:
-        played = play(schema.uninstall("pgqrs"), [(True,)], [], [], [], [(False,)])
+        played = play(schema.uninstall("pgqrs"), [(True,)], [], [(False,)], [], [], [(False,)])
 
         assert "drop_schema" not in played.names
 
