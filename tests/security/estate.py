@@ -69,5 +69,5 @@ class Estate:
             client.close()
         for name in (*self._logins, *map(self.role, DUTIES)):
             if self.run("select rolname from pg_roles where rolname = {}", sql.Literal(name)):
-                self.run("drop owned by {}", name)
+                self.run("drop owned by {} cascade", name)
                 self.run("drop role {}", name)

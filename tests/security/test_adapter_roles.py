@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from queue import Empty
 from typing import Any
 
 import psycopg
@@ -14,6 +15,8 @@ from pgqrs_kombu.url import masked
 from pgqrs_core.errors import NotPermitted, PgqrsError
 
 from .estate import Estate
+
+pytestmark = pytest.mark.timeout(60)
 
 
 def url_of(dsn: str) -> str:
@@ -48,9 +51,9 @@ def connect(declared: Estate) -> Iterator[Any]:
         connection.release()
 
 
-def received(connection: Connection, queue: Queue = QUEUE) -> Any:
+def received(connection: Connection, queue: Queue = QUEUE, timeout: float = 10) -> Any:
     with connection.SimpleQueue(queue) as simple:
-        message = simple.get(timeout=10)
+        message = simple.get(timeout=timeout)
         message.ack()
         return message.payload
 
@@ -74,13 +77,21 @@ def test_a_producer_reaches_ephemeral_queues(connect: Any) -> None:
 
 
 @pytest.mark.parametrize("duty", ["producer", "observer"])
-def test_who_does_not_consume_receives_nothing(duty: str, connect: Any) -> None:
+def test_who_does_not_consume_receives_nothing_and_logs_why(
+    duty: str, connect: Any, caplog: pytest.LogCaptureFixture
+) -> None:
     connect("admin").Producer().publish({"a": 1}, routing_key="tasks")
 
-    with pytest.raises(NotPermitted, match="grant pgqrs_consumer"):
-        received(connect(duty))
+    with pytest.raises(Empty):
+        received(connect(duty), timeout=1)
 
+    assert "grant pgqrs_consumer" in caplog.text
     assert received(connect("consumer")) == {"a": 1}
+
+
+def test_a_producer_cannot_count(connect: Any) -> None:
+    with pytest.raises(NotPermitted):
+        QUEUE(connect("producer").default_channel).queue_declare(passive=True)
 
 
 @pytest.mark.parametrize("duty", ["consumer", "observer"])
@@ -104,12 +115,19 @@ def test_declaring_what_is_there_takes_no_right(duty: str, connect: Any) -> None
     QUEUE(connect(duty).default_channel).declare()
 
 
-def app_for(estate: Estate, duty: str) -> Celery:
+def app_at(dsn: str) -> Celery:
     app = Celery("roles", set_as_current=False)
     app.conf.update(
-        broker_url=url_of(estate.url(duty)), result_backend=url_of(estate.url(duty)), task_default_queue="tasks"
+        broker_url=url_of(dsn),
+        result_backend=url_of(dsn),
+        broker_connection_retry_on_startup=True,
+        worker_hijack_root_logger=False,
     )
     return app
+
+
+def app_for(estate: Estate, duty: str) -> Celery:
+    return app_at(estate.url(duty))
 
 
 def test_a_producer_waits_for_results_that_a_consumer_stores(declared: Estate) -> None:
@@ -134,12 +152,11 @@ def test_an_observer_sees_states_and_no_results(declared: Estate) -> None:
             connection.execute("select result from pgqrs.celery_results")
 
 
-@pytest.mark.parametrize("duties", [("producer", "consumer")])
-def test_a_worker_of_celery_has_both_roles(duties: tuple[str, ...], declared: Estate) -> None:
+def test_a_worker_of_celery_has_both_roles(declared: Estate) -> None:
     url = declared.login(f"{declared.prefix}_worker", grant=declared.role("producer"))
     declared.run("grant {} to {}", declared.role("consumer"), f"{declared.prefix}_worker")
-    app = Celery("roles", set_as_current=False)
-    app.conf.update(broker_url=url_of(url), result_backend=url_of(url), task_default_queue="tasks")
+    declared.owner.admin.create_queue("celery", archive=False)
+    app = app_at(url)
 
     @app.task(name="roles.double")
     def double(number: int) -> int:
@@ -152,7 +169,7 @@ def test_a_worker_of_celery_has_both_roles(duties: tuple[str, ...], declared: Es
     from celery import chord
     from celery.contrib.testing.worker import start_worker
 
-    with start_worker(app, perform_ping_check=False, pool="solo", queues=["tasks"]):
+    with start_worker(app, perform_ping_check=False, pool="solo"):
         caller = app_for(declared, "producer")
         assert caller.send_task("roles.double", [21]).get(timeout=20) == 42
         header = [double.signature([1], app=caller), double.signature([2], app=caller)]
