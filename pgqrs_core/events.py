@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import msgspec
 
 from pgqrs_core.errors import InvalidArgument
+from pgqrs_core.messages import discreet
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -58,6 +59,8 @@ class Draft(msgspec.Struct):
     delay: float | None = None
     at: datetime | None = None
     ttl: float | None = None
+
+    __repr__ = discreet
 
 
 class EnqueueBatch(msgspec.Struct):

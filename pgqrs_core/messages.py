@@ -37,6 +37,7 @@ __all__ = [
     "check_number",
     "decode_headers",
     "delayed_lane",
+    "discreet",
     "encode_headers",
 ]
 
@@ -86,7 +87,8 @@ def encode_headers(headers: dict[str, Any] | None) -> str | None:
     try:
         text = json.dumps(headers, separators=(",", ":"), allow_nan=False)
     except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidArgument("headers", headers, f"a dict of JSON values ({error})") from error
+        # What they hold may be secret; which type was wrong is in the reason.
+        raise InvalidArgument("headers", type(headers), f"a dict of JSON values ({error})") from error
     return text
 
 
@@ -96,6 +98,17 @@ def decode_headers(text: str | None) -> dict[str, Any]:
         return {}
     headers: dict[str, Any] = json.loads(text)
     return headers
+
+
+_PRIVATE: Final = frozenset({"body", "headers", "raw_headers", "error"})
+
+
+def discreet(message: msgspec.Struct) -> str:
+    """Show a message without what it says: a repr ends up in logs and in other people's error reports."""
+    shown = ", ".join(
+        f"{name}={'…' if name in _PRIVATE else repr(getattr(message, name))}" for name in message.__struct_fields__
+    )
+    return f"{type(message).__name__}({shown})"
 
 
 class QueueOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -196,6 +209,8 @@ class Delivery(msgspec.Struct, gc=False):
     body: bytes
     token: int = 0
 
+    __repr__ = discreet
+
     @property
     def lease(self) -> Lease:
         """What settles this delivery."""
@@ -225,6 +240,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     headers: dict[str, Any]
     body: bytes
 
+    __repr__ = discreet
+
 
 class DeadMessage(msgspec.Struct, frozen=True):
     """A dead-lettered message: what it was, and why it died."""
@@ -239,6 +256,8 @@ class DeadMessage(msgspec.Struct, frozen=True):
     error: dict[str, Any]
     body: bytes
 
+    __repr__ = discreet
+
 
 class ArchivedMessage(msgspec.Struct, frozen=True):
     """A message that was handled and kept."""
@@ -250,6 +269,8 @@ class ArchivedMessage(msgspec.Struct, frozen=True):
     content_type: str
     headers: dict[str, Any]
     body: bytes
+
+    __repr__ = discreet
 
 
 class Metrics(msgspec.Struct, frozen=True):
