@@ -19,11 +19,12 @@ from typing import Any, Final
 
 import msgspec
 
-from pgqrs_core.errors import InvalidArgument, InvalidQueueName
+from pgqrs_core.errors import DecodeError, InvalidArgument, InvalidQueueName
 
 __all__ = [
     "CLAIM_LANES",
     "DEAD_LANE",
+    "MAX_BODY_BYTES",
     "MAX_PRIORITY",
     "ArchivedMessage",
     "DeadMessage",
@@ -39,10 +40,15 @@ __all__ = [
     "delayed_lane",
     "discreet",
     "encode_headers",
+    "show_headers",
 ]
 
 MAX_PRIORITY: Final = 9
 DEAD_LANE: Final = -100
+#: The largest headers of one message, as they are stored.
+MAX_HEADER_BYTES: Final = 1_048_576
+#: The most that a queue can be told to take as one body.
+MAX_BODY_BYTES: Final = 268_435_456
 MAX_SECONDS: Final = 10 * 365 * 86_400
 
 
@@ -89,15 +95,34 @@ def encode_headers(headers: dict[str, Any] | None) -> str | None:
     except (TypeError, ValueError, RecursionError) as error:
         # What they hold may be secret; which type was wrong is in the reason.
         raise InvalidArgument("headers", type(headers), f"a dict of JSON values ({error})") from error
+    if len(text) > MAX_HEADER_BYTES:
+        raise InvalidArgument("headers", f"{len(text):,} bytes", f"at most {MAX_HEADER_BYTES:,} bytes")
     return text
 
 
 def decode_headers(text: str | None) -> dict[str, Any]:
-    """Return stored headers."""
+    """Return stored headers.
+
+    Raises:
+        DecodeError: whoever wrote them by other means than pgqrs wrote something else.
+    """
     if not text:
         return {}
-    headers: dict[str, Any] = json.loads(text)
+    try:
+        headers = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DecodeError("headers", str(error)) from error
+    if not isinstance(headers, dict):
+        raise DecodeError("headers", "they are no JSON object")
     return headers
+
+
+def show_headers(text: str | None) -> dict[str, Any]:
+    """Return stored headers to be looked at: one that cannot be read must not hide the others, nor itself."""
+    try:
+        return decode_headers(text)
+    except DecodeError as error:
+        return {"unreadable": error.reason}
 
 
 _PRIVATE: Final = frozenset({"body", "headers", "raw_headers", "error"})
@@ -144,7 +169,7 @@ class QueueOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         check_number("backoff_factor", self.backoff_factor, 1, 100)
         check_number("backoff_cap", self.backoff_cap, 0, 2_592_000)
         check_number("backoff_jitter", self.backoff_jitter, 0, 1)
-        check_number("max_body_bytes", self.max_body_bytes, 1, 268_435_456, whole=True)
+        check_number("max_body_bytes", self.max_body_bytes, 1, MAX_BODY_BYTES, whole=True)
         if not isinstance(self.archive, bool):
             raise InvalidArgument("archive", self.archive, "True or False")
         for name in ("archive_retention_seconds", "dead_retention_seconds"):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import re
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
@@ -10,12 +10,13 @@ import msgspec
 
 from pgqrs_core.arrays import numbers, texts
 from pgqrs_core.effects import Execute, Op
-from pgqrs_core.errors import QueueNotFound, SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
-from pgqrs_core.messages import Queue, QueueOptions, check_name
+from pgqrs_core.errors import InvalidArgument, QueueNotFound, SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
+from pgqrs_core.messages import MAX_SECONDS, Queue, QueueOptions, check_name
 from pgqrs_core.operations.queues import create_queue, delete_queue, find_queue
 from pgqrs_core.operations.schema import check_component, install_all
 from pgqrs_core.plugins import Plugins
 from pgqrs_kombu.errors import not_equivalent, not_found, unknown_type
+from pgqrs_kombu.patterns import matches, pattern_of
 from pgqrs_kombu.plugin import COMPONENT
 from pgqrs_kombu.sql import MIGRATIONS, queries
 
@@ -38,7 +39,6 @@ __all__ = [
     "list_bindings",
     "mailbox_queue",
     "migrated",
-    "pattern_of",
     "prepare_schema",
     "renew",
     "sweep_orphans",
@@ -63,7 +63,7 @@ class Route(NamedTuple):
     """A binding of a durable queue."""
 
     routing_key: str
-    pattern: re.Pattern[str] | None
+    is_pattern: bool
     queue: str
     message_ttl: float | None
 
@@ -71,9 +71,7 @@ class Route(NamedTuple):
         """Tell whether a message with this routing key goes this way."""
         if kind == "fanout":
             return True
-        if self.pattern is not None:
-            return self.pattern.fullmatch(routing_key + ".") is not None
-        return self.routing_key == routing_key
+        return matches(self.routing_key, routing_key) if self.is_pattern else self.routing_key == routing_key
 
 
 class Table(NamedTuple):
@@ -312,21 +310,11 @@ def exchange_table(name: str) -> Op[Table | None]:
     if not rows:
         return None
     routes = [
-        Route(key, re.compile(pattern.removeprefix("^").removesuffix("$")) if pattern else None, queue, ttl)
+        Route(key, pattern is not None, queue, ttl)
         for _, key, pattern, queue, ephemeral, ttl, _ in rows
         if queue is not None and not ephemeral
     ]
     return Table(rows[0][0], tuple(routes), any(row[4] for row in rows))
-
-
-def pattern_of(routing_key: str) -> str:
-    """Return a binding key of a topic exchange as a regular expression on a routing key with a dot behind it.
-
-    ``*`` is one word, ``#`` any number of them, none included. With a dot behind every word each of them translates by
-    itself. The expression means the same to Python and to PostgreSQL.
-    """
-    words = {"*": r"[^.]*\.", "#": r"(?:[^.]*\.)*"}
-    return "".join(words.get(word, re.escape(word) + r"\.") for word in routing_key.split("."))
 
 
 def renew(consumer: int, mailboxes: Sequence[int], seconds: float, schema: str) -> Op[set[int]]:
@@ -354,12 +342,25 @@ def leave(consumer: int, mailboxes: Sequence[int]) -> Op[None]:
 
 
 def _json(arguments: Mapping[str, Any] | None) -> str | None:
-    return msgspec.json.encode(dict(arguments)).decode() if arguments else None
+    if not arguments:
+        return None
+    try:
+        return msgspec.json.encode(dict(arguments)).decode()
+    except Exception as error:
+        raise InvalidArgument("arguments", type(arguments), f"a mapping of JSON values ({error})") from error
 
 
 def _milliseconds(arguments: Mapping[str, Any], key: str) -> float | None:
     value = arguments.get(key)
-    return None if value is None else max(float(value) / 1000, 0.001)
+    if value is None:
+        return None
+    try:
+        seconds = float(value) / 1000
+    except (TypeError, ValueError, OverflowError):
+        seconds = math.nan
+    if math.isnan(seconds):
+        raise InvalidArgument(key, value, "a number of milliseconds")
+    return min(max(seconds, 0.001), MAX_SECONDS)
 
 
 def mailbox_queue(number: int, name: str) -> Queue:

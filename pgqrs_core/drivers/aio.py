@@ -67,7 +67,7 @@ async def perform(link: AsyncLink, statements: Statements, effect: Execute, *, t
         else:
             cursor = await connection.execute(text)
         return await cursor.fetchall() if has_rows(cursor) else NO_ROWS
-    except psycopg.Error as error:
+    except (psycopg.Error, UnicodeEncodeError) as error:
         raise refused(error, query, statements, connection, target=target) from error
     finally:
         connection.limit = limit_of(timeout)
@@ -119,7 +119,7 @@ async def perform_borrowed(
         prepare_adapters(cursor)
         await cursor.execute(statements.render(effect).named, effect.params or None, binary=bool(effect.params))
         return await cursor.fetchall() if has_rows(cursor) else NO_ROWS
-    except psycopg.Error as error:
+    except (psycopg.Error, UnicodeEncodeError) as error:
         raise refused(error, effect.query, statements, connection, target=target) from error
 
 

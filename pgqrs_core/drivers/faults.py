@@ -40,9 +40,16 @@ def translate(error: psycopg.Error, *, target: str, broken: bool) -> PgqrsError:
 
 
 def refused(
-    error: psycopg.Error, query: Query, statements: Statements, connection: psycopg.BaseConnection[Any], *, target: str
+    error: psycopg.Error | UnicodeEncodeError,
+    query: Query,
+    statements: Statements,
+    connection: psycopg.BaseConnection[Any],
+    *,
+    target: str,
 ) -> PgqrsError:
     """Return our error for what became of a statement of the catalogue; a missing right is said with its remedy."""
+    if isinstance(error, UnicodeEncodeError):
+        return ServerError("a text holds lone surrogates, which PostgreSQL cannot store", sqlstate="22021")
     if error.sqlstate == _DENIED:
         reason = error.diag.message_primary or "permission denied"
         return NotPermitted(reason, user=connection.info.user, schema=statements.schema, duty=query.duty)

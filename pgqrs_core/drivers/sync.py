@@ -73,7 +73,7 @@ def perform(link: SyncLink, statements: Statements, effect: Execute, *, timeout:
         else:
             cursor = connection.execute(text)
         return cursor.fetchall() if has_rows(cursor) else NO_ROWS
-    except psycopg.Error as error:
+    except (psycopg.Error, UnicodeEncodeError) as error:
         raise refused(error, query, statements, connection, target=target) from error
     finally:
         connection.limit = limit_of(timeout)
@@ -121,7 +121,7 @@ def perform_borrowed(connection: psycopg.Connection[Any], statements: Statements
         prepare_adapters(cursor)
         cursor.execute(statements.render(effect).named, effect.params or None, binary=bool(effect.params))
         return cursor.fetchall() if has_rows(cursor) else NO_ROWS
-    except psycopg.Error as error:
+    except (psycopg.Error, UnicodeEncodeError) as error:
         raise refused(error, effect.query, statements, connection, target=target) from error
 
 

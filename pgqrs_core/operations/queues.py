@@ -20,7 +20,7 @@ from pgqrs_core.messages import (
     Snapshot,
     check_name,
     check_number,
-    decode_headers,
+    show_headers,
 )
 from pgqrs_core.operations.roles import grant_queue
 from pgqrs_core.operations.schema import build_queue, pause_migrations
@@ -159,7 +159,7 @@ def peek(queue: Queue, limit: int) -> Op[list[Snapshot]]:
     """Return up to ``limit`` messages that are not dead, in the order of claims, without claiming them."""
     check_number("limit", limit, 1, 100_000, whole=True)
     rows = yield Execute(queries["peek"], {"lanes": numbers(CLAIM_LANES), "limit": limit}, queue)
-    return [Snapshot(*(*row[:8], decode_headers(row[8]), row[9])) for row in rows]
+    return [Snapshot(*(*row[:8], show_headers(row[8]), row[9])) for row in rows]
 
 
 def queue_of(row: tuple[Any, ...]) -> Queue:
