@@ -350,5 +350,9 @@ class PluginError(PgqrsError):
 
 def _short(value: object) -> str:
     """Show an argument in an error without dumping a whole body into it."""
-    text = value if isinstance(value, str) and value.endswith("bytes") else repr(value)
+    try:
+        text = value if isinstance(value, str) and value.endswith("bytes") else repr(value)
+    except Exception:
+        # An integer of thousands of digits, or somebody's class: that it is one must do.
+        text = f"this {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}…"
