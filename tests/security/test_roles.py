@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 import uuid
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import psycopg
@@ -389,3 +391,24 @@ class TestWithoutSuperuser:
         owner.admin.create_queue("jobs")
 
         assert owner.admin.roles()["observer"] == land.role("observer")
+
+
+PAGE: Final = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
+
+
+def documented() -> dict[str, frozenset[str]]:
+    """Who may do what according to the page."""
+    found: dict[str, frozenset[str]] = {}
+    for names, *columns in re.findall(
+        r"^\| (`[^|]+) \| (yes|–) \| (yes|–) \| (yes|–) \| (yes|–) \|$", PAGE, re.MULTILINE
+    ):
+        allowed = frozenset(duty for duty, cell in zip(DUTIES, columns, strict=True) if cell == "yes")
+        found.update(dict.fromkeys(re.findall(r"`(\w+)`", names), allowed))
+    return found
+
+
+def test_the_page_says_what_is_tried_here() -> None:
+    tried = {param.values[0].name: param.values[0].allowed for param in ACTS}
+
+    assert len(documented()) > 25
+    assert {name: tried.get(name) for name in documented()} == documented()
