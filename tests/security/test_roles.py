@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import json
 import re
 import uuid
 from collections.abc import Callable
@@ -10,8 +12,11 @@ from typing import Any, Final, NamedTuple
 
 import psycopg
 import pytest
+from pgqrs_native import AsyncClient
+from pgqrs_native.command.app import run
 from psycopg import sql
 
+from pgqrs_core.config import Config
 from pgqrs_core.errors import InvalidArgument, NotPermitted
 from pgqrs_core.operations import doctor, roles
 from pgqrs_core.sql import DUTIES
@@ -391,6 +396,74 @@ class TestWithoutSuperuser:
         owner.admin.create_queue("jobs")
 
         assert owner.admin.roles()["observer"] == land.role("observer")
+
+
+def test_the_asynchronous_client_makes_roles_and_is_refused_alike(pgqrs_dsn: str) -> None:
+    estate = Estate(pgqrs_dsn)
+
+    async def scene() -> None:
+        async with AsyncClient(Config.load(url=pgqrs_dsn, env={})) as owner:
+            assert (await owner.admin.roles())["admin"] == estate.role("admin")
+            assert await owner.admin.install(roles=True) == []
+        async with AsyncClient(Config.load(url=estate.url("producer"), env={})) as producer:
+            await producer.producer.enqueue("jobs", 1)
+            with pytest.raises(NotPermitted, match="grant pgqrs_consumer"):
+                await producer.consumer.read("jobs")
+            async with await psycopg.AsyncConnection.connect(estate.url("observer")) as connection:
+                with pytest.raises(NotPermitted, match="grant pgqrs_producer"):
+                    await producer.producer.enqueue("jobs", 1, connection=connection)
+
+    try:
+        asyncio.run(scene())
+    finally:
+        estate.close()
+
+
+class TestCommand:
+    @pytest.fixture
+    def shell(
+        self, pgqrs_dsn: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> Callable[..., tuple[int, str, str]]:
+        monkeypatch.setenv("DATABASE_URL", pgqrs_dsn)
+
+        def execute(*words: str) -> tuple[int, str, str]:
+            return run(words), *capfd.readouterr()
+
+        return execute
+
+    def test_roles_are_made_named_and_dropped(self, shell: Callable[..., tuple[int, str, str]]) -> None:
+        prefix = f"pgqrs_t{uuid.uuid4().hex[:8]}"
+        try:
+            code, out, _ = shell("install", "--roles", "--role-prefix", prefix, "--json")
+            assert code == 0
+            assert json.loads(out)["roles"] == {duty: f"{prefix}_{duty}" for duty in DUTIES}
+            assert f"role {prefix}_admin" in json.loads(out)["applied"]
+            assert "up to date" in shell("install", "--roles")[1]
+        finally:
+            code, _, _ = shell("uninstall", "--roles", "--yes")
+        assert code == 0
+
+    def test_who_lacks_a_right_is_told_in_one_line(
+        self, estate: Estate, shell: Callable[..., tuple[int, str, str]]
+    ) -> None:
+        code, _, err = shell("message", "send", "jobs", "1", "--url", estate.url("observer"))
+
+        assert code == 1
+        assert re.fullmatch(r"pgqrs: '\w+' may not do this: .*grant pgqrs_producer to .*\n", err)
+
+    def test_the_doctor_serves_an_observer(self, estate: Estate, shell: Callable[..., tuple[int, str, str]]) -> None:
+        code, out, _ = shell("doctor", "--json", "--url", estate.url("observer"))
+
+        assert code == 0
+        assert [one for one in json.loads(out)["findings"] if "may not do this" in one["summary"]] == []
+
+    def test_the_doctor_says_which_role_is_missing(
+        self, estate: Estate, shell: Callable[..., tuple[int, str, str]]
+    ) -> None:
+        code, out, _ = shell("doctor", "--json", "--url", estate.login(f"{estate.prefix}_stranger"))
+
+        assert code == 1
+        assert "grant pgqrs_producer" in out
 
 
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")
