@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import datetime
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,8 @@ from celery import Celery
 from kombu import Connection
 from kombu.exceptions import OperationalError
 from pgqrs_native import AsyncClient, Client
+from pgqrs_native.command.app import run
+from pgqrs_native.command.doctor import encryption
 from psycopg.conninfo import conninfo_to_dict
 
 from pgqrs_core.config import Config
@@ -155,6 +158,41 @@ def test_a_program_that_does_not_want_tls_gets_nothing(secured: Proxy) -> None:
 def test_to_require_tls_is_not_to_know_with_whom(secured: Proxy) -> None:
     # Documented: only verify-full keeps off whoever stands in between.
     by_client(url_of(secured, sslmode="require"))
+
+
+@pytest.mark.parametrize(
+    ("host", "encrypted", "mode", "status"),
+    [
+        ("/tmp", False, "prefer", "ok"),
+        ("127.0.0.1", False, "disable", "ok"),
+        ("::1", False, "prefer", "ok"),
+        ("10.0.0.7", False, "prefer", "warn"),
+        ("10.0.0.7", False, "disable", "warn"),
+        ("10.0.0.7", True, "prefer", "info"),
+        ("10.0.0.7", True, "require", "info"),
+        ("10.0.0.7", True, "verify-ca", "info"),
+        ("10.0.0.7", True, "verify-full", "ok"),
+    ],
+)
+def test_the_doctor_judges_how_a_connection_is_protected(host: str, encrypted: bool, mode: str, status: str) -> None:
+    assert encryption(host, encrypted=encrypted, mode=mode).status == status
+
+
+def test_the_doctor_looks_at_its_connection(
+    secured: Proxy, authority: Authority, capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[dict[str, Any]] = []
+
+    def looked(host: str, **facts: Any) -> Any:
+        asked.append({"host": host, **facts})
+        return encryption(host, **facts)
+
+    monkeypatch.setattr("pgqrs_native.command.doctor.encryption", looked)
+    run(["doctor", "--json", "--url", verified(secured, authority)])
+
+    found = {one["check"] for one in json.loads(capfd.readouterr().out)["findings"]}
+    assert "encryption" in found
+    assert asked == [{"host": "127.0.0.1", "encrypted": True, "mode": "verify-full"}]
 
 
 def test_celery_takes_the_settings_of_tls_beside_the_url(
