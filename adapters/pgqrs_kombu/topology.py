@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
 from pgqrs_core.arrays import numbers, texts
 from pgqrs_core.effects import Execute, Op
-from pgqrs_core.errors import InvalidArgument, QueueNotFound, SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
-from pgqrs_core.messages import MAX_SECONDS, Queue, QueueOptions, check_name
+from pgqrs_core.errors import QueueNotFound, SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
+from pgqrs_core.messages import Queue, QueueOptions, check_name
 from pgqrs_core.operations.queues import create_queue, delete_queue, find_queue
 from pgqrs_core.operations.schema import check_component, install_all
 from pgqrs_core.plugins import Plugins
+from pgqrs_kombu.arguments import as_json, seconds_of
 from pgqrs_kombu.errors import not_equivalent, not_found, unknown_type
 from pgqrs_kombu.patterns import matches, pattern_of
 from pgqrs_kombu.plugin import COMPONENT
@@ -122,7 +120,7 @@ def declare_exchange(
                 "type": kind,
                 "durable": durable,
                 "auto_delete": auto_delete,
-                "arguments": _json(arguments),
+                "arguments": as_json(arguments),
             },
         )
         # Whoever declares the same at the same moment is not seen by the statement that lost.
@@ -146,18 +144,18 @@ def declare_queue(
         ChannelError: it exists as a durable queue and is declared as an ephemeral one, or the other way (406).
     """
     arguments = arguments or {}
-    expires = _milliseconds(arguments, "x-expires")
+    expires = seconds_of(arguments, "x-expires")
     ephemeral = exclusive or auto_delete or expires is not None
-    ttl = _milliseconds(arguments, "x-message-ttl")
+    ttl = seconds_of(arguments, "x-message-ttl")
     check_name(name)
-    if ephemeral or not (yield from _stands(name, ttl, _json(arguments))):
+    if ephemeral or not (yield from _stands(name, ttl, as_json(arguments))):
         number, stored = yield from _declare(
             name,
             ephemeral=ephemeral,
             exclusive=exclusive,
             auto_delete=auto_delete,
             owner=owner if exclusive else None,
-            arguments=_json(arguments),
+            arguments=as_json(arguments),
             message_ttl=ttl,
             expires=expires if expires is not None else DESERTED if ephemeral else None,
         )
@@ -257,7 +255,7 @@ def bind(queue: str, exchange: str, routing_key: str, arguments: Mapping[str, An
         "exchange": exchange,
         "routing_key": routing_key,
         "pattern": f"^(?:{pattern_of(routing_key)})$",
-        "arguments": _json(arguments),
+        "arguments": as_json(arguments),
         "channel": channel,
     }
     if (yield Execute(queries["is_bound"], {key: params[key] for key in params if key != "channel"})):
@@ -339,28 +337,6 @@ def migrated() -> Op[list[int]]:
 def leave(consumer: int, mailboxes: Sequence[int]) -> Op[None]:
     """Use these mailboxes no more."""
     yield Execute(queries["leave"], {"consumer": consumer, "queue_ids": numbers(mailboxes)})
-
-
-def _json(arguments: Mapping[str, Any] | None) -> str | None:
-    if not arguments:
-        return None
-    try:
-        return msgspec.json.encode(dict(arguments)).decode()
-    except Exception as error:
-        raise InvalidArgument("arguments", type(arguments), f"a mapping of JSON values ({error})") from error
-
-
-def _milliseconds(arguments: Mapping[str, Any], key: str) -> float | None:
-    value = arguments.get(key)
-    if value is None:
-        return None
-    try:
-        seconds = float(value) / 1000
-    except (TypeError, ValueError, OverflowError):
-        seconds = math.nan
-    if math.isnan(seconds):
-        raise InvalidArgument(key, value, "a number of milliseconds")
-    return min(max(seconds, 0.001), MAX_SECONDS)
 
 
 def mailbox_queue(number: int, name: str) -> Queue:
