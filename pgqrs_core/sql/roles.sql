@@ -40,6 +40,7 @@ join pg_catalog.pg_namespace n on n.oid = c.relnamespace join pg_catalog.pg_role
 where n.nspname = %(schema)s and c.relkind in ('r', 'p', 'v') and r.rolname <> %(role)s and pg_has_role(c.relowner, 'usage');
 
 -- name: hand_over
+-- Takes a lock on the table, for a moment.
 alter table {schema}.{table} owner to {admin};
 
 -- name: server_number
@@ -47,6 +48,7 @@ alter table {schema}.{table} owner to {admin};
 select current_setting('server_version_num')::int;
 
 -- name: drop_role
+-- Refused while it owns anything, or may do anything, in any database.
 drop role if exists {role};
 
 -- name: close_schema
