@@ -115,6 +115,10 @@ def parse(url: str, source: str | None = None) -> dict[str, str]:
     url = normalise(url)
     if url.startswith(EMBEDDED):
         return {}
+    if "\0" in url or any("\ud800" <= character <= "\udfff" for character in url):
+        # libpq would take a NUL for the end.
+        problem = f"database.url must be {_EXPECTED}: it holds characters that no address can"
+        raise ConfigurationError(problem, key="database.url", source=source)
     is_url = url.startswith(("postgresql://", "postgres://"))
     if not is_url and re.match(r"\s*\w+\s*=", url) is None:
         # SQLAlchemy's spelling is what DATABASE_URL holds in many deployments.

@@ -276,7 +276,7 @@ def _check_draft(draft: Draft, queue: str) -> None:
         raise InvalidArgument("a draft's queue", draft.queue, f"that of the batch, {queue!r}")
     _check_body(draft.body, draft.content_type)
     if draft.headers is not None and not isinstance(draft.headers, dict):
-        raise InvalidArgument("headers", draft.headers, "a dict or None")
+        raise InvalidArgument("headers", type(draft.headers), "a dict or None")
     check_number("priority", draft.priority, 0, MAX_PRIORITY, whole=True)
     if draft.delay is not None:
         check_number("delay", draft.delay, 0, MAX_SECONDS)

@@ -36,7 +36,7 @@ class Execute:
 
     ``queue`` names the tables that the statement's ``{queue}``, ``{archive}`` and ``{view}`` stand for.
     ``queues`` repeats a one-queue statement for several queues, joined by UNION ALL; ``special`` puts another statement
-    of the same columns in its place for some of them, by number.
+    of the same columns in its place for some of them, by number. ``names`` are further identifiers, by placeholder.
     """
 
     query: Query
@@ -44,6 +44,7 @@ class Execute:
     queue: Queue | None = None
     queues: Sequence[Queue] = ()
     special: Mapping[int, Query] = field(default_factory=dict)
+    names: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

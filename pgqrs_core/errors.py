@@ -23,6 +23,7 @@
     │   ├── EnqueueUnknown          the connection broke while the commit was on its way
     │   └── TimedOut                the server did not answer a statement in time
     ├── ServerError                 the server refused a statement; the cause is chained
+    │   └── NotPermitted            for want of a right: which role to grant
     └── PluginError                 a plugin failed to load or broke its contract
 
 Each carries its facts as attributes and builds its sentence from them; each can be pickled.
@@ -42,6 +43,7 @@ __all__ = [
     "InvalidArgument",
     "InvalidQueueName",
     "LeaseLost",
+    "NotPermitted",
     "PayloadError",
     "PayloadMismatch",
     "PgqrsError",
@@ -324,6 +326,25 @@ class ServerError(PgqrsError):
         super().__init__(message, sqlstate=sqlstate)
 
 
+class NotPermitted(ServerError):
+    """The database role that this program logs in as may not do this. Nothing was changed."""
+
+    user: str
+    schema: str
+    #: What it takes: ``producer``, ``consumer``, ``observer``, ``admin``, or ``anyone`` of them.
+    duty: str
+
+    def __init__(self, reason: str, *, user: str, schema: str, duty: str, remedy: str | None = None) -> None:
+        one = "producer" if duty == "anyone" else duty
+        several = ", or what else it is for" if duty == "anyone" else ""
+        remedy = remedy or (
+            f"Grant it the role of {'an' if one[0] in 'ao' else 'a'} {one}{several}: `grant {schema}_{one} to {user}`. "
+            "`pgqrs install --roles` makes these roles; with --role-prefix their names begin with that."
+        )
+        super().__init__(f"{user!r} may not do this: {reason}. {remedy}", sqlstate="42501")
+        self.user, self.schema, self.duty = user, schema, duty
+
+
 class PluginError(PgqrsError):
     """A plugin failed to load, or returned something that its hook does not allow."""
 
@@ -340,5 +361,9 @@ class PluginError(PgqrsError):
 
 def _short(value: object) -> str:
     """Show an argument in an error without dumping a whole body into it."""
-    text = value if isinstance(value, str) and value.endswith("bytes") else repr(value)
+    try:
+        text = value if isinstance(value, str) and value.endswith("bytes") else repr(value)
+    except Exception:
+        # An integer of thousands of digits, or somebody's class: that it is one must do.
+        text = f"this {type(value).__name__}"
     return text if len(text) <= 80 else f"{text[:77]}…"

@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import msgspec
 
 from pgqrs_core.errors import InvalidArgument
-from pgqrs_core.messages import decode_headers
+from pgqrs_core.messages import decode_headers, discreet
 
 if TYPE_CHECKING:
     from datetime import datetime
@@ -78,6 +78,8 @@ class Draft(msgspec.Struct):
     at: datetime | None = None
     ttl: float | None = None
     idempotency_key: str | None = None
+
+    __repr__ = discreet
 
 
 class EnqueueBatch(msgspec.Struct):

@@ -77,7 +77,8 @@ class MigrationSource(msgspec.Struct, frozen=True):
     Attributes:
         component: The name under which the applied numbers are recorded; unique among the loaded plugins, and
             never changed once released.
-        package: The import package that holds ``NNNN_title.sql`` files.
+        package: The import package that holds ``NNNN_title.sql`` files, and perhaps ``grants.sql``: what roles may do
+            with the tables, whose names begin with the component and an underscore.
     """
 
     component: str

@@ -13,17 +13,18 @@ A lane is entered at enqueue, retry and replay, never at claim, so a claim touch
 
 from __future__ import annotations
 
-import json
 from datetime import datetime
 from typing import Any, Final
 
 import msgspec
 
 from pgqrs_core.errors import InvalidArgument, InvalidQueueName
+from pgqrs_core.headers import decode_headers, discreet, encode_headers, show_headers
 
 __all__ = [
     "CLAIM_LANES",
     "DEAD_LANE",
+    "MAX_BODY_BYTES",
     "MAX_PRIORITY",
     "ArchivedMessage",
     "DeadMessage",
@@ -38,14 +39,15 @@ __all__ = [
     "check_number",
     "decode_headers",
     "delayed_lane",
+    "discreet",
     "encode_headers",
+    "show_headers",
 ]
-
-#: One encoder for all headers: `json.dumps` makes one at each call.
-_encode: Final = json.JSONEncoder(separators=(",", ":"), allow_nan=False).encode
 
 MAX_PRIORITY: Final = 9
 DEAD_LANE: Final = -100
+#: The most that a queue can be told to take as one body.
+MAX_BODY_BYTES: Final = 268_435_456
 MAX_SECONDS: Final = 10 * 365 * 86_400
 
 
@@ -94,29 +96,6 @@ def _flaw(text: object) -> str | None:
     return None
 
 
-def encode_headers(headers: dict[str, Any] | None) -> str | None:
-    """Return headers as they are stored: JSON, None for none.
-
-    Raises:
-        InvalidArgument: if they hold something else than JSON values.
-    """
-    if not headers:
-        return None
-    try:
-        text = _encode(headers)
-    except (TypeError, ValueError, RecursionError) as error:
-        raise InvalidArgument("headers", headers, f"a dict of JSON values ({error})") from error
-    return text
-
-
-def decode_headers(text: str | None) -> dict[str, Any]:
-    """Return stored headers."""
-    if not text:
-        return {}
-    headers: dict[str, Any] = json.loads(text)
-    return headers
-
-
 class QueueOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """How a queue treats its messages. Fixed per queue, stored beside its name."""
 
@@ -153,7 +132,7 @@ class QueueOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
         check_number("backoff_cap", self.backoff_cap, 0, 2_592_000)
         check_number("backoff_jitter", self.backoff_jitter, 0, 1)
         check_number("idempotency_seconds", self.idempotency_seconds, 1, MAX_SECONDS)
-        check_number("max_body_bytes", self.max_body_bytes, 1, 268_435_456, whole=True)
+        check_number("max_body_bytes", self.max_body_bytes, 1, MAX_BODY_BYTES, whole=True)
         if not isinstance(self.archive, bool):
             raise InvalidArgument("archive", self.archive, "True or False")
         for name in ("archive_retention_seconds", "dead_retention_seconds"):
@@ -222,6 +201,8 @@ class Delivery(msgspec.Struct, gc=False):
     token: int = 0
     stored: tuple[str | None, bytes] | None = None
 
+    __repr__ = discreet
+
     @property
     def lease(self) -> Lease:
         """What settles this delivery."""
@@ -251,6 +232,8 @@ class Snapshot(msgspec.Struct, frozen=True):
     headers: dict[str, Any]
     body: bytes
 
+    __repr__ = discreet
+
 
 class DeadMessage(msgspec.Struct, frozen=True):
     """A dead-lettered message: what it was, and why it died."""
@@ -265,6 +248,8 @@ class DeadMessage(msgspec.Struct, frozen=True):
     error: dict[str, Any]
     body: bytes
 
+    __repr__ = discreet
+
 
 class ArchivedMessage(msgspec.Struct, frozen=True):
     """A message that was handled and kept."""
@@ -276,6 +261,8 @@ class ArchivedMessage(msgspec.Struct, frozen=True):
     content_type: str
     headers: dict[str, Any]
     body: bytes
+
+    __repr__ = discreet
 
 
 class Metrics(msgspec.Struct, frozen=True):

@@ -9,6 +9,7 @@ from amqp.protocol import queue_declare_ok_t
 from kombu.transport.base import to_rabbitmq_queue_arguments
 from kombu.utils.uuid import uuid
 
+from pgqrs_core.errors import NotPermitted
 from pgqrs_core.operations.metrics import measure
 from pgqrs_core.operations.queues import purge_queue
 from pgqrs_kombu import mail, topology
@@ -108,7 +109,13 @@ class Declarations:
             consumers = 0
             if known.mailbox is not None:
                 consumers = broker.engine.run(topology.consumer_count, known.mailbox)
-            return queue_declare_ok_t(name, self._count(known), consumers)
+            try:
+                return queue_declare_ok_t(name, self._count(known), consumers)
+            except NotPermitted:
+                if passive:
+                    raise
+                # Who only publishes may declare what is there, and may not count; nobody declares in order to count.
+                return queue_declare_ok_t(name, 0, consumers)
 
     def queue_bind(
         self,

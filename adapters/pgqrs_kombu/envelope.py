@@ -7,7 +7,9 @@ readably, and a message that was enqueued by any other means of pgqrs can be con
 
 from __future__ import annotations
 
+import math
 import re
+import sys
 from datetime import datetime, timezone
 from typing import Any, Final
 
@@ -15,10 +17,11 @@ import kombu.message
 import msgspec
 from kombu.utils import json as kombu_json
 
-from pgqrs_core.errors import InvalidArgument
+from pgqrs_core.errors import DecodeError, InvalidArgument
 from pgqrs_core.events import Draft
 from pgqrs_core.messages import MAX_PRIORITY, MAX_SECONDS, Delivery, encode_headers
 from pgqrs_kombu import tasks
+from pgqrs_kombu.compression import expand
 
 __all__ = ["KEY", "Message", "compose", "exchange_of"]
 
@@ -89,15 +92,17 @@ def priority_of(properties: dict[str, Any]) -> int:
     """Return the priority, brought within 0 to 9."""
     try:
         return min(max(int(properties.get("priority") or 0), 0), MAX_PRIORITY)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return 0
 
 
 def _seconds(expiration: object, message_ttl: float | None) -> float:
     try:
         ttl = float(expiration) / 1000  # type: ignore[arg-type]
-    except (TypeError, ValueError):
-        raise InvalidArgument("expiration", expiration, "a number of milliseconds") from None
+    except (TypeError, ValueError, OverflowError):
+        ttl = math.nan
+    if math.isnan(ttl):
+        raise InvalidArgument("expiration", expiration, "a number of milliseconds")
     ttl = min(max(ttl, 0.001), MAX_SECONDS)
     return ttl if message_ttl is None else min(ttl, message_ttl)
 
@@ -132,15 +137,21 @@ class Message(kombu.message.Message):  # type: ignore[misc]
         if isinstance(envelope, dict) and isinstance(envelope.get("properties"), dict):
             properties = envelope["properties"]
             encoding = envelope.get("content_encoding")
+            encoding = encoding if isinstance(encoding, str) else None
         else:
             properties = {}
             encoding = "utf-8" if _TEXTUAL.match(delivery.content_type) else "binary"
-        info = properties.get("delivery_info") or {"exchange": "", "routing_key": queue}
+        info = properties.get("delivery_info")
+        if not isinstance(info, dict) or not info:
+            info = {"exchange": "", "routing_key": queue}
+        # Kombu would expand it to whatever size it has.
+        compression = headers.pop("compression", None)
+        body, failures = _expanded(delivery.body, compression)
         info["redelivered"] = delivery.attempt > 1
         info[tasks.KEY] = tasks.origin_of(queue, delivery)
         properties.update(delivery_info=info, delivery_tag=tag, priority=delivery.priority)
         super().__init__(
-            body=delivery.body,
+            body=body,
             delivery_tag=tag,
             content_type=delivery.content_type,
             content_encoding=encoding,
@@ -149,6 +160,19 @@ class Message(kombu.message.Message):  # type: ignore[misc]
             headers=headers,
             channel=channel,
         )
+        self.errors += failures
+        if compression:
+            self.headers["compression"] = compression
+
+
+def _expanded(body: bytes, compression: object) -> tuple[bytes, list[Any]]:
+    """Return a body without its compression, or what kept us from that, in Kombu's form."""
+    if not compression:
+        return body, []
+    try:
+        return expand(body, compression), []
+    except DecodeError:
+        return body, [sys.exc_info()]
 
 
 def _headers(text: str | None) -> dict[str, Any]:

@@ -2,20 +2,20 @@
 
 from __future__ import annotations
 
-import re
 from typing import NamedTuple
 
 from pgqrs_core.effects import Execute, Op
+from pgqrs_kombu.patterns import matches
 from pgqrs_kombu.sql import queries
 
-__all__ = ["Route", "Table", "exchange_table", "pattern_of"]
+__all__ = ["Route", "Table", "exchange_table"]
 
 
 class Route(NamedTuple):
     """A binding of a durable queue."""
 
     routing_key: str
-    pattern: re.Pattern[str] | None
+    is_pattern: bool
     queue: str
     message_ttl: float | None
 
@@ -23,9 +23,7 @@ class Route(NamedTuple):
         """Tell whether a message with this routing key goes this way."""
         if kind == "fanout":
             return True
-        if self.pattern is not None:
-            return self.pattern.fullmatch(routing_key + ".") is not None
-        return self.routing_key == routing_key
+        return matches(self.routing_key, routing_key) if self.is_pattern else self.routing_key == routing_key
 
 
 class Table(NamedTuple):
@@ -42,18 +40,8 @@ def exchange_table(name: str) -> Op[Table | None]:
     if not rows:
         return None
     routes = [
-        Route(key, re.compile(pattern.removeprefix("^").removesuffix("$")) if pattern else None, queue, ttl)
+        Route(key, pattern is not None, queue, ttl)
         for _, key, pattern, queue, ephemeral, ttl, _ in rows
         if queue is not None and not ephemeral
     ]
     return Table(rows[0][0], tuple(routes), any(row[4] for row in rows))
-
-
-def pattern_of(routing_key: str) -> str:
-    """Return a binding key of a topic exchange as a regular expression on a routing key with a dot behind it.
-
-    ``*`` is one word, ``#`` any number of them, none included. With a dot behind every word each of them translates by
-    itself. The expression means the same to Python and to PostgreSQL.
-    """
-    words = {"*": r"[^.]*\.", "#": r"(?:[^.]*\.)*"}
-    return "".join(words.get(word, re.escape(word) + r"\.") for word in routing_key.split("."))

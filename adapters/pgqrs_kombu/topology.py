@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
-import msgspec
-
 from pgqrs_core.arrays import numbers, texts
 from pgqrs_core.effects import Execute, Op
 from pgqrs_core.errors import QueueNotFound, SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
@@ -14,9 +12,10 @@ from pgqrs_core.messages import Queue, QueueOptions, check_name
 from pgqrs_core.operations.queues import create_queue, delete_queue, find_queue
 from pgqrs_core.operations.schema import check_component, install_all
 from pgqrs_core.plugins import Plugins
+from pgqrs_kombu.arguments import as_json, seconds_of
 from pgqrs_kombu.errors import not_equivalent, not_found, unknown_type
+from pgqrs_kombu.patterns import pattern_of
 from pgqrs_kombu.plugin import COMPONENT
-from pgqrs_kombu.routing import pattern_of
 from pgqrs_kombu.sql import MIGRATIONS, queries
 
 __all__ = [
@@ -85,18 +84,21 @@ def declare_exchange(
     if kind not in TYPES:
         raise unknown_type(name, kind)
     check_name(name)
-    rows = yield Execute(
-        queries["declare_exchange"],
-        {
-            "name": name,
-            "type": kind,
-            "durable": durable,
-            "auto_delete": auto_delete,
-            "arguments": _json(arguments),
-        },
-    )
-    # Whoever declares the same at the same moment is not seen by the statement that lost.
-    found = rows or (yield Execute(queries["find_exchange"], {"name": name}))
+    # What is there already takes no right to declare it.
+    found = yield Execute(queries["find_exchange"], {"name": name})
+    if not found:
+        rows = yield Execute(
+            queries["declare_exchange"],
+            {
+                "name": name,
+                "type": kind,
+                "durable": durable,
+                "auto_delete": auto_delete,
+                "arguments": as_json(arguments),
+            },
+        )
+        # Whoever declares the same at the same moment is not seen by the statement that lost.
+        found = rows or (yield Execute(queries["find_exchange"], {"name": name}))
     if found and found[0][0] != kind:
         raise not_equivalent("exchange", name, f"is of type {found[0][0]!r}, not {kind!r}")
 
@@ -116,30 +118,37 @@ def declare_queue(
         ChannelError: it exists as a durable queue and is declared as an ephemeral one, or the other way (406).
     """
     arguments = arguments or {}
-    expires = _milliseconds(arguments, "x-expires")
+    expires = seconds_of(arguments, "x-expires")
     ephemeral = exclusive or auto_delete or expires is not None
-    ttl = _milliseconds(arguments, "x-message-ttl")
+    ttl = seconds_of(arguments, "x-message-ttl")
     check_name(name)
-    number, stored = yield from _declare(
-        name,
-        ephemeral=ephemeral,
-        exclusive=exclusive,
-        auto_delete=auto_delete,
-        owner=owner if exclusive else None,
-        arguments=_json(arguments),
-        message_ttl=ttl,
-        expires=expires if expires is not None else DESERTED if ephemeral else None,
-    )
-    if stored != ephemeral:
-        kinds = ("durable", "ephemeral (exclusive, auto_delete or x-expires)")
-        raise not_equivalent("queue", name, f"is {kinds[stored]} and cannot be declared {kinds[ephemeral]}")
-    if ephemeral:
-        return Declared(name, number, ttl)
+    if ephemeral or not (yield from _stands(name, ttl, as_json(arguments))):
+        number, stored = yield from _declare(
+            name,
+            ephemeral=ephemeral,
+            exclusive=exclusive,
+            auto_delete=auto_delete,
+            owner=owner if exclusive else None,
+            arguments=as_json(arguments),
+            message_ttl=ttl,
+            expires=expires if expires is not None else DESERTED if ephemeral else None,
+        )
+        if stored != ephemeral:
+            kinds = ("durable", "ephemeral (exclusive, auto_delete or x-expires)")
+            raise not_equivalent("queue", name, f"is {kinds[stored]} and cannot be declared {kinds[ephemeral]}")
+        if ephemeral:
+            return Declared(name, number, ttl)
     try:
         yield from find_queue(name)
     except QueueNotFound:
         yield from create_queue(name, options)
     return Declared(name, None, ttl)
+
+
+def _stands(name: str, ttl: float | None, arguments: str | None) -> Op[bool]:
+    """Tell whether a durable queue is declared like this already: that takes no right to declare one."""
+    rows = yield Execute(queries["find_declared"], {"name": name})
+    return bool(rows) and rows[0][1:] == (False, ttl, arguments)
 
 
 def _declare(
@@ -220,9 +229,11 @@ def bind(queue: str, exchange: str, routing_key: str, arguments: Mapping[str, An
         "exchange": exchange,
         "routing_key": routing_key,
         "pattern": f"^(?:{pattern_of(routing_key)})$",
-        "arguments": _json(arguments),
+        "arguments": as_json(arguments),
         "channel": channel,
     }
+    if (yield Execute(queries["is_bound"], {key: params[key] for key in params if key != "channel"})):
+        return
     kind, bound, _ = (yield Execute(queries["bind"], params))[0]
     if kind is None:
         raise not_found("exchange", exchange)
@@ -287,15 +298,6 @@ def migrated() -> Op[list[int]]:
 def leave(consumer: int, mailboxes: Sequence[int]) -> Op[None]:
     """Use these mailboxes no more."""
     yield Execute(queries["leave"], {"consumer": consumer, "queue_ids": numbers(mailboxes)})
-
-
-def _json(arguments: Mapping[str, Any] | None) -> str | None:
-    return msgspec.json.encode(dict(arguments)).decode() if arguments else None
-
-
-def _milliseconds(arguments: Mapping[str, Any], key: str) -> float | None:
-    value = arguments.get(key)
-    return None if value is None else max(float(value) / 1000, 0.001)
 
 
 def mailbox_queue(number: int, name: str) -> Queue:

@@ -8,7 +8,7 @@ from typing import Any
 
 from pgqrs_core.engine import AsyncEngine
 from pgqrs_core.messages import ArchivedMessage, DeadMessage, Metrics, Queue, Snapshot
-from pgqrs_core.operations import archives, dead, maintenance, metrics, queues, schema
+from pgqrs_core.operations import archives, dead, maintenance, metrics, queues, roles, schema
 from pgqrs_core.operations.maintenance import Housekeeping
 from pgqrs_native.shared import queue_options
 
@@ -21,13 +21,32 @@ class AsyncAdmin:
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
 
-    async def install(self) -> list[str]:
-        """Create or upgrade the tables; return the steps that were taken, none when all was there."""
-        return await self._engine.transact(schema.install_all, self._engine.schema, self._engine.plugins)
+    async def install(self, *, roles: bool = False, role_prefix: str | None = None) -> list[str]:
+        """Create or upgrade the tables; return the steps that were taken, none when all was there.
 
-    async def uninstall(self) -> list[str]:
-        """Drop all queues with their messages, and all tables; return the names of the queues."""
-        return await self._engine.transact(schema.uninstall, self._engine.schema, self._engine.plugins)
+        Args:
+            roles: also make group roles for producers, consumers, observers and administrators, and grant them what each
+                needs, now and whenever a queue is created.
+            role_prefix: what the roles' names begin with; by default the name of the schema.
+
+        Raises:
+            NotPermitted: this role may not make tables or roles; the error says what it takes.
+        """
+        return await self._engine.transact(
+            schema.install_all, self._engine.schema, self._engine.plugins, roles=roles, role_prefix=role_prefix
+        )
+
+    async def uninstall(self, *, roles: bool = False) -> list[str]:
+        """Drop all queues with their messages, and all tables; return the names of the queues.
+
+        Args:
+            roles: also drop the group roles that `install` made. Else they stay, without rights on anything here.
+        """
+        return await self._engine.transact(schema.uninstall, self._engine.schema, self._engine.plugins, roles=roles)
+
+    async def roles(self) -> dict[str, str]:
+        """Return the group roles that `install` made, by what they are for; none unless it was asked to."""
+        return await self._engine.run(roles.known_roles, self._engine.schema)
 
     async def schema_version(self) -> int:
         """Return the version of the installed tables, 0 for none."""

@@ -180,6 +180,8 @@ def _route(routes: Routes, queue: Queue, delivery: Delivery) -> Route | None:
     """Find the handler of a delivery, whose headers may be anything if they were written by other means than pgqrs."""
     try:
         return routes.find(queue.name, delivery)
+    except PayloadError:
+        raise
     except Exception as error:
         raise DecodeError("headers", f"they are no JSON object: {error}") from error
 

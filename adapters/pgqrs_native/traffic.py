@@ -58,7 +58,7 @@ def compose(
         except OverflowError as error:
             raise InvalidArgument("at", at, "a datetime with a time zone, within the years 1 to 9999 in UTC") from error
     if headers is not None and not (isinstance(headers, dict) and all(isinstance(key, str) for key in headers)):
-        raise InvalidArgument("headers", headers, "a dict with text keys")
+        raise InvalidArgument("headers", type(headers), "a dict with text keys")
     encode = plugins.serializers.encode
     if content_type is None:
         content_type = plugins.serializers.default_for(queue)

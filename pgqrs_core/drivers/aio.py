@@ -16,7 +16,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from pgqrs_core.drivers import session
-from pgqrs_core.drivers.faults import RETRY, STALE, cannot_connect, translate
+from pgqrs_core.drivers.faults import RETRY, STALE, cannot_connect, refused, translate
 from pgqrs_core.drivers.patience import AsyncConnection, limit_of
 from pgqrs_core.drivers.session import Link, Shelf
 from pgqrs_core.drivers.statements import NO_ROWS, Statements, has_rows, prepare_adapters
@@ -68,8 +68,8 @@ async def perform(link: AsyncLink, statements: Statements, effect: Execute, *, t
         else:
             cursor = await connection.execute(text)
         return await cursor.fetchall() if has_rows(cursor) else NO_ROWS
-    except psycopg.Error as error:
-        raise translate(error, target=target, broken=connection.broken) from error
+    except (psycopg.Error, UnicodeEncodeError) as error:
+        raise refused(error, query, statements, connection, target=target) from error
     finally:
         connection.limit = limit_of(timeout)
 
@@ -120,8 +120,8 @@ async def perform_borrowed(
         prepare_adapters(cursor)
         await cursor.execute(statements.render(effect).named, effect.params or None, binary=bool(effect.params))
         return await cursor.fetchall() if has_rows(cursor) else NO_ROWS
-    except psycopg.Error as error:
-        raise translate(error, target=target, broken=connection.broken) from error
+    except (psycopg.Error, UnicodeEncodeError) as error:
+        raise refused(error, effect.query, statements, connection, target=target) from error
 
 
 async def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed: bool) -> AsyncLink:

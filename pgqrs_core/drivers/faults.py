@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-from typing import Final
+from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
-from pgqrs_core.errors import PgqrsError, ServerError, TimedOut, Unavailable
+from pgqrs_core.errors import NotPermitted, PgqrsError, ServerError, TimedOut, Unavailable
 
-__all__ = ["RETRY", "STALE", "cannot_connect", "translate"]
+if TYPE_CHECKING:
+    from pgqrs_core.drivers.statements import Statements
+    from pgqrs_core.sql import Query
+
+__all__ = ["RETRY", "STALE", "cannot_connect", "refused", "translate"]
 
 #: Conflicts between transactions: the statement was rolled back and may simply be run again.
 RETRY: Final = frozenset({"40001", "40P01"})
 #: The prepared statement no longer fits its table: run it again on a connection without it.
 STALE: Final = frozenset({"0A000", "26000"})
+
+_DENIED: Final = "42501"
 
 # Administrator commands, crash, start-up, shutdown; too many connections; a standby where the primary was.
 _GONE: Final = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25006"})
@@ -35,6 +41,23 @@ def translate(error: psycopg.Error, *, target: str, broken: bool) -> PgqrsError:
     if broken or ends or state in _GONE or (state or "").startswith("08"):
         return Unavailable(f"lost the connection to {target}: {reason}", target=target, in_flight=True)
     return ServerError(f"{reason} (SQLSTATE {state})" if state else reason, sqlstate=state)
+
+
+def refused(
+    error: psycopg.Error | UnicodeEncodeError,
+    query: Query,
+    statements: Statements,
+    connection: psycopg.BaseConnection[Any],
+    *,
+    target: str,
+) -> PgqrsError:
+    """Return our error for what became of a statement of the catalogue; a missing right is said with its remedy."""
+    if isinstance(error, UnicodeEncodeError):
+        return ServerError("a text holds lone surrogates, which PostgreSQL cannot store", sqlstate="22021")
+    if error.sqlstate == _DENIED:
+        reason = error.diag.message_primary or "permission denied"
+        return NotPermitted(reason, user=connection.info.user, schema=statements.schema, duty=query.duty)
+    return translate(error, target=target, broken=connection.broken)
 
 
 def cannot_connect(error: psycopg.Error, *, target: str) -> PgqrsError:

@@ -34,7 +34,6 @@ _GOOD: Final = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK})
 
 _TEXT: Final[Mapping[type, Callable[[Any], bytes]]] = {
     int: lambda value: b"%d" % value,
-    str: lambda value: value.encode(),
     float: lambda value: repr(value).encode(),
     bool: lambda value: b"t" if value else b"f",
     datetime: lambda value: value.isoformat().encode(),
@@ -62,6 +61,13 @@ def wire(values: Sequence[object]) -> tuple[list[bytes | None], list[int]] | Non
         elif kind is ByteaArray:
             data.append(value.data)  # type: ignore[attr-defined]
             formats.append(Format.BINARY)
+        elif kind is str:
+            text = value.encode()  # type: ignore[attr-defined]
+            if b"\0" in text:
+                # libpq would take it for the end; psycopg says that it cannot be stored.
+                return None
+            data.append(text)
+            formats.append(Format.TEXT)
         elif kind in _TEXT:
             data.append(_TEXT[kind](value))
             formats.append(Format.TEXT)

@@ -28,7 +28,7 @@ __all__ = ["BACKEND", "GRACE", "UNUSUAL", "Link", "Shelf", "local_settings", "se
 UNUSUAL: Final = frozenset({"patient", "bitmap"})
 
 #: A pooler answers with another process than the one it announced when connecting.
-BACKEND: Final = "select pg_backend_pid()"
+BACKEND: Final = "select pg_catalog.pg_backend_pid()"
 
 _PINNED: Final = {
     "enable_sort": "off",
@@ -40,6 +40,9 @@ _PINNED: Final = {
     "jit": "off",
     "plan_cache_mode": "force_generic_plan",
 }
+
+#: Nothing that anybody put into another schema may be taken for what we mean, whatever the role's own path says.
+_PATH: Final = {"search_path": "pg_catalog, pg_temp"}
 
 #: Seconds after which a glance opens a connection although others are open. More than opening one takes on a busy machine.
 GRACE: Final = 0.25
@@ -56,36 +59,35 @@ K = TypeVar("K")
 def session_settings(query_timeout: float) -> str:
     """Return the script that sets up a session that is ours alone; ``query_timeout`` in seconds, 0 for none."""
     settings = {
+        **_PATH,
         **_PINNED,
         "default_transaction_isolation": "read committed",
         "timezone": "UTC",
         "statement_timeout": f"{round(query_timeout * 1000)}ms",
         "idle_in_transaction_session_timeout": "60s",
     }
-    return _script(settings)
+    return _assign(settings, local=False).decode()
 
 
 def local_settings(query_timeout: float, *, relaxed: bool = False, flags: frozenset[str] = frozenset()) -> bytes:
     """Return one statement that sets the same for the transaction it stands in."""
-    settings = {**_PINNED, "timezone": "UTC", "statement_timeout": f"{round(query_timeout * 1000)}ms"}
+    settings = {**_PATH, **_PINNED, "timezone": "UTC", "statement_timeout": f"{round(query_timeout * 1000)}ms"}
     if "patient" in flags:
         settings["statement_timeout"] = "0"
     if "bitmap" in flags:
         settings["enable_bitmapscan"] = "on"
     if relaxed:
         settings["synchronous_commit"] = "off"
+    return _assign(settings, local=True)
+
+
+def _assign(settings: dict[str, str], *, local: bool) -> bytes:
+    # Not SET: it takes a list, which the path is, as so many words and not as one text.
     calls = sql.SQL(", ").join(
-        sql.SQL("set_config({}, {}, true)").format(sql.Literal(name), sql.Literal(value))
+        sql.SQL("pg_catalog.set_config({}, {}, {})").format(sql.Literal(name), sql.Literal(value), sql.Literal(local))
         for name, value in settings.items()
     )
     return sql.SQL("select {}").format(calls).as_bytes(None)
-
-
-def _script(settings: dict[str, str]) -> str:
-    return "; ".join(
-        sql.SQL("set {} = {}").format(sql.Identifier(name), sql.Literal(value)).as_string(None)
-        for name, value in settings.items()
-    )
 
 
 def announce_pooler(target: str) -> None:

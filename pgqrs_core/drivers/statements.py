@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any, Final, NamedTuple
 
 import psycopg
@@ -53,7 +54,7 @@ class Statements:
     """Composes and remembers statements for one schema. Names become identifiers here and nowhere else."""
 
     def __init__(self, schema: str) -> None:
-        self._schema = schema
+        self.schema = schema
         self._known: dict[tuple[Query, Any], Statement] = {}
 
     def render(self, effect: Execute) -> Statement:
@@ -63,7 +64,8 @@ class Statements:
             key = effect.query, tuple((queue.id, queue.suffix) for queue in effect.queues)
         else:
             queue = effect.queue
-            key = effect.query, (queue.id, queue.suffix) if queue is not None else None
+            place = (queue.id, queue.suffix) if queue is not None else None
+            key = effect.query, (place, *effect.names.items()) if effect.names else place
         known = self._known.get(key)
         if known is None:
             # Deleted queues would pile up here otherwise.
@@ -77,15 +79,17 @@ class Statements:
     def _compose(self, effect: Execute) -> sql.Composable:
         if effect.queues:
             parts = ((effect.special.get(queue.id, effect.query), queue) for queue in effect.queues)
-            return _UNION.join(self._fill(query, queue) for query, queue in parts)
-        return self._fill(effect.query, effect.queue)
+            return _UNION.join(self._fill(query, queue, effect.names) for query, queue in parts)
+        return self._fill(effect.query, effect.queue, effect.names)
 
-    def _fill(self, query: Query, queue: Queue | None) -> sql.Composable:
-        names: dict[str, sql.Composable] = {"schema": sql.Identifier(self._schema)}
+    def _fill(self, query: Query, queue: Queue | None, more: Mapping[str, str]) -> sql.Composable:
+        names: dict[str, sql.Composable] = {"schema": sql.Identifier(self.schema)}
+        names.update((key, sql.Identifier(name)) for key, name in more.items())
         if queue is not None:
             for key, prefix in (("queue", "q_"), ("archive", "a_"), ("view", "v_")):
-                names[key] = sql.Identifier(self._schema, prefix + queue.suffix)
+                names[key] = sql.Identifier(self.schema, prefix + queue.suffix)
             names["queue_id"] = sql.Literal(queue.id)
+            names["sequence"] = sql.Identifier(self.schema, f"q_{queue.suffix}_message_id_seq")
             names["queue_name"] = sql.Literal(names["queue"].as_string(None))
         if _has_parameters(query):
             names = {key: sql.SQL(name.as_string(None).replace("%", "%%")) for key, name in names.items()}

@@ -16,7 +16,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from pgqrs_core.drivers import session
-from pgqrs_core.drivers.faults import RETRY, STALE, cannot_connect, translate
+from pgqrs_core.drivers.faults import RETRY, STALE, cannot_connect, refused, translate
 from pgqrs_core.drivers.patience import Connection, limit_of
 from pgqrs_core.drivers.prepared import Prepared, is_usable, wire
 from pgqrs_core.drivers.session import Link, Shelf
@@ -74,8 +74,8 @@ def perform(link: SyncLink, statements: Statements, effect: Execute, *, timeout:
         else:
             cursor = connection.execute(text)
         return cursor.fetchall() if has_rows(cursor) else NO_ROWS
-    except psycopg.Error as error:
-        raise translate(error, target=target, broken=connection.broken) from error
+    except (psycopg.Error, UnicodeEncodeError) as error:
+        raise refused(error, query, statements, connection, target=target) from error
     finally:
         connection.limit = limit_of(timeout)
 
@@ -122,8 +122,8 @@ def perform_borrowed(connection: psycopg.Connection[Any], statements: Statements
         prepare_adapters(cursor)
         cursor.execute(statements.render(effect).named, effect.params or None, binary=bool(effect.params))
         return cursor.fetchall() if has_rows(cursor) else NO_ROWS
-    except psycopg.Error as error:
-        raise translate(error, target=target, broken=connection.broken) from error
+    except (psycopg.Error, UnicodeEncodeError) as error:
+        raise refused(error, effect.query, statements, connection, target=target) from error
 
 
 def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed: bool) -> SyncLink:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Final
 from pgqrs_core.arrays import numbers
 from pgqrs_core.effects import Execute, Op
 from pgqrs_core.errors import ArchiveDisabled
-from pgqrs_core.messages import MAX_SECONDS, ArchivedMessage, Queue, check_number, decode_headers
+from pgqrs_core.messages import MAX_SECONDS, ArchivedMessage, Queue, check_number, show_headers
 from pgqrs_core.operations.enqueue import ring
 from pgqrs_core.sql import queries
 
@@ -25,7 +25,7 @@ def list_archive(queue: Queue, limit: int, before: int | None = None) -> Op[list
     _must_archive(queue)
     check_number("limit", limit, 1, 100_000, whole=True)
     rows = yield Execute(queries["list_archive"], {"limit": limit, "before": before}, queue)
-    return [ArchivedMessage(*(*row[:5], decode_headers(row[5]), row[6])) for row in rows]
+    return [ArchivedMessage(*(*row[:5], show_headers(row[5]), row[6])) for row in rows]
 
 
 def replay_archive(queue: Queue, ids: Sequence[int], doorbell: Doorbell | None = None) -> Op[int]:

@@ -6,11 +6,9 @@ from collections.abc import Iterator, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
-import msgspec
-
 from pgqrs_core.arrays import numbers
 from pgqrs_core.effects import Execute, Op
-from pgqrs_core.messages import DeadMessage, Queue, check_number, decode_headers
+from pgqrs_core.messages import DeadMessage, Queue, check_number, show_headers
 from pgqrs_core.operations.enqueue import ring
 from pgqrs_core.sql import queries
 
@@ -70,5 +68,4 @@ def _pages(ids: Sequence[int]) -> Iterator[Sequence[int]]:
 
 
 def _dead(row: tuple[Any, ...]) -> DeadMessage:
-    error = msgspec.json.decode(row[7]) if row[7] else {}
-    return DeadMessage(*(*row[:6], decode_headers(row[6]), error, row[8]))
+    return DeadMessage(*(*row[:6], show_headers(row[6]), show_headers(row[7]), row[8]))

@@ -20,8 +20,9 @@ from pgqrs_core.messages import (
     Snapshot,
     check_name,
     check_number,
-    decode_headers,
+    show_headers,
 )
+from pgqrs_core.operations.roles import grant_queue
 from pgqrs_core.operations.schema import build_queue, pause_migrations
 from pgqrs_core.sql import queries
 
@@ -57,6 +58,8 @@ def table_suffix(name: str) -> str:
 def create_queue(name: str, options: QueueOptions) -> Op[Queue]:
     """Create a queue and its tables, in one transaction. Repeating it with the same options changes nothing.
 
+    What is there already takes no right to create any, so every program may ask for the queues that it uses.
+
     Raises:
         InvalidQueueName: if no queue may be called so.
         QueueExists: if it exists with other options; the error shows the difference.
@@ -66,15 +69,17 @@ def create_queue(name: str, options: QueueOptions) -> Op[Queue]:
     stored = msgspec.json.encode(options).decode()
     suffix = table_suffix(name)
     schema = yield from pause_migrations()
+    rows = yield Execute(queries["find_queue"], {"name": name})
+    if rows:
+        return _same(queue_of(rows[0]), options)
     rows = yield Execute(queries["insert_queue"], {"name": name, "suffix": suffix, "options": stored})
     if rows:
         queue = queue_of(rows[0])
         yield from build_queue(queue, schema)
+        yield from grant_queue(schema, queue)
         return queue
-    queue = yield from find_queue(name)
-    if queue.options != options:
-        raise QueueExists(name, _differences(queue.options, options))
-    return queue
+    # Somebody else was creating it at this moment.
+    return _same((yield from find_queue(name)), options)
 
 
 def alter_queue(name: str, changes: dict[str, Any]) -> Op[Queue]:
@@ -154,7 +159,7 @@ def peek(queue: Queue, limit: int) -> Op[list[Snapshot]]:
     """Return up to ``limit`` messages that are not dead, in the order of claims, without claiming them."""
     check_number("limit", limit, 1, 100_000, whole=True)
     rows = yield Execute(queries["peek"], {"lanes": numbers(CLAIM_LANES), "limit": limit}, queue)
-    return [Snapshot(*(*row[:8], decode_headers(row[8]), row[9])) for row in rows]
+    return [Snapshot(*(*row[:8], show_headers(row[8]), row[9])) for row in rows]
 
 
 def queue_of(row: tuple[Any, ...]) -> Queue:
@@ -176,6 +181,12 @@ def _not_found(name: str) -> Op[QueueNotFound]:
     folded = {other.casefold(): other for other in names}
     near = difflib.get_close_matches(name.casefold(), folded, n=3, cutoff=0.6)
     return QueueNotFound(name, [folded[key] for key in near])
+
+
+def _same(queue: Queue, options: QueueOptions) -> Queue:
+    if queue.options != options:
+        raise QueueExists(queue.name, _differences(queue.options, options))
+    return queue
 
 
 def _differences(old: QueueOptions, new: QueueOptions) -> dict[str, tuple[object, object]]:

@@ -10,8 +10,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Final
 
 from pgqrs_core.effects import Execute, Op
-from pgqrs_core.errors import SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
+from pgqrs_core.errors import InvalidArgument, SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
 from pgqrs_core.messages import Queue
+from pgqrs_core.operations.roles import drop_roles, grant_all, install_roles, known_roles
 from pgqrs_core.sql import MIGRATIONS, Migration, Query, queries, read_migrations
 
 if TYPE_CHECKING:
@@ -69,13 +70,23 @@ def install(schema: str, *, component: str = COMPONENT, migrations: Sequence[Mig
     return done
 
 
-def install_all(schema: str, plugins: Plugins) -> Op[list[str]]:
-    """Install the core's tables, then those that plugins bring."""
+def install_all(schema: str, plugins: Plugins, *, roles: bool = False, role_prefix: str | None = None) -> Op[list[str]]:
+    """Install the core's tables, then those that plugins bring; with ``roles`` also the roles, see `roles`.
+
+    Roles that were made before are granted what is new in any case.
+    """
+    if role_prefix is not None and not roles:
+        raise InvalidArgument("role_prefix", role_prefix, "left out unless roles are to be made")
     done = yield from install(schema)
     for source in plugins.migrations:
         steps = tuple(read_migrations(source.package))
         if steps:
             done += yield from install(schema, component=source.component, migrations=steps)
+    if roles:
+        return done + [f"role {name}" for name in (yield from install_roles(schema, plugins, role_prefix))]
+    known = yield from known_roles(schema)
+    if known and done:
+        yield from grant_all(schema, plugins, known)
     return done
 
 
@@ -143,11 +154,12 @@ def _apply_to_queue(step: Migration, queue: Queue) -> Op[None]:
             yield Execute(block, {}, queue)
 
 
-def uninstall(schema: str, plugins: Plugins | None = None) -> Op[list[str]]:
+def uninstall(schema: str, plugins: Plugins | None = None, *, roles: bool = False) -> Op[list[str]]:
     """Drop every queue and all that `install_all` made; return the names of the queues that were dropped.
 
     A plugin's tables are dropped by the block ``drop`` of its scripts, the latest script first. The schema itself goes
-    too unless somebody else keeps tables in it.
+    too unless it is somebody else's, or somebody else keeps tables in it. Roles stay, without any rights here, unless
+    ``roles`` says otherwise: they belong to the whole server, and to those who were granted them.
     """
     from pgqrs_core.operations.queues import delete_queue, list_queues
 
@@ -155,6 +167,7 @@ def uninstall(schema: str, plugins: Plugins | None = None) -> Op[list[str]]:
     if not exists[0][0]:
         raise SchemaMissing(schema, SUPPORTED)
     yield Execute(queries["migration_lock"], {"schema": schema})
+    known = yield from known_roles(schema)
     names = [queue.name for queue in (yield from list_queues())]
     for name in names:
         yield from delete_queue(name)
@@ -165,9 +178,13 @@ def uninstall(schema: str, plugins: Plugins | None = None) -> Op[list[str]]:
             if "drop" in step.blocks:
                 yield Execute(step.blocks["drop"])
     yield Execute(queries["drop_shared"])
-    empty = yield Execute(queries["schema_is_empty"], {"schema": schema})
-    if empty[0][0]:
+    droppable = yield Execute(queries["schema_is_droppable"], {"schema": schema})
+    if droppable[0][0]:
         yield Execute(queries["drop_schema"])
+    elif known:
+        yield Execute(queries["close_schema"], names=known)
+    if roles:
+        yield from drop_roles(known)
     return names
 
 

@@ -2,8 +2,8 @@
 
 A statement begins with ``-- name: <name>`` and the comment that follows says what it promises. Placeholders in
 braces are identifiers, composed by the driver and never formatted: ``{schema}``, ``{queue}``, ``{archive}``, ``{view}``,
-``{queue_name}`` (``{queue}`` as a text, for functions that take one) and ``{queue_id}`` (a number). Values
-are always parameters.
+``{sequence}``, ``{queue_name}`` (``{queue}`` as a text, for functions that take one) and ``{queue_id}`` (a number). Values
+are always parameters. Others, of roles for instance, are filled in from `Execute.names`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,20 @@ from importlib.resources import files
 from types import MappingProxyType
 from typing import Final
 
-__all__ = ["MIGRATIONS", "Migration", "Query", "queries", "read_migrations", "read_queries"]
+__all__ = [
+    "DUTIES",
+    "GRANTS",
+    "MIGRATIONS",
+    "Migration",
+    "Query",
+    "queries",
+    "read_grants",
+    "read_migrations",
+    "read_queries",
+]
+
+#: What a program may be for; each has a role of its own where `pgqrs install --roles` was run.
+DUTIES: Final = ("producer", "consumer", "observer", "admin")
 
 _BLOCK = re.compile(r"^-- name: (?P<name>\w+)(?P<flags>(?: \w+)*)\s*\n", re.MULTILINE)
 
@@ -28,12 +41,18 @@ class Query:
     Flags stand behind the name. ``relaxed``: its commit may be lost in a crash of the server without harm, so it need
     not wait for the disk. ``patient``: it may take longer than the query timeout. ``bitmap``: it wants the bitmap
     scans that are switched off for everything else. ``alone``: it refuses to run inside a transaction. ``glance``: it
-    changes nothing and is over at once, so any connection will do.
+    changes nothing and is over at once, so any connection will do. ``producer``, ``consumer``, ``observer``, ``anyone``:
+    who must be allowed to run it; without one of these it is an administrator's. See operations/roles.py.
     """
 
     name: str
     text: str
     flags: frozenset[str] = frozenset()
+
+    @property
+    def duty(self) -> str:
+        """Who must be allowed to run it: one of `DUTIES`, or ``anyone`` who has one of them."""
+        return next((flag for flag in ("anyone", *DUTIES) if flag in self.flags), "admin")
 
     @property
     def relaxed(self) -> bool:
@@ -86,7 +105,7 @@ def read_migrations(package: str) -> Iterator[Migration]:
     """Read the numbered scripts, ``NNNN_title.sql``, that lie in ``package``."""
     for path in sorted(files(package).iterdir(), key=lambda item: item.name):
         number, _, rest = path.name.partition("_")
-        if path.name.endswith(".sql"):
+        if path.name.endswith(".sql") and number.isdigit():
             text = path.read_text(encoding="utf-8")
             yield Migration(
                 version=int(number),
@@ -97,5 +116,14 @@ def read_migrations(package: str) -> Iterator[Migration]:
             )
 
 
+def read_grants(package: str) -> Mapping[str, Query]:
+    """Read what the roles may do with the tables of the scripts in ``package``: its ``grants.sql``, if there is one."""
+    path = files(package) / "grants.sql"
+    if not path.is_file():
+        return MappingProxyType({})
+    return MappingProxyType({block.name: block for block in _blocks(path.read_text(encoding="utf-8"))})
+
+
 queries: Final = read_queries(__name__)
 MIGRATIONS: Final = tuple(read_migrations(f"{__name__}.migrations"))
+GRANTS: Final = read_grants(f"{__name__}.migrations")

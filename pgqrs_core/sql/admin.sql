@@ -4,13 +4,13 @@
 -- One migrator at a time, until its transaction ends. The number is the CRC-32 of "pgqrs".
 select pg_advisory_xact_lock(1374528841, hashtext(%(schema)s));
 
--- name: migration_pause patient
+-- name: migration_pause anyone patient
 -- No migration runs until this transaction ends; answers with the schema's name. Any number may hold it.
 select n.nspname::text, pg_advisory_xact_lock_shared(1374528841, hashtext(n.nspname::text))::text
 from (select tableoid from {schema}.migrations limit 1) m
 join pg_catalog.pg_class c on c.oid = m.tableoid join pg_catalog.pg_namespace n on n.oid = c.relnamespace;
 
--- name: namespace_exists glance
+-- name: namespace_exists anyone glance
 -- Asked before creating it: IF NOT EXISTS wants the right to create schemas although there is nothing to create.
 select exists (select from pg_catalog.pg_namespace where nspname = %(schema)s);
 
@@ -28,14 +28,14 @@ create table if not exists {schema}.migrations (
   primary key (component, version)
 );
 
--- name: applied_migrations glance
+-- name: applied_migrations anyone glance
 select version, checksum, safe from {schema}.migrations where component = %(component)s order by version;
 
 -- name: record_migration
 insert into {schema}.migrations (component, version, name, checksum, safe)
 values (%(component)s, %(version)s, %(name)s, %(checksum)s, %(safe)s);
 
--- name: schema_exists glance
+-- name: schema_exists anyone glance
 select exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
                where n.nspname = %(schema)s and c.relname = 'migrations');
 
@@ -43,21 +43,23 @@ select exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n 
 -- The keys may be missing: they came later.
 drop table if exists {schema}.idempotency_keys;
 drop table {schema}.waiters, {schema}.leaders, {schema}.queues, {schema}.migrations;
+drop table if exists {schema}.roles;
 
--- name: schema_is_empty
-select not exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-                   where n.nspname = %(schema)s);
+-- name: schema_is_droppable
+-- Whether it is empty, and ours.
+select not exists (select from pg_catalog.pg_class where relnamespace = n.oid) and pg_has_role(n.nspowner, 'usage')
+from pg_catalog.pg_namespace n where n.nspname = %(schema)s;
 
 -- name: drop_schema
 drop schema {schema};
 
--- name: find_queue glance
+-- name: find_queue anyone glance
 select queue_id, name, table_suffix, options::text, paused_at, created_at from {schema}.queues where name = %(name)s;
 
--- name: list_queues
+-- name: list_queues anyone
 select queue_id, name, table_suffix, options::text, paused_at, created_at from {schema}.queues order by name;
 
--- name: queue_names glance
+-- name: queue_names anyone glance
 select name from {schema}.queues order by name limit 10000;
 
 -- name: insert_queue
@@ -100,7 +102,7 @@ with gone as materialized (
 )
 delete from {queue} q using gone where q.lane = gone.lane and q.message_id = gone.message_id returning q.message_id;
 
--- name: peek
+-- name: peek consumer
 -- What a consumer would see, in its order, without claiming.
 select r.* from unnest(%(lanes)s::smallint[]) with ordinality h(lane, place)
 cross join lateral (
@@ -114,7 +116,7 @@ cross join lateral (
 order by h.place, r.message_id
 limit %(limit)s;
 
--- name: metrics
+-- name: metrics observer
 -- Figures per lane. Of a lane, `cap` + 1 rows are counted from the front. What lies beyond, up to the last id, is cut into
 -- `parts` ranges of ids; of each, up to `sample` rows are counted, and `beyond` tells how many there were, over how many
 -- ids they extend, and how many ids the range has. So a backlog of millions costs as much as one of thousands;
@@ -155,7 +157,7 @@ cross join lateral (
 ) s
 where s.seen > 0;
 
--- name: archive_metrics
+-- name: archive_metrics observer
 -- How many there are, counted and sampled as a lane is.
 select {queue_id}::int, s.seen,
   case when s.seen > %(cap)s then (
@@ -174,19 +176,19 @@ select {queue_id}::int, s.seen,
 from (select count(*) as seen, max(r.message_id) as reached
       from (select message_id from {archive} order by message_id limit %(cap)s + 1) r) s;
 
--- name: list_dead
+-- name: list_dead consumer
 -- The most recently dead first.
 select message_id, priority, attempt, enqueued_at, due_at, coalesce(content_type, ''), headers::text,
        last_error::text, body
 from {queue} where lane = -100 and due_at < coalesce(%(before)s::timestamptz, 'infinity')
 order by lane desc, due_at desc, message_id desc limit %(limit)s;
 
--- name: show_dead
+-- name: show_dead consumer
 select message_id, priority, attempt, enqueued_at, due_at, coalesce(content_type, ''), headers::text,
        last_error::text, body
 from {queue} where lane = -100 and message_id = %(id)s;
 
--- name: replay_dead
+-- name: replay_dead consumer
 -- Put dead messages back as if new, at once and without their time to live, by their old priority.
 update {queue} q
 set lane = -1 - q.priority, due_at = statement_timestamp(), attempt = 0, expires_at = null,
@@ -220,7 +222,7 @@ insert into {queue} (lane, priority, content_type, headers, body)
 select priority, priority, content_type, headers, body from gone
 returning message_id;
 
--- name: prune_archive bitmap
+-- name: prune_archive consumer bitmap
 -- Remove up to `limit` messages archived more than `seconds` ago.
 with old as materialized (
   select ctid from {archive}
@@ -228,7 +230,7 @@ with old as materialized (
 )
 delete from {archive} a using old where a.ctid = old.ctid returning a.message_id;
 
--- name: expire
+-- name: expire consumer
 -- Remove up to `limit` messages whose time to live has run out and that nobody holds; not the dead.
 with gone as materialized (
   select lane, message_id from {queue}
@@ -237,7 +239,7 @@ with gone as materialized (
 )
 delete from {queue} q using gone where q.lane = gone.lane and q.message_id = gone.message_id returning q.message_id;
 
--- name: prune_dead
+-- name: prune_dead consumer
 -- Remove up to `limit` messages that died more than `seconds` ago.
 with old as materialized (
   select message_id from {queue}
@@ -246,7 +248,7 @@ with old as materialized (
 )
 delete from {queue} q using old where q.lane = -100 and q.message_id = old.message_id returning q.message_id;
 
--- name: prune_keys
+-- name: prune_keys consumer
 -- Remove up to `limit` idempotency keys that are kept no longer, those of deleted queues among them.
 with old as materialized (
   select queue_id, key from {schema}.idempotency_keys
@@ -254,7 +256,7 @@ with old as materialized (
 )
 delete from {schema}.idempotency_keys k using old where k.queue_id = old.queue_id and k.key = old.key returning 1;
 
--- name: elect relaxed
+-- name: elect consumer relaxed
 -- Become, or stay, the one process that does the housekeeping; no row when another is.
 insert into {schema}.leaders as l (role, holder, until)
 values (%(role)s, %(holder)s, statement_timestamp() + %(seconds)s::float8 * interval '1 second')
@@ -262,17 +264,19 @@ on conflict (role) do update set holder = excluded.holder, until = excluded.unti
 where l.until <= statement_timestamp() or l.holder = excluded.holder
 returning holder;
 
--- name: resign relaxed
+-- name: resign consumer relaxed
 delete from {schema}.leaders where role = %(role)s and holder = %(holder)s;
 
--- name: forget_waiters relaxed
+-- name: forget_waiters consumer relaxed
 -- Rows of processes that died without saying so.
 delete from {schema}.waiters where until < statement_timestamp() - interval '1 hour';
 
--- name: dead_tuples
--- How much there is to vacuum, and since when nobody did.
-select coalesce(n_dead_tup, 0) from pg_catalog.pg_stat_all_tables
-where schemaname = %(schema)s and relname = %(table)s;
+-- name: dead_tuples consumer
+-- How much there is to vacuum; nothing where we may not.
+select coalesce(s.n_dead_tup, 0) from pg_catalog.pg_stat_all_tables s join pg_catalog.pg_class c on c.oid = s.relid
+where s.schemaname = %(schema)s and s.relname = %(table)s
+  and case when current_setting('server_version_num')::int >= 170000 then has_table_privilege(c.oid, 'maintain')
+           else pg_has_role(c.relowner, 'usage') end;
 
--- name: vacuum patient alone
+-- name: vacuum consumer patient alone
 vacuum (skip_locked, truncate off) {queue};

@@ -1,29 +1,29 @@
 -- What `pgqrs doctor` and `pgqrs top` look at. Nothing here writes, locks or reads the messages; all of it comes from
 -- the server's own views, so it costs the same whatever the queues hold.
 
--- name: server_facts
+-- name: server_facts observer
 -- Who answers, and whether it may be written to. The time zone is the server's own: ours is set to UTC.
 select current_setting('server_version_num')::int, current_setting('server_version'),
   pg_is_in_recovery() or current_setting('default_transaction_read_only')::boolean,
   (select reset_val from pg_catalog.pg_settings where name = 'TimeZone'),
   pg_has_role(current_user, 'pg_read_all_stats', 'usage');
 
--- name: server_time
+-- name: server_time observer
 select extract(epoch from clock_timestamp())::float8;
 
--- name: server_settings
+-- name: server_settings observer
 -- As a new session of this role in this database gets them; our own connections change some for themselves.
 select name, reset_val from pg_catalog.pg_settings
 where name in ('fsync', 'full_page_writes', 'synchronous_commit', 'autovacuum', 'track_counts',
                'autovacuum_freeze_max_age', 'max_connections', 'superuser_reserved_connections',
                'reserved_connections');
 
--- name: connection_counts
+-- name: connection_counts observer
 -- Client connections to the whole server, and those of them that belong to pgqrs.
 select count(*), count(*) filter (where application_name = 'pgqrs')
 from pg_catalog.pg_stat_activity where backend_type = 'client backend';
 
--- name: xmin_pins
+-- name: xmin_pins observer
 -- Everything that keeps vacuum from removing dead rows of this database, the oldest first. Of a statement only the
 -- first word is read: the rest may quote values.
 select * from (
@@ -50,7 +50,7 @@ select * from (
 ) pins
 order by held desc;
 
--- name: queue_tables
+-- name: queue_tables observer
 -- Rows written, removed, and dead, per queue table, as the server has counted them; sessions report to it about once
 -- a second.
 select s.relname::text, s.n_tup_ins, s.n_tup_del, s.n_live_tup, s.n_dead_tup,
@@ -59,20 +59,20 @@ select s.relname::text, s.n_tup_ins, s.n_tup_del, s.n_live_tup, s.n_dead_tup,
 from pg_catalog.pg_stat_all_tables s join pg_catalog.pg_class c on c.oid = s.relid
 where s.schemaname = %(schema)s and starts_with(s.relname::text, 'q_');
 
--- name: transaction_age
+-- name: transaction_age observer
 -- The database that is nearest to the end of its transaction ids, and how many are in use there.
 select datname::text, greatest(age(datfrozenxid), mxid_age(datminmxid)) as used
 from pg_catalog.pg_database order by used desc limit 1;
 
--- name: notify_usage
+-- name: notify_usage observer
 -- The part of the notification queue that is in use, from 0 to 1: one stuck listener fills it for all.
 select pg_notification_queue_usage();
 
--- name: housekeeper
+-- name: housekeeper observer
 -- Who keeps house, and for how many seconds its term still runs.
 select holder, extract(epoch from until - statement_timestamp())::float8
 from {schema}.leaders where role = 'housekeeper' and until > statement_timestamp();
 
--- name: sleepers
+-- name: sleepers observer
 -- How many consumers sleep and have asked to be woken, by queue.
 select queue_id, count(*) from {schema}.waiters where until > statement_timestamp() group by queue_id;

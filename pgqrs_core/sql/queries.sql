@@ -4,7 +4,7 @@
 -- has just locked. All times are the database's, and statement_timestamp() rather than clock_timestamp(), which keeps
 -- them legal on a sharded schema of Citus.
 
--- name: enqueue_plain
+-- name: enqueue_plain producer
 -- Store one message for delivery at once. Also tells whether some consumer sleeps: only then is a NOTIFY worth its
 -- price. Each parameter that this lacks of the next statement is 1 µs of the caller's time.
 insert into {queue} (lane, priority, content_type, headers, body)
@@ -12,7 +12,7 @@ values (%(priority)s, %(priority)s, %(content_type)s, %(headers)s::json, %(body)
 returning message_id,
   exists (select from {schema}.waiters w where w.queue_id = {queue_id} and w.until > statement_timestamp());
 
--- name: enqueue_one
+-- name: enqueue_one producer
 -- Store one message with a delay or a time to live.
 insert into {queue} (lane, priority, due_at, expires_at, content_type, headers, body)
 values (%(lane)s, %(priority)s,
@@ -22,7 +22,7 @@ values (%(lane)s, %(priority)s,
 returning message_id,
   exists (select from {schema}.waiters w where w.queue_id = {queue_id} and w.until > statement_timestamp());
 
--- name: enqueue_alike
+-- name: enqueue_alike producer
 -- Store many messages that differ only in their bodies; ids come back in their order.
 insert into {queue} (lane, priority, due_at, expires_at, content_type, headers, body)
 select %(lane)s, %(priority)s,
@@ -33,7 +33,7 @@ from unnest(%(bodies)s::bytea[]) b(body)
 returning message_id,
   exists (select from {schema}.waiters w where w.queue_id = {queue_id} and w.until > statement_timestamp());
 
--- name: enqueue_mixed
+-- name: enqueue_mixed producer
 -- Store many messages, each with its own priority, delay, time to live, type and headers.
 insert into {queue} (lane, priority, due_at, expires_at, content_type, headers, body)
 select m.lane, m.priority,
@@ -46,7 +46,7 @@ from unnest(%(lanes)s::smallint[], %(priorities)s::smallint[], %(ats)s::timestam
 returning message_id,
   exists (select from {schema}.waiters w where w.queue_id = {queue_id} and w.until > statement_timestamp());
 
--- name: enqueue_keyed
+-- name: enqueue_keyed producer
 -- Store many messages as the statement before does, but of those with a key only the first: where a key is known, the
 -- answer is the id of the message that was stored under it, and nothing is stored. Answers with an id and its key for each
 -- key, then with an id for each message without one, in their order. No key may occur twice.
@@ -85,7 +85,7 @@ select a.message_id,
   exists (select from {schema}.waiters w where w.queue_id = {queue_id} and w.until > statement_timestamp()), a.key
 from (select message_id, key from k union all select message_id, null from m where key is null) a;
 
--- name: claim relaxed
+-- name: claim consumer relaxed
 -- Take up to n messages for `lease` seconds, by lane in the order given and within a lane by age.
 --
 -- Ready lanes are read through the primary key from the consumer's low-water mark on; delayed lanes through
@@ -124,14 +124,14 @@ where q.ctid = any (array(select place from picked))
 returning q.lane, q.message_id, q.attempt, q.priority, q.enqueued_at, coalesce(q.content_type, ''), q.headers::text,
   q.body, q.lease_token, (select oldest from running), (select newest from running);
 
--- name: ack
+-- name: ack consumer
 -- Remove messages whose leases are still held; answers with those.
 delete from {queue} q
 using unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token)
 where q.lane = a.lane and q.message_id = a.message_id and q.lease_token = a.token
 returning q.message_id;
 
--- name: archive
+-- name: archive consumer
 -- Move messages whose leases are still held to the archive; answers with those.
 with gone as (
   delete from {queue} q
@@ -143,7 +143,7 @@ insert into {archive} (message_id, priority, attempt, enqueued_at, content_type,
 select message_id, priority, attempt, enqueued_at, content_type, headers, body from gone
 returning message_id;
 
--- name: nack
+-- name: nack consumer
 -- Give failed messages back after a delay, or bury them: when told to, or when their attempts are used up.
 -- Answers with the lane each went to.
 update {queue} q
@@ -157,7 +157,7 @@ from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[],
 where q.lane = r.lane and q.message_id = r.message_id and q.lease_token = r.token
 returning q.message_id, q.lane;
 
--- name: release
+-- name: release consumer
 -- Give messages back at once, in their old order and ahead of what waits. Through the delayed lanes, which no low-water
 -- mark hides: due since they were enqueued. `refund` is 1 where the attempt is not to count, else 0.
 update {queue} q
@@ -167,7 +167,7 @@ from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) r(la
 where q.lane = r.lane and q.message_id = r.message_id and q.lease_token = r.token
 returning q.message_id;
 
--- name: replace
+-- name: replace consumer
 -- Put another message in the place of one whose lease is still held, as if it were enqueued now; it keeps its id. Also
 -- tells whether some consumer sleeps. Through the delayed lanes, which no low-water mark hides.
 update {queue} q
@@ -181,7 +181,7 @@ where q.lane = %(lane)s and q.message_id = %(id)s and q.lease_token = %(token)s
 returning q.message_id,
   exists (select from {schema}.waiters w where w.queue_id = {queue_id} and w.until > statement_timestamp());
 
--- name: extend relaxed
+-- name: extend consumer relaxed
 -- Let leases that are still held run for `lease` seconds from now; answers with those.
 update {queue} q
 set lease_until = statement_timestamp() + %(lease)s::float8 * interval '1 second'
@@ -189,18 +189,18 @@ from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) r(la
 where q.lane = r.lane and q.message_id = r.message_id and q.lease_token = r.token
 returning q.message_id;
 
--- name: watch relaxed
+-- name: watch consumer relaxed
 -- Note that this consumer sleeps on these queues for `seconds`, unless it says otherwise.
 insert into {schema}.waiters (queue_id, consumer, until)
 select q.id, %(consumer)s, statement_timestamp() + %(seconds)s::float8 * interval '1 second'
 from unnest(%(queue_ids)s::int[]) q(id)
 on conflict (queue_id, consumer) do update set until = excluded.until;
 
--- name: unwatch relaxed
+-- name: unwatch consumer relaxed
 -- This consumer is busy again, or leaves.
 delete from {schema}.waiters where consumer = %(consumer)s and queue_id = any(%(queue_ids)s::int[]);
 
--- name: probe
+-- name: probe consumer
 -- Without claiming: is anything claimable, and in how many seconds is the next delayed message due?
 select {queue_id}::int as queue_id,
   not exists (select from {schema}.queues where queue_id = {queue_id} and paused_at is not null)
@@ -221,7 +221,7 @@ select {queue_id}::int as queue_id,
      order by due_at, message_id limit 1) r
   ) as next_due;
 
--- name: notify
+-- name: notify anyone
 -- Wake consumers. The payload is a queue's number and nothing else; whoever gets it looks for himself. The commit does not
 -- wait for the disk, on whatever connection: it would do so holding the lock that NOTIFY takes, for all databases.
 select pg_notify(%(channel)s, %(payload)s) from set_config('synchronous_commit', 'off', true);

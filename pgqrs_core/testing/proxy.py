@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import contextlib
 import socket
+import ssl
 import threading
 import time
 from types import TracebackType
+from typing import TypeAlias
 
 from psycopg.conninfo import conninfo_to_dict, make_conninfo
 from typing_extensions import Self
 
+from pgqrs_core.testing.tls import TlsSocket, accept_tls
+
 __all__ = ["Proxy"]
 
 _CHUNK = 65_536
+
+_Side: TypeAlias = "socket.socket | TlsSocket"
 
 
 class Proxy:
@@ -21,11 +27,13 @@ class Proxy:
 
     Args:
         dsn: the server, by TCP or by the folder of its socket.
+        tls: speak TLS with programs, by this certificate, and nothing else. The server sees plain text.
 
     Use it as a context manager, and connect to `dsn`.
     """
 
-    def __init__(self, dsn: str) -> None:
+    def __init__(self, dsn: str, *, tls: ssl.SSLContext | None = None) -> None:
+        self._tls = tls
         self._parameters = conninfo_to_dict(dsn)
         self._listener = socket.create_server(("127.0.0.1", 0))
         self._pairs: list[_Pair] = []
@@ -48,8 +56,9 @@ class Proxy:
     def dsn(self) -> str:
         """The server through this proxy."""
         port = self._listener.getsockname()[1]
+        mode = "disable" if self._tls is None else "require"
         return make_conninfo(
-            **{**self._parameters, "host": "127.0.0.1", "port": port, "sslmode": "disable", "gssencmode": "disable"}
+            **{**self._parameters, "host": "127.0.0.1", "port": port, "sslmode": mode, "gssencmode": "disable"}
         )
 
     @property
@@ -93,17 +102,23 @@ class Proxy:
                 return
             if self.refuses:
                 client.close()
-                continue
-            try:
-                server = self._connect()
-            except OSError:
-                client.close()
-                continue
-            pair = _Pair(client, server)
-            with self._lock:
-                self._pairs.append(pair)
-            for source, sink, replies in ((client, server, False), (server, client, True)):
-                threading.Thread(target=self._pass_on, args=(pair, source, sink, replies), daemon=True).start()
+            else:
+                # Not here: the others need not wait until this one has agreed on anything.
+                threading.Thread(target=self._serve, args=(client,), daemon=True).start()
+
+    def _serve(self, accepted: socket.socket) -> None:
+        try:
+            client = accepted if self._tls is None else accept_tls(accepted, self._tls)
+            server = self._connect()
+        except OSError:
+            accepted.close()
+            return
+        pair = _Pair(client, server)
+        with self._lock:
+            self._pairs.append(pair)
+        directions: tuple[tuple[_Side, _Side, bool], ...] = ((client, server, False), (server, client, True))
+        for source, sink, replies in directions:
+            threading.Thread(target=self._pass_on, args=(pair, source, sink, replies), daemon=True).start()
 
     def _connect(self) -> socket.socket:
         host, port = str(self._parameters.get("host") or "localhost"), int(self._parameters.get("port") or 5432)
@@ -113,7 +128,7 @@ class Proxy:
         server.connect(f"{host}/.s.PGSQL.{port}")
         return server
 
-    def _pass_on(self, pair: _Pair, source: socket.socket, sink: socket.socket, replies: bool) -> None:
+    def _pass_on(self, pair: _Pair, source: _Side, sink: _Side, replies: bool) -> None:
         with contextlib.suppress(OSError):
             while data := source.recv(_CHUNK):
                 if self.delay:
@@ -131,8 +146,8 @@ class Proxy:
 class _Pair:
     """A connection of a program, and the one to the server that belongs to it."""
 
-    def __init__(self, client: socket.socket, server: socket.socket) -> None:
-        self._sockets = (client, server)
+    def __init__(self, client: _Side, server: socket.socket) -> None:
+        self._sockets: tuple[_Side, ...] = (client, server)
         self.frozen = False
         self.is_mute = False
         self.over = threading.Event()

@@ -173,12 +173,24 @@ def resolve_url(url: str, *, keep_running: bool = False) -> EmbeddedServer:
         ConfigurationError: The URL has another shape; or as for :func:`start`.
         Unavailable: As for :func:`start`.
     """
-    parts = urlsplit(url)
-    if parts.scheme != "embedded" or parts.netloc or parts.query or parts.fragment:
+    path = _path_in(url)
+    if path is None:
+        # Not quoted: it may be the address of another server, with a password.
         raise ConfigurationError(
-            f"{url!r} does not name an embedded server: write embedded:// or embedded:///absolute/path"
+            "database.url does not name an embedded server: write embedded:// or embedded:///absolute/path",
+            key="database.url",
         )
-    return start(unquote(parts.path) or None, keep_running=keep_running)
+    return start(path or None, keep_running=keep_running)
+
+
+def _path_in(url: str) -> str | None:
+    try:
+        parts = urlsplit(url)
+    except ValueError:
+        return None
+    path = unquote(parts.path)
+    plain = not (parts.netloc or parts.query or parts.fragment or "\0" in path)
+    return path if parts.scheme == "embedded" and plain else None
 
 
 def default_directory() -> Path:

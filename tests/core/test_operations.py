@@ -683,7 +683,7 @@ class TestQueueNames:
         assert check_name(name) == name
 
 
-#: What a queue's creation is answered: the name of the schema that it locked, and later the steps that were applied to it.
+#: What a queue's creation is answered first, and what it learns later: the schema that it locked; the steps applied to it.
 LOCKED = [("pgqrs", "")]
 APPLIED = [(schema.SUPPORTED, "c", True)]
 
@@ -695,33 +695,42 @@ class TestQueues:
         played = play(
             op,
             LOCKED,
+            [],
             [queue_row()],
             APPLIED,
             *[[] for step in MIGRATIONS for _ in step.blocks.keys() & {"queue", "archive"}],
+            [(False,)],
         )
 
-        assert played.names[1:5] == ["insert_queue", "applied_migrations", "queue", "archive"]
+        assert played.names[1:6] == ["find_queue", "insert_queue", "applied_migrations", "queue", "archive"]
         assert played.result.name == "jobs"
 
     def test_without_an_archive_no_table_for_it_is_built(self) -> None:
         played = play(
             queues.create_queue("jobs", QueueOptions(archive=False)),
             LOCKED,
+            [],
             [queue_row(archive=False)],
             APPLIED,
             *[[] for step in MIGRATIONS if "queue" in step.blocks],
+            [(False,)],
         )
 
         assert "archive" not in played.names
 
     def test_creating_it_again_with_the_same_options_changes_nothing(self) -> None:
-        played = play(queues.create_queue("jobs", QueueOptions()), LOCKED, [], [queue_row()])
+        played = play(queues.create_queue("jobs", QueueOptions()), LOCKED, [queue_row()])
 
-        assert played.names == ["migration_pause", "insert_queue", "find_queue"]
+        assert played.names == ["migration_pause", "find_queue"]
+
+    def test_one_that_is_created_by_two_at_once_is_created_by_one(self) -> None:
+        played = play(queues.create_queue("jobs", QueueOptions()), LOCKED, [], [], [queue_row()])
+
+        assert played.names[1:] == ["find_queue", "insert_queue", "find_queue"]
 
     def test_creating_it_again_with_other_options_shows_the_difference(self) -> None:
         with pytest.raises(QueueExists) as caught:
-            play(queues.create_queue("jobs", QueueOptions(max_attempts=9)), LOCKED, [], [queue_row()])
+            play(queues.create_queue("jobs", QueueOptions(max_attempts=9)), LOCKED, [queue_row()])
 
         assert caught.value.differences == {"max_attempts": (5, 9)}
 
@@ -977,7 +986,7 @@ class TestSchema:
         newer = [*APPLIED, (schema.SUPPORTED + 1, "d", True)]
 
         with pytest.raises(SchemaTooNew):
-            play(queues.create_queue("jobs", QueueOptions()), LOCKED, [queue_row()], newer)
+            play(queues.create_queue("jobs", QueueOptions()), LOCKED, [], [queue_row()], newer)
 
     def test_a_missing_schema_is_created(self) -> None:
         played = play(schema.install("pgqrs", migrations=STEPS[:1]), [], [(False,)], [], [], [(1, "c", True)])
@@ -1045,7 +1054,7 @@ class TestSchema:
         assert play(schema.version("pgqrs"), *replies).result == number
 
     def test_uninstalling_keeps_a_schema_in_which_others_have_tables(self) -> None:
-        played = play(schema.uninstall("pgqrs"), [(True,)], [], [], [], [(False,)])
+        played = play(schema.uninstall("pgqrs"), [(True,)], [], [(False,)], [], [], [(False,)])
 
         assert "drop_schema" not in played.names
 

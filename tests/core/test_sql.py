@@ -15,7 +15,9 @@ from pgqrs_core.testing.by_hand import make_queue, text_of
 CORE = Path(pgqrs_core.__file__).parent
 SHELVES = [CORE, CORE.parent / "adapters", CORE.parent / "plugins"]
 FILES = sorted((CORE / "sql").glob("*.sql"))
-PLACEHOLDERS = {"schema", "queue", "archive", "view", "queue_id", "queue_name"}
+#: What is filled in from `Execute.names`: roles, and a table to hand over to one.
+NAMES = {name: f"some {name}" for name in ("producer", "consumer", "observer", "admin", "role", "table")}
+PLACEHOLDERS = {"schema", "queue", "archive", "view", "queue_id", "queue_name", "sequence", *NAMES}
 
 #: Their names and text say all there is to say.
 CLEAR = frozenset(
@@ -34,10 +36,10 @@ CLEAR = frozenset(
         "purge_dead",
         "queue_names",
         "record_migration",
+        "record_role",
         "resign",
         "resume_queue",
         "schema_exists",
-        "schema_is_empty",
         "server_time",
         "show_dead",
         "vacuum",
@@ -90,7 +92,11 @@ def test_every_name_is_well_formed_and_unique(path: Path) -> None:
     lines = re.findall(r"^-- name:.*$", path.read_text(), re.MULTILINE)
 
     names = [
-        re.fullmatch(r"-- name: ([a-z][a-z_]*)((?: (?:relaxed|patient|bitmap|alone|glance))*)", line) for line in lines
+        re.fullmatch(
+            r"-- name: ([a-z][a-z_]*)((?: (?:anyone|producer|consumer|observer|relaxed|patient|bitmap|alone|glance))*)",
+            line,
+        )
+        for line in lines
     ]
 
     assert all(names), [line for line, match in zip(lines, names, strict=True) if not match]
@@ -220,7 +226,7 @@ def test_what_must_survive_a_crash_is_not_relaxed(name: str) -> None:
 
 @pytest.mark.parametrize("query", STATEMENTS + BLOCKS)
 def test_no_brace_is_left_when_a_statement_is_composed(query: Query) -> None:
-    text = text_of(Execute(query, {}, make_queue()))
+    text = text_of(Execute(query, {}, make_queue(), names=NAMES))
 
     assert re.findall(r"\{[a-z_]*\}", text) == []
 
@@ -235,14 +241,16 @@ class TestMigrations:
     def test_each_says_whether_old_code_survives_it(self) -> None:
         folder = CORE / "sql" / "migrations"
 
-        for path in folder.glob("*.sql"):
+        for path in folder.glob("[0-9]*.sql"):
             assert re.search(r"^-- safe: (yes|no)$", path.read_text(), re.MULTILINE), path.name
 
     def test_no_other_file_hides_among_them(self) -> None:
         folder = CORE / "sql" / "migrations"
 
         strangers = [
-            path.name for path in folder.iterdir() if not re.fullmatch(r"\d{4}_\w+\.sql|__\w+__(\.py)?", path.name)
+            path.name
+            for path in folder.iterdir()
+            if not re.fullmatch(r"(\d{4}_\w+|grants)\.sql|__\w+__(\.py)?", path.name)
         ]
 
         assert strangers == []

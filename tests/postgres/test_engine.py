@@ -1262,10 +1262,10 @@ class TestConnections:
     def test_a_conflict_is_tried_again(self, harness: Harness) -> None:
         """A deadlock's victim is the statement that closes the circle; it runs again by itself."""
         harness.ask(
-            "create sequence tries; create function refuse() returns trigger language plpgsql as $$ begin "
-            "if nextval('tries') = 1 then raise exception 'conflict' using errcode = '40P01'; end if; "
+            "create sequence public.tries; create function public.refuse() returns trigger language plpgsql as $$ begin "
+            "if nextval('public.tries') = 1 then raise exception 'conflict' using errcode = '40P01'; end if; "
             "return new; end $$; "
-            "create trigger refuse before insert on pgqrs.q_jobs for each row execute function refuse()"
+            "create trigger refuse before insert on pgqrs.q_jobs for each row execute function public.refuse()"
         )
 
         harness.send(b"once")

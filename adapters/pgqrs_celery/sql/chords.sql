@@ -1,7 +1,7 @@
 -- Chords: counted in one row, which the returning header tasks update one after the other, so exactly one sees the count
 -- complete. `claim` is that one's random number.
 
--- name: start_chord
+-- name: start_chord producer
 -- Note a chord that is about to be sent. One of the same id that is over begins anew.
 with cleared as (
   delete from {schema}.celery_chord_parts p using {schema}.celery_chords c
@@ -16,7 +16,7 @@ on conflict (group_id) do update set
   done = case when c.finished_at is null then c.done else 0 end,
   header = excluded.header, content_type = excluded.content_type, finished_at = null, expires_at = excluded.expires_at;
 
--- name: size_chord
+-- name: size_chord producer
 -- Say how many header tasks there are. It comes before the last of them is sent.
 insert into {schema}.celery_chords as c (group_id, size, expires_at)
 values (%(group_id)s, %(size)s, statement_timestamp() + %(expires)s::float8 * interval '1 second')
@@ -26,13 +26,13 @@ on conflict (group_id) do update set
   done = case when c.finished_at is null then c.done else 0 end,
   finished_at = null, expires_at = excluded.expires_at;
 
--- name: add_to_chord
+-- name: add_to_chord producer
 -- One header task more than its size says.
 insert into {schema}.celery_chords as c (group_id, added, expires_at)
 values (%(group_id)s, 1, statement_timestamp() + %(expires)s::float8 * interval '1 second')
 on conflict (group_id) do update set added = c.added + 1;
 
--- name: return_part
+-- name: return_part consumer
 -- Note what a header task returned and count it. The one that completes the chord gets the claim. No row: the task was
 -- counted before, or the chord is over. The expiry is moved only when a tenth of it has passed, so that the row stays
 -- out of its index.
@@ -59,7 +59,7 @@ on conflict (group_id) do update set
 where c.finished_at is null
 returning c.claim = %(claim)s, c.header, c.content_type;
 
--- name: claim_chord
+-- name: claim_chord consumer
 -- Take over a complete chord that is not over and whose claim has run out.
 update {schema}.celery_chords
 set claim = %(claim)s, claimed_until = statement_timestamp() + %(seconds)s::float8 * interval '1 second'
@@ -67,23 +67,23 @@ where group_id = %(group_id)s and finished_at is null and done >= size + added
   and (claimed_until is null or claimed_until <= statement_timestamp())
 returning header, content_type, body, body_type;
 
--- name: read_parts
+-- name: read_parts consumer
 -- What the header tasks returned, in the order of the header.
 select task_id, status, result, content_type from {schema}.celery_chord_parts
 where group_id = %(group_id)s order by place, number;
 
--- name: keep_body
+-- name: keep_body consumer
 -- Keep what is to be published for whoever may have to take over.
 update {schema}.celery_chords set body = %(body)s, body_type = %(body_type)s
 where group_id = %(group_id)s and claim = %(claim)s;
 
--- name: extend_claim
+-- name: extend_claim consumer
 -- Keep the chord for a while longer; no row when it has passed to somebody else.
 update {schema}.celery_chords set claimed_until = statement_timestamp() + %(seconds)s::float8 * interval '1 second'
 where group_id = %(group_id)s and claim = %(claim)s and finished_at is null
 returning true;
 
--- name: finish_chord
+-- name: finish_chord consumer
 -- The chord is over. What remains of it makes later runs of its header tasks harmless, until it expires.
 with finished as (
   update {schema}.celery_chords
@@ -93,12 +93,12 @@ with finished as (
 )
 delete from {schema}.celery_chord_parts p using finished f where p.group_id = f.group_id;
 
--- name: abandoned_chords
+-- name: abandoned_chords consumer
 -- Complete chords whose claimer did not come to publish their body.
 select group_id from {schema}.celery_chords
 where claimed_until <= statement_timestamp() and body is not null order by claimed_until limit %(limit)s;
 
--- name: prune_chords
+-- name: prune_chords consumer
 -- Remove up to `limit` chords that have expired, with their parts.
 with gone as materialized (
   select group_id from {schema}.celery_chords

@@ -1,6 +1,6 @@
 -- Results and groups: storing, reading, waiting, cleaning up. What has expired is gone, removed already or not.
 
--- name: store_result
+-- name: store_result consumer
 -- Store the state of a task and tell those who wait for it, if anybody does. A SUCCESS is never overwritten. A row that
 -- is written again keeps its expiry if that leaves it between one and 1.2 times its time to live: then its new version is
 -- in no index. A task that is not done yet is given 1.2 times (`slack`) to begin with.
@@ -29,18 +29,18 @@ select pg_notify(w.channel, w.task_id)
 from stored s join {schema}.celery_waiters w on w.task_id = s.task_id
 where w.until > statement_timestamp();
 
--- name: read_results
+-- name: read_results producer
 -- Those of `ids` that are there, in no order.
 select r.task_id, r.status, r.result, r.content_type, r.traceback, r.children, r.date_done, r.group_id, r.parent_id,
   r.name, r.args, r.kwargs, r.worker, r.retries, r.queue, r.stamps
 from unnest(%(ids)s::text[]) wanted(task_id) join {schema}.celery_results r on r.task_id = wanted.task_id
 where r.expires_at is null or r.expires_at > statement_timestamp();
 
--- name: forget_result
+-- name: forget_result producer
 -- A task whose result is forgotten is pending, as one that nobody has heard of.
 delete from {schema}.celery_results where task_id = %(task_id)s;
 
--- name: save_group
+-- name: save_group producer
 -- Keep the structure of a group's results; saved again, it is replaced.
 insert into {schema}.celery_groups as g (group_id, result, content_type, expires_at)
 values (%(group_id)s, %(result)s, %(content_type)s,
@@ -48,16 +48,16 @@ values (%(group_id)s, %(result)s, %(content_type)s,
 on conflict (group_id) do update set result = excluded.result, content_type = excluded.content_type,
   date_done = statement_timestamp(), expires_at = excluded.expires_at;
 
--- name: read_group
+-- name: read_group producer
 -- The structure of a group's results, as it was saved.
 select result, content_type, date_done from {schema}.celery_groups
 where group_id = %(group_id)s and (expires_at is null or expires_at > statement_timestamp());
 
--- name: delete_group
+-- name: delete_group producer
 -- Forget the structure; the results of the tasks stay.
 delete from {schema}.celery_groups where group_id = %(group_id)s;
 
--- name: await_results
+-- name: await_results producer
 -- Ask to be told of `ids` on `channel` for the next `seconds`. Results that are being stored at this moment may miss
 -- it, so whoever waits reads them again afterwards.
 insert into {schema}.celery_waiters as w (task_id, channel, until)
@@ -65,16 +65,16 @@ select task_id, %(channel)s, statement_timestamp() + %(seconds)s::float8 * inter
 from unnest(%(ids)s::text[]) wanted(task_id)
 on conflict (task_id, channel) do update set until = excluded.until;
 
--- name: await_no_more
+-- name: await_no_more producer
 -- Take back what `await_results` asked for.
 delete from {schema}.celery_waiters w using unnest(%(ids)s::text[]) gone(task_id)
 where w.task_id = gone.task_id and w.channel = %(channel)s;
 
--- name: prune_waiters
+-- name: prune_waiters consumer
 -- Rows of processes that died without saying so.
 delete from {schema}.celery_waiters where until < statement_timestamp() - interval '1 minute';
 
--- name: prune_results
+-- name: prune_results consumer
 -- Remove up to `limit` results that have expired.
 with gone as materialized (
   select task_id from {schema}.celery_results
@@ -82,7 +82,7 @@ with gone as materialized (
 )
 delete from {schema}.celery_results r using gone where r.task_id = gone.task_id returning 1;
 
--- name: prune_groups
+-- name: prune_groups consumer
 -- Remove up to `limit` saved groups that have expired.
 with gone as materialized (
   select group_id from {schema}.celery_groups

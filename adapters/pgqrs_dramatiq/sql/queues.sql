@@ -1,6 +1,6 @@
 -- What Dramatiq asks of a queue that other front ends do not.
 
--- name: counts bitmap
+-- name: counts observer bitmap
 -- How many messages are ready, delayed, in flight and dead, counted one by one and at one moment.
 select count(*) filter (where lane > -100 and lease_until <= statement_timestamp()
                           and coalesce(due_at, 'epoch') <= statement_timestamp()),
@@ -10,7 +10,7 @@ select count(*) filter (where lane > -100 and lease_until <= statement_timestamp
        count(*) filter (where lane = -100)
 from {queue} where expires_at is null or expires_at > statement_timestamp();
 
--- name: outstanding
+-- name: outstanding observer
 -- Is any message ready, delayed or in flight? All in one look, so that none slips through from one state to another. And
 -- since `since`, which died, and why?
 select exists (select from {queue} where lane > -100 and (expires_at is null or expires_at > statement_timestamp())),
@@ -18,6 +18,6 @@ select exists (select from {queue} where lane > -100 and (expires_at is null or 
   (select coalesce(last_error, json_build_object())::text from {queue}
    where lane = -100 and due_at >= %(since)s::timestamptz order by due_at limit 1);
 
--- name: flush patient
+-- name: flush consumer patient
 -- Remove every message, whatever its state; whoever holds one finds its lease lost.
 delete from {queue} returning 1;

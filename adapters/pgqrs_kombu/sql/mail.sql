@@ -1,7 +1,7 @@
 -- The messages of ephemeral queues: a row per recipient, removed when it is taken. All in unlogged tables, on connections
 -- that do not wait for the disk, so the NOTIFY in the same transaction holds its lock for no longer than a memory write.
 
--- name: post relaxed
+-- name: post producer relaxed
 -- Route one message to every ephemeral queue that is bound to the exchange and matches, and wake their consumers.
 -- Answers with the exchange's type (null: there is none) and the number of recipients.
 with exchange as materialized (
@@ -20,7 +20,7 @@ with exchange as materialized (
 )
 select (select type from exchange), count(pg_notify(%(channel)s, (-s.queue_id)::text)::text)::int from stored s;
 
--- name: post_to relaxed
+-- name: post_to producer relaxed
 -- Put one message into an ephemeral queue by its name. Answers with the number of recipients, 0 or 1.
 with stored as (
   insert into {schema}.kombu_mail (queue_id, priority, expires_at, content_type, headers, body)
@@ -31,7 +31,7 @@ with stored as (
 )
 select count(pg_notify(%(channel)s, (-s.queue_id)::text)::text)::int from stored s;
 
--- name: take relaxed
+-- name: take consumer relaxed
 -- Remove up to n messages of these queues, the oldest of each first, and answer with them.
 with taken as materialized (
   select r.queue_id, r.mail_id
@@ -46,7 +46,7 @@ delete from {schema}.kombu_mail m using taken t
 where m.queue_id = t.queue_id and m.mail_id = t.mail_id
 returning m.queue_id, m.mail_id, m.priority, m.enqueued_at, coalesce(m.content_type, ''), m.headers::text, m.body;
 
--- name: put_back relaxed
+-- name: put_back consumer relaxed
 -- Return messages that were taken and not handled to their old places.
 with stored as (
   insert into {schema}.kombu_mail (queue_id, mail_id, priority, enqueued_at, content_type, headers, body)
@@ -60,17 +60,17 @@ with stored as (
 )
 select count(pg_notify(%(channel)s, (-s.queue_id)::text)::text)::int from stored s;
 
--- name: mail_size
+-- name: mail_size consumer
 -- How many pieces of mail wait: what a queue declared passively answers with.
 select count(*)::int from {schema}.kombu_mail
 where queue_id = %(queue_id)s and (expires_at is null or expires_at > statement_timestamp());
 
--- name: purge_mail relaxed
+-- name: purge_mail consumer relaxed
 -- Remove all mail of an ephemeral queue; answers with how many there were.
 with gone as (delete from {schema}.kombu_mail where queue_id = %(queue_id)s returning queue_id)
 select count(*)::int from gone;
 
--- name: mail_probe
+-- name: mail_probe consumer
 -- Is there anything to take? Nothing here is ever delayed.
 select {queue_id}::int as queue_id,
   exists (select from {schema}.kombu_mail m where m.queue_id = -({queue_id})

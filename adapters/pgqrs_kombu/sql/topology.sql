@@ -1,15 +1,15 @@
 -- Exchanges, queues and bindings. Whoever changes bindings notifies with the number 0 in the same transaction.
 
--- name: migrated
+-- name: migrated anyone
 -- The versions of this component that are installed; none also when nothing is.
 select version from {schema}.migrations where component = 'kombu';
 
--- name: is_empty_database
+-- name: is_empty_database anyone
 -- Whether the schema holds nothing, so that installing into it cannot surprise anybody.
 select not exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
                    where n.nspname = %(schema)s);
 
--- name: declare_exchange
+-- name: declare_exchange consumer
 -- Answers with what is there now, whoever declared it.
 with made as (
   insert into {schema}.kombu_exchanges (name, type, durable, auto_delete, arguments)
@@ -19,15 +19,15 @@ with made as (
 )
 select type from made union all select type from {schema}.kombu_exchanges where name = %(name)s limit 1;
 
--- name: find_exchange
+-- name: find_exchange anyone
 -- The type of a declared exchange.
 select type from {schema}.kombu_exchanges where name = %(name)s;
 
--- name: exchange_names
+-- name: exchange_names anyone
 -- For the command: every declared exchange.
 select name from {schema}.kombu_exchanges order by name;
 
--- name: delete_exchange
+-- name: delete_exchange consumer
 -- With its bindings. With if_unused, only when it has none.
 with gone as (
   delete from {schema}.kombu_exchanges
@@ -39,7 +39,7 @@ with gone as (
 )
 select (select count(*) from gone), (select count(*) from unbound);
 
--- name: declare_queue
+-- name: declare_queue consumer
 -- Make a queue or take it over: the last declaration counts. Answers with its number, and with whether it was and is
 -- ephemeral, which a declaration cannot change.
 insert into {schema}.kombu_queues as q
@@ -52,15 +52,25 @@ on conflict (name) do update set
   used_at = statement_timestamp()
 returning q.queue_id, q.ephemeral;
 
--- name: find_declared
+-- name: find_declared anyone
 -- What a queue was declared with; its name is known while it exists.
 select queue_id, ephemeral, message_ttl, arguments::text from {schema}.kombu_queues where name = %(name)s;
 
--- name: consumer_count
+-- name: consumer_count consumer
 -- Consumers that have been heard of lately: a killed one counts until its time is up.
 select count(*) from {schema}.kombu_consumers where queue_id = %(queue_id)s and until > statement_timestamp();
 
--- name: bind
+-- name: is_bound anyone
+-- A row if exactly this binding is there: then there is nothing to write.
+select true
+from {schema}.kombu_bindings b
+join {schema}.kombu_queues q on q.queue_id = b.queue_id
+join {schema}.kombu_exchanges e on e.name = b.exchange
+where b.exchange = %(exchange)s and b.routing_key = %(routing_key)s and q.name = %(queue)s
+  and b.pattern is not distinct from case when e.type = 'topic' then %(pattern)s::text end
+  and b.arguments::text is not distinct from %(arguments)s::text;
+
+-- name: bind consumer
 -- Bind a declared queue; the number 0 rings. Answers with the exchange's type, null when there is no such exchange.
 with exchange as (
   select name, type from {schema}.kombu_exchanges where name = %(exchange)s
@@ -74,7 +84,7 @@ with exchange as (
 )
 select (select type from exchange), count(b.queue_id), count(pg_notify(%(channel)s, '0')::text) from bound b;
 
--- name: unbind
+-- name: unbind consumer
 -- Take one binding back; an exchange declared with auto_delete goes with its last one.
 with gone as (
   delete from {schema}.kombu_bindings b using {schema}.kombu_queues q
@@ -90,7 +100,7 @@ with gone as (
 )
 select count(*), count(pg_notify(%(channel)s, '0')::text), (select count(*) from left_over) from gone;
 
--- name: forget_queue
+-- name: forget_queue consumer
 -- Remove a declaration with its bindings, and an ephemeral queue's messages. With an owner, only what is its own; with
 -- if_unused, only when nobody else uses it.
 with gone as (
@@ -108,20 +118,20 @@ with gone as (
 select g.queue_id, g.ephemeral, (select count(*) from emptied), (select count(*) from freed), pg_notify(%(channel)s, '0')
 from gone g;
 
--- name: auto_delete
+-- name: auto_delete consumer
 -- The name of a queue that goes with its last consumer, if there is none now.
 select name from {schema}.kombu_queues q
 where q.queue_id = %(queue_id)s and q.auto_delete
   and not exists (select from {schema}.kombu_consumers c
                   where c.queue_id = q.queue_id and c.until > statement_timestamp());
 
--- name: list_bindings
+-- name: list_bindings anyone
 -- For `celery list bindings`: each queue, its exchange and routing key.
 select q.name, b.exchange, b.routing_key
 from {schema}.kombu_bindings b join {schema}.kombu_queues q on q.queue_id = b.queue_id
 order by b.exchange, q.name, b.routing_key;
 
--- name: exchange_table
+-- name: exchange_table anyone
 -- The type of an exchange and what is bound to it: of durable queues each binding, of ephemeral ones that there are some.
 select e.type, b.routing_key, b.pattern, q.name, q.ephemeral, q.message_ttl, q.arguments::text
 from {schema}.kombu_exchanges e
@@ -129,7 +139,7 @@ left join {schema}.kombu_bindings b on b.exchange = e.name
 left join {schema}.kombu_queues q on q.queue_id = b.queue_id
 where e.name = %(name)s;
 
--- name: keep relaxed
+-- name: keep consumer relaxed
 -- What every process does now and then: say that it lives, and sweep. Answers with those of its queues that still exist.
 -- Sweeping is batched, and left to whoever holds the lock; the number is the CRC-32 of "pgqrs kombu".
 with alive as (
@@ -162,7 +172,7 @@ from alive a
 union all
 select null, count(*), (select count(*) from forgotten), (select count(*) from expired) from gone;
 
--- name: sweep_orphans
+-- name: sweep_orphans consumer
 -- Mail of queues that are gone: written while its queue was being deleted.
 with orphans as materialized (
   select m.queue_id, m.mail_id from {schema}.kombu_mail m
@@ -173,7 +183,7 @@ with orphans as materialized (
 delete from {schema}.kombu_mail m using orphans o where m.queue_id = o.queue_id and m.mail_id = o.mail_id
 returning m.queue_id;
 
--- name: leave relaxed
+-- name: leave consumer relaxed
 -- This process uses these queues no more.
 with gone as (
   delete from {schema}.kombu_consumers
@@ -181,6 +191,6 @@ with gone as (
 )
 update {schema}.kombu_queues q set used_at = statement_timestamp() from gone where q.queue_id = gone.queue_id;
 
--- name: topology_probe
+-- name: topology_probe anyone
 -- The number 0 stands for the bindings: their changes ring; there is nothing to claim.
 select 0::int as queue_id, false as claimable, null::float8 as next_due;

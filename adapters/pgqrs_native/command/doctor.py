@@ -57,9 +57,29 @@ def doctor(session: Session) -> None:
 
 def _connect(client: Client) -> list[Finding]:
     began = time.perf_counter()
-    client.engine.connections.put(client.engine.connections.get(relaxed=False))
+    link = client.engine.connections.get(relaxed=False)
     took = (time.perf_counter() - began) * 1000
-    return [Finding("connection", "ok", f"connected to {client.config.target} in {took:.0f} ms")]
+    info = link.connection.info
+    finding = encryption(
+        info.hostaddr or info.host,
+        encrypted=link.connection.pgconn.ssl_in_use,
+        mode=info.get_parameters().get("sslmode", "prefer"),
+    )
+    client.engine.connections.put(link)
+    return [Finding("connection", "ok", f"connected to {client.config.target} in {took:.0f} ms"), finding]
+
+
+def encryption(host: str, *, encrypted: bool, mode: str) -> Finding:
+    """Judge how a connection is protected: to which address it goes, whether by TLS, and libpq's ``sslmode``."""
+    remedy = "Add sslmode=verify-full, and sslrootcert where the authority is a private one: see docs/security.md."
+    if host.startswith(("/", "@", "127.")) or host in ("", "::1", "localhost"):
+        return Finding("encryption", "ok", "the connection does not leave this machine")
+    if not encrypted:
+        summary = "the connection is not encrypted: whoever is in between reads passwords and messages"
+        return Finding("encryption", "warn", summary, remedy)
+    if mode != "verify-full":
+        return Finding("encryption", "info", f"sslmode={mode} encrypts, but does not ask with whom it speaks", remedy)
+    return Finding("encryption", "ok", "the connection is encrypted, and the server is who it says")
 
 
 def _circumstances(client: Client) -> Circumstances:

@@ -1,6 +1,6 @@
 """``install``, ``uninstall``, ``maintain``, ``config show``, ``plugins``: the database as a whole, and the set-up."""
 
-from typing import Any
+from typing import Annotated, Any
 
 import msgspec
 import typer
@@ -31,23 +31,38 @@ def register(app: typer.Typer) -> None:
     app.add_typer(config, name="config", rich_help_panel=_PANEL)
 
 
-def install(session: Session) -> None:
+def install(
+    session: Session,
+    *,
+    roles: Annotated[
+        bool, typer.Option("--roles", help="Also make roles for producers, consumers, observers and administrators.")
+    ] = False,
+    role_prefix: Annotated[
+        str | None, typer.Option("--role-prefix", help="What the roles' names begin with; by default the schema.")
+    ] = None,
+) -> None:
     """Create or upgrade the tables. Harmless to repeat."""
-    applied = session.client.admin.install()
+    applied = session.client.admin.install(roles=roles or role_prefix is not None, role_prefix=role_prefix)
     schema = session.client.engine.schema
     if session.out.json:
-        session.out.document({"schema": schema, "version": SUPPORTED, "applied": applied})
+        made = {"roles": session.client.admin.roles()} if roles or role_prefix is not None else {}
+        session.out.document({"schema": schema, "version": SUPPORTED, "applied": applied, **made})
     elif applied:
         session.out.say(f"installed in schema {schema!r}, now version {SUPPORTED}: {', '.join(applied)}")
     else:
         session.out.say(f"schema {schema!r} is up to date (version {SUPPORTED})")
 
 
-def uninstall(session: Session, *, yes: Yes = False) -> None:
+def uninstall(
+    session: Session,
+    *,
+    roles: Annotated[bool, typer.Option("--roles", help="Also drop the roles that `install --roles` made.")] = False,
+    yes: Yes = False,
+) -> None:
     """Drop all queues with their messages, and all tables."""
     if not yes:
         ask(_impact(session.client), yes=yes)
-    dropped = session.client.admin.uninstall()
+    dropped = session.client.admin.uninstall(roles=roles)
     schema = session.client.engine.schema
     if session.out.json:
         session.out.document({"schema": schema, "dropped": dropped})

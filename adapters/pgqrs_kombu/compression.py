@@ -1,0 +1,61 @@
+"""Bodies that their publisher compressed, and that may be bombs: nothing expands beyond what a queue could be given."""
+
+from __future__ import annotations
+
+import bz2
+import lzma
+import zlib
+from collections.abc import Callable
+from typing import Any, Final
+
+from kombu.compression import get_decoder, get_encoder
+
+from pgqrs_core.errors import DecodeError
+from pgqrs_core.messages import MAX_BODY_BYTES
+
+__all__ = ["expand"]
+
+#: What the standard library expands piece by piece. Others, where somebody installed them, are Kombu's own affair.
+_EXPANDERS: Final[dict[str, Callable[[], Any]]] = {
+    "application/x-gzip": zlib.decompressobj,
+    "application/x-bz2": bz2.BZ2Decompressor,
+    "application/x-lzma": lzma.LZMADecompressor,
+}
+
+
+def expand(body: bytes, compression: object, limit: int = MAX_BODY_BYTES) -> bytes:
+    """Return what was compressed.
+
+    Args:
+        body: as it was published.
+        compression: the header of that name: a content type or an alias of Kombu's.
+        limit: bytes beyond which it is not expanded.
+
+    Raises:
+        DecodeError: it is more than that, is broken, or nobody here knows the compression.
+    """
+    try:
+        content_type = get_encoder(compression)[1]
+        make = _EXPANDERS.get(content_type)
+        return get_decoder(content_type)(body) if make is None else _expand(body, content_type, make, limit)
+    except DecodeError:
+        raise
+    except Exception as error:
+        raise DecodeError(str(compression)[:100], f"it cannot be expanded ({type(error).__name__}: {error})") from error
+
+
+def _expand(body: bytes, content_type: str, make: Callable[[], Any], limit: int) -> bytes:
+    found: list[bytes] = []
+    room = limit
+    while body:
+        expander = make()
+        piece = expander.decompress(body, room + 1)
+        room -= len(piece)
+        if room < 0:
+            raise DecodeError(content_type, f"it expands to more than {limit:,} bytes")
+        if not expander.eof:
+            raise DecodeError(content_type, "it ends too soon")
+        found.append(piece)
+        # Several compressed texts may follow each other; zlib, as Kombu uses it, stops after the first.
+        body = b"" if make is zlib.decompressobj else expander.unused_data
+    return b"".join(found)
