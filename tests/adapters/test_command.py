@@ -19,6 +19,8 @@ def shell(pgqrs_dsn: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     """A shell on an installed schema, in an empty directory."""
     monkeypatch.setenv("DATABASE_URL", pgqrs_dsn)
     monkeypatch.chdir(tmp_path)
+    # Whoever runs the tests side by side sets it, as if somebody looked.
+    monkeypatch.delenv("COLUMNS", raising=False)
     made = Shell(lambda: capsys.readouterr())
     made.ok("install")
     return made

@@ -34,6 +34,8 @@ def shell(pgqrs_dsn: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     """A shell on a schema with one busy queue."""
     monkeypatch.setenv("DATABASE_URL", pgqrs_dsn)
     monkeypatch.chdir(tmp_path)
+    # Whoever runs the tests side by side sets it, as if somebody looked.
+    monkeypatch.delenv("COLUMNS", raising=False)
     made = Shell(lambda: capsys.readouterr())
     made.ok("install")
     made.ok("queue", "create", "image-thumbnails-for-the-front-page-of-the-shop")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import os
 import signal
 import subprocess
@@ -210,7 +211,11 @@ def test_a_handler_that_raises_has_its_message_again_until_its_attempts_are_used
     assert "in fail" in dead.error["traceback"]
 
 
-def test_a_poison_message_does_not_keep_others_from_being_handled(native: Native, client: Any, jobs: str) -> None:
+def test_a_poison_message_does_not_keep_others_from_being_handled(
+    native: Native, client: Any, jobs: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # What is logged cannot be passed on between processes of the test run.
+    caplog.set_level(logging.CRITICAL + 1, logger="pgqrs")
     seen = Seen()
     worker = native.worker(client, concurrency=1, prefetch=0)
 
