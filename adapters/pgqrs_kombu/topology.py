@@ -66,8 +66,12 @@ def prepare_schema(schema: str, plugins: Plugins, create: bool | None) -> Op[Non
     except SchemaError as error:
         if create is None and isinstance(error, SchemaMissing):
             create = (yield Execute(queries["is_empty_database"], {"schema": schema}))[0][0]
-        if not create:
+        if create is False:
             raise
+        if not create:
+            # Not empty, perhaps because somebody else has just installed it: then it fits by now.
+            yield from check_component(schema, COMPONENT, MIGRATIONS, remedy=_REMEDY)
+            return
     else:
         return
     yield from install_all(schema, plugins)

@@ -338,7 +338,8 @@ class TestProcesses:
             try:
                 while tables.count_workers(connection) < 1:
                     time.sleep(0.05)
-                found = psutil.Process(starter.pid).children()
+                children = psutil.Process(starter.pid).children()
+                found = [child for child in children if child.status() != psutil.STATUS_ZOMBIE]
                 commands = [process.cmdline() for process in found]
             finally:
                 starter.kill()

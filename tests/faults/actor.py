@@ -145,7 +145,7 @@ class Kombu:
     def __init__(self, dsn: str, options: Options, notes: Notes) -> None:
         import kombu
         import pgqrs_kombu  # noqa: F401 - makes the scheme known
-        from pgqrs_kombu import settling
+        from pgqrs_core import settling
         from pgqrs_kombu.url import masked
 
         class Address:

@@ -287,7 +287,7 @@ def test_a_bloated_table_is_told() -> None:
         "queue_tables": [row],
         "list_queues": [(1, "jobs", "jobs", "{}", None, None)],
         "schema_exists": [(True,)],
-        "applied_migrations": [(1, "", True)],
+        "applied_migrations": [(schema.SUPPORTED, "", True)],
         "metrics": [],
         "archive_metrics": [],
         "housekeeper": [(0x1234, 12.0)],
