@@ -210,13 +210,8 @@ def test_every_bug_is_expected_to_be_caught() -> None:
     assert CAUGHT.keys() == BUGS.keys() - {""}
 
 
-@pytest.mark.parametrize(
-    "bug",
-    [
-        pytest.param(bug, marks=[] if bug == "ack without fence" else pytest.mark.faults)
-        for bug in CAUGHT
-    ],
-)
+@pytest.mark.faults
+@pytest.mark.parametrize("bug", CAUGHT)
 def test_a_bug_in_the_engine_is_caught(bug: str, crowd: Crowd) -> None:
     expected, options = CAUGHT[bug]
 
