@@ -171,9 +171,8 @@ def read_arguments(arguments: Mapping[str, object], settings: Settings) -> Level
         # "database" is a section and, inside it, a key: a mapping is meant for the section.
         if name in settings and isinstance(value, Mapping):
             for key, item in value.items():
-                if not isinstance(key, str):
-                    raise ConfigurationError(f"{name} has a key that is no text: {key!r}", key=name, source="argument")
-                if name == "plugins" and key not in settings[name] and isinstance(item, Mapping):
+                is_plugins = name == "plugins" and isinstance(key, str) and key not in settings[name]
+                if is_plugins and isinstance(item, Mapping):
                     level.update(plugin_level(key, {inner: (deeper, "argument") for inner, deeper in item.items()}))
                     continue
                 if key not in settings[name]:

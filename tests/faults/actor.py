@@ -145,8 +145,9 @@ class Kombu:
     def __init__(self, dsn: str, options: Options, notes: Notes) -> None:
         import kombu
         import pgqrs_kombu  # noqa: F401 - makes the scheme known
-        from pgqrs_core import settling
         from pgqrs_kombu.url import masked
+
+        from pgqrs_core import settling
 
         class Address:
             hostname = dsn

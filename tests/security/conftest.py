@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterator
 
@@ -38,3 +39,12 @@ def own_estate(pgqrs_dsn: str) -> Iterator[Estate]:
     made = Estate(pgqrs_dsn)
     yield made
     made.close()
+
+
+@pytest.fixture(autouse=True)
+def _levels() -> Iterator[None]:
+    """A worker of Celery in this process sets the level of all logs."""
+    root = logging.getLogger()
+    before = root.level
+    yield
+    root.setLevel(before)
