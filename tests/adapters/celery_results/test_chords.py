@@ -121,18 +121,13 @@ def test_threads_that_end_at_once_publish_once(app: Celery, published: Published
     assert published.values == [list(range(24))]
 
 
-def test_processes_that_end_at_once_publish_once(
-    app: Celery, published: Published, pgqrs_dsn: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def finish_all_at_once(app: Celery) -> None:
+    """Let four processes finish a chord of 40, each task in two of them, as after a redelivery."""
     context = multiprocessing.get_context("fork")
-    bodies = context.SimpleQueue()
-    monkeypatch.setattr(app.backend, "_publish", lambda body, values: bodies.put(values))
-    begin(app, 40)
     gate = context.Barrier(4)
 
     def work(first: int) -> None:
         gate.wait()
-        # Each task runs in two processes, as after a redelivery.
         for place in [*range(first, 40, 4), *range((first + 1) % 4, 40, 4)]:
             finish(app, place)
 
@@ -141,8 +136,18 @@ def test_processes_that_end_at_once_publish_once(
         process.start()
     for process in processes:
         process.join(60)
-
     assert [process.exitcode for process in processes] == [0] * 4
+
+
+def test_processes_that_end_at_once_publish_once(
+    app: Celery, published: Published, pgqrs_dsn: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bodies = multiprocessing.get_context("fork").SimpleQueue()
+    monkeypatch.setattr(app.backend, "_publish", lambda body, values: bodies.put(values))
+    begin(app, 40)
+
+    finish_all_at_once(app)
+
     assert bodies.get() == list(range(40))
     assert bodies.empty()
     # One that runs again while the body goes out may be counted once more: the chord is over by then.

@@ -14,7 +14,7 @@ from celery import Celery, states
 pytest.importorskip("pgqrs_kombu")
 
 from .support import ask
-from .test_chords import begin, chord_row, finish
+from .test_chords import begin, chord_row, finish, finish_all_at_once
 
 
 @pytest.fixture
@@ -119,19 +119,7 @@ def test_a_failing_member_publishes_nothing(app: Celery) -> None:
 
 def test_processes_that_end_at_once_publish_one_body(app: Celery, pgqrs_dsn: str) -> None:
     begin(app, 40)
-    context = multiprocessing.get_context("fork")
-    gate = context.Barrier(4)
 
-    def work(first: int) -> None:
-        gate.wait()
-        for place in [*range(first, 40, 4), *range((first + 1) % 4, 40, 4)]:
-            finish(app, place)
+    finish_all_at_once(app)
 
-    processes = [context.Process(target=work, args=(first,)) for first in range(4)]
-    for process in processes:
-        process.start()
-    for process in processes:
-        process.join(60)
-
-    assert [process.exitcode for process in processes] == [0] * 4
     assert (bodies(app), chord_row(pgqrs_dsn)["done"]) == (1, 40)
