@@ -14,6 +14,10 @@ always, so they are not marked and need no second looks.
 
 A mark stays while the consumer comes back within `LINGER` seconds, so a queue that is nearly idle is not marked and
 unmarked at each message.
+
+**In a storm** of notifications the mark goes: what costs a producer a statement for each message, and wakes everybody for
+a handful, is worth less than a look every few milliseconds, which takes what has come meanwhile all at once. It is back as
+soon as some looks in a row have found nothing. Network drivers do the same with interrupts.
 """
 
 from __future__ import annotations
@@ -39,6 +43,12 @@ MARK_SECONDS: Final = 120.0
 RENEW: Final = 60.0
 #: The part of the time that probes may take.
 PROBE_SHARE: Final = 0.02
+#: So many notifications of one queue within `SPELL` seconds are a storm: more than a lone producer can cause, which keeps
+#: quiet for `pgqrs_core.doorbell.QUIET` after each. Its messages are better picked up at once.
+STORM: Final = 15
+SPELL: Final = 0.05
+#: So many looks in a row that find nothing end it.
+CALM: Final = 16
 #: When the turn of an idle queue has come, those whose turn comes within this part of `POLL` go with it, so that idle
 #: queues end up in one statement a second. More than 1.1, by which turns are spread, would undo `PROBE_SHARE`.
 _TOGETHER: Final = 1.1
@@ -54,7 +64,20 @@ class Agenda(NamedTuple):
 
 
 class _Interest:
-    __slots__ = ("due_at", "fresh", "generation", "left_at", "marked_at", "probe_at", "queue", "step", "waiting")
+    __slots__ = (
+        "due_at",
+        "fresh",
+        "generation",
+        "left_at",
+        "marked_at",
+        "probe_at",
+        "queue",
+        "rings",
+        "spell_began",
+        "step",
+        "storm",
+        "waiting",
+    )
 
     def __init__(self, queue: Queue, now: float) -> None:
         self.queue = queue
@@ -67,6 +90,11 @@ class _Interest:
         self.left_at = now
         #: Something happened while nobody waited: whoever comes next should look before he sleeps.
         self.fresh = False
+        #: The notifications since the spell began.
+        self.rings = 0
+        self.spell_began = now
+        #: How many looks that find nothing are still to come before the storm is over; 0 outside one.
+        self.storm = 0
 
 
 class Watch:
@@ -91,6 +119,9 @@ class Watch:
         if interest is None:
             interest = self._interests[queue.id] = _Interest(queue, now)
         interest.waiting += 1
+        if interest.storm and interest.waiting == 1:
+            # Not at once, for whoever has just looked would find little.
+            interest.probe_at = now + QUICK
         fresh, interest.fresh = interest.fresh, False
         if fresh or not self.is_marked(queue) or (unknown and queue.id <= 0):
             return None
@@ -103,8 +134,11 @@ class Watch:
         interest.left_at = self.clock()
 
     def is_marked(self, queue: Queue) -> bool:
-        """Tell whether producers know that somebody waits."""
-        return queue.id <= 0 or not self.listening or self._interests[queue.id].marked_at is not None
+        """Tell whether producers know that somebody waits, as far as they need to."""
+        if queue.id <= 0 or not self.listening:
+            return True
+        interest = self._interests[queue.id]
+        return interest.marked_at is not None or interest.storm > 0
 
     def has_news(self, queue: Queue, generation: int) -> bool:
         """Tell whether something happened to a queue since ``generation``."""
@@ -137,7 +171,11 @@ class Watch:
                     unmark.append(number)
                 del self._interests[number]
                 continue
-            if self.listening and number > 0 and (item.marked_at is None or now - item.marked_at >= RENEW):
+            if item.storm:
+                if item.marked_at is not None:
+                    unmark.append(number)
+                    item.marked_at = None
+            elif self.listening and number > 0 and (item.marked_at is None or now - item.marked_at >= RENEW):
                 mark.append(number)
             if item.due_at <= now:
                 self._wake(item)
@@ -171,9 +209,12 @@ class Watch:
             item = self._interests.get(queue.id)
             if item is None:
                 continue
-            item.probe_at = now + max(item.step * random.uniform(1.0, 1.1), cost / PROBE_SHARE)
-            item.step = min(item.step * 2, POLL)
             _, claimable, next_due = found.get(queue.id, (queue.id, True, None))
+            if item.storm:
+                item.storm = CALM if claimable else item.storm - 1
+            item.probe_at = now + max(item.step * random.uniform(1.0, 1.1), cost / PROBE_SHARE)
+            if not item.storm:
+                item.step = min(item.step * 2, POLL)
             item.due_at = now + next_due if next_due is not None else float("inf")
             if claimable:
                 self._wake(item)
@@ -185,13 +226,16 @@ class Watch:
             self.rings += 1
             self._wake(item)
             if queue_id > 0:
-                self._look_soon(item, self.clock())
+                now = self.clock()
+                self._look_soon(item, now)
+                self._count(item, now)
 
     def lost(self) -> None:
         """Note that the connection broke: marks and notifications may be gone, so everybody looks for himself."""
         self.losses += 1
         for item in self._interests.values():
             item.marked_at = None
+            item.storm = 0
             self._wake(item)
 
     @property
@@ -207,6 +251,14 @@ class Watch:
     def _wake(item: _Interest) -> None:
         item.generation += 1
         item.fresh = not item.waiting
+
+    @staticmethod
+    def _count(item: _Interest, now: float) -> None:
+        if now - item.spell_began > SPELL:
+            item.spell_began, item.rings = now, 0
+        item.rings += 1
+        if item.rings >= STORM:
+            item.storm = CALM
 
     @staticmethod
     def _look_soon(item: _Interest, now: float) -> None:

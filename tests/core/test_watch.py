@@ -9,8 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pgqrs_core.doorbell import QUIET
 from pgqrs_core.testing.by_hand import make_queue
-from pgqrs_core.watch import LINGER, MARK_SECONDS, POLL, QUICK, RENEW, Agenda, Party, Watch
+from pgqrs_core.watch import CALM, LINGER, MARK_SECONDS, POLL, QUICK, RENEW, SPELL, STORM, Agenda, Party, Watch
 
 if TYPE_CHECKING:
     from pgqrs_core.messages import Queue
@@ -267,6 +268,77 @@ class TestNews:
         desk.run(0.1)
 
         assert len(desk.of("mark")) == 2
+
+
+class TestStorm:
+    def storm(self, desk: Desk) -> None:
+        """Let several producers ring at a time."""
+        desk.settle(A)
+        for _ in range(STORM):
+            desk.watch.rang(A.id)
+            desk.run(SPELL / STORM / 2)
+        desk.step()
+
+    def test_so_many_notifications_take_the_mark_away(self, desk: Desk) -> None:
+        self.storm(desk)
+
+        assert desk.watch.marks() == []
+        assert [item[2] for item in desk.of("unmark")] == [[A.id]]
+
+    def test_one_producer_that_never_stops_is_no_storm(self, desk: Desk) -> None:
+        desk.settle(A)
+        for _ in range(1000):
+            desk.watch.rang(A.id)
+            desk.run(QUIET)
+
+        assert desk.watch.marks() == [A.id]
+
+    def test_a_consumer_that_comes_in_a_storm_sleeps_until_the_next_look(self, desk: Desk) -> None:
+        self.storm(desk)
+        desk.watch.leave(A)
+
+        party = Party(desk.watch, [A])
+
+        assert not party.is_over()
+        desk.full.add(A.id)
+        desk.run(2 * QUICK)
+        assert party.is_over()
+
+    def test_in_a_storm_it_looks_every_few_milliseconds_as_long_as_something_is_found(self, desk: Desk) -> None:
+        self.storm(desk)
+        desk.full.add(A.id)
+        desk.statements.clear()
+
+        desk.run(2)
+
+        times = [item[0] for item in desk.of("probe")]
+        assert max(later - earlier for earlier, later in pairwise(times)) <= 2 * QUICK
+        assert desk.of("mark") == []
+
+    def test_a_storm_is_over_when_some_looks_in_a_row_find_nothing(self, desk: Desk) -> None:
+        self.storm(desk)
+        desk.statements.clear()
+
+        desk.run(2 * CALM * QUICK)
+
+        kinds = [kind for _, kind, _ in desk.statements]
+        assert kinds[:CALM].count("probe") >= CALM - 1
+        assert desk.watch.marks() == [A.id]
+
+    def test_what_comes_while_the_mark_is_on_its_way_back_is_found_by_a_look_soon_after_it(self, desk: Desk) -> None:
+        self.storm(desk)
+        desk.run(2 * CALM * QUICK)
+        marked = desk.of("mark")[-1][0]
+
+        assert any(marked <= moment <= marked + 2 * QUICK for moment, _, _ in desk.of("probe"))
+
+    def test_a_lost_connection_ends_a_storm(self, desk: Desk) -> None:
+        self.storm(desk)
+
+        desk.watch.lost()
+        desk.run(0.1)
+
+        assert desk.watch.marks() == [A.id]
 
 
 class TestProbing:
