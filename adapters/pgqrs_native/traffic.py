@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timezone
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from pgqrs_core.effects import Op
@@ -258,7 +259,7 @@ def _report(
             else (message.ended_at or now) - began_at,
             error,
         )
-        for message, kind, error in zip(messages, kinds, errors or [None] * len(messages))
+        for message, kind, error in zip(messages, kinds, errors or repeat(None))
     ]
     plugins.hooks.after_consume(Consumed(queue.name, ADAPTER, outcomes))
 
