@@ -146,8 +146,11 @@ def _decode(
     return messages, broken
 
 
-def surrounding(plugins: Plugins, messages: Sequence[Message[Any]]) -> AbstractContextManager[None]:
-    """Return what surrounds a call of a handler: what plugins have for it, and a note of when it began and ended."""
+def surrounding(plugins: Plugins, messages: Sequence[Message[Any]]) -> AbstractContextManager[Handling | None]:
+    """Return what surrounds a call of a handler: what plugins have for it, and a note of when it began and ended.
+
+    What it yields is where a batch handler's failures are noted; None if no plugin would look.
+    """
     hooks = plugins.hooks
     if not messages or not (hooks.surrounds_handler or hooks.observes_consume):
         return _NOTHING
@@ -155,17 +158,18 @@ def surrounding(plugins: Plugins, messages: Sequence[Message[Any]]) -> AbstractC
 
 
 @contextmanager
-def _surrounded(hooks: Hooks, messages: Sequence[Message[Any]]) -> Iterator[None]:
+def _surrounded(hooks: Hooks, messages: Sequence[Message[Any]]) -> Iterator[Handling | None]:
     began = time.time()
     for message in messages:
         message.began_at = began
     try:
         if hooks.surrounds_handler:
             handled = [message.handled for message in messages]
-            with hooks.around_handler(Handling(messages[0].queue, ADAPTER, handled)):
-                yield
+            handling = Handling(messages[0].queue, ADAPTER, handled)
+            with hooks.around_handler(handling):
+                yield handling
         else:
-            yield
+            yield None
     finally:
         ended = time.time()
         for message in messages:

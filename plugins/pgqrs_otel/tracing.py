@@ -107,7 +107,7 @@ class Tracing:
         span = self._tracer.start_span(
             f"process {handling.queue}", outer, kind=SpanKind.CONSUMER, attributes=attributes, links=links
         )
-        return _Work(span, trace.set_span_in_context(span, outer))
+        return _Work(span, trace.set_span_in_context(span, outer), handling=handling)
 
     def _is_idle(self) -> bool:
         """Tell whether nobody collects spans."""
@@ -121,12 +121,15 @@ class _Work(AbstractContextManager[None]):
     Written out: a generator, as contextlib would have it, takes longer than all of this.
     """
 
-    __slots__ = ("_batch", "_inner", "_span", "_token")
+    __slots__ = ("_batch", "_handling", "_inner", "_span", "_token")
 
-    def __init__(self, span: Span, inner: Context, batch: EnqueueBatch | None = None) -> None:
+    def __init__(
+        self, span: Span, inner: Context, batch: EnqueueBatch | None = None, handling: Handling | None = None
+    ) -> None:
         self._span = span
         self._inner = inner
         self._batch = batch
+        self._handling = handling
 
     def __enter__(self) -> None:
         self._token = context.attach(self._inner)
@@ -143,7 +146,18 @@ class _Work(AbstractContextManager[None]):
                 span.set_attribute(ERROR_TYPE, type(error).__qualname__)
                 span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
                 span.record_exception(error)
+            elif self._handling is not None and self._handling.failures:
+                _record_failures(span, self._handling)
         span.end()
+
+
+def _record_failures(span: Span, handling: Handling) -> None:
+    """Record what a batch handler returned as failed: an event for each message, the first one's type for the span."""
+    failures = handling.failures
+    span.set_attribute(ERROR_TYPE, type(failures[0][1]).__qualname__)
+    span.set_status(Status(StatusCode.ERROR, f"{len(failures)} of {len(handling.messages)} messages failed"))
+    for message_id, error in failures[:_MOST]:
+        span.record_exception(error, {MESSAGE_ID: str(message_id)})
 
 
 def _known(drafts: Iterable[Draft]) -> tuple[dict[int, dict[str, Any] | None], list[Link]]:
