@@ -13,7 +13,8 @@ object             may set   fields                              meaning
                              seconds``
 ``Claimed``        frozen    ``queue adapter deliveries          just claimed, not yet decoded
                              claimed_at seconds managed``
-``Handling``       frozen    ``queue adapter messages``          about to be handled
+``Handling``       frozen    ``queue adapter messages            about to be handled
+                             failures``
 ``Handled``        frozen    ``message_id attempt raw_headers``  one message of it
 ``Consumed``       frozen    ``queue adapter outcomes``          settled
 ``Outcome``        frozen    ``message_id kind attempt           what became of one message
@@ -218,11 +219,13 @@ class Handling(msgspec.Struct, frozen=True):
         queue: The queue's name.
         adapter: Which front end consumes.
         messages: What the handler gets: one message, or several if it takes batches.
+        failures: What a batch handler returned as failed, once it has: ids and errors. It adds nothing to what is raised.
     """
 
     queue: str
     adapter: str
     messages: Sequence[Handled]
+    failures: list[tuple[int, BaseException]] = []
 
 
 class Outcome(msgspec.Struct, frozen=True, gc=False):

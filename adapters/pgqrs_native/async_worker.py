@@ -19,7 +19,7 @@ from pgqrs_core.operations.maintenance import elect, maintain, resign
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_native.async_client import AsyncClient
 from pgqrs_native.roster import CLAIM, LATE, PAUSE, TICK, Roster
-from pgqrs_native.routing import Outcome, Task, note_failed, note_refused, outcomes_of, sort_out
+from pgqrs_native.routing import Outcome, Task, note_failed, note_refused, note_returned, outcomes_of, sort_out
 from pgqrs_native.settler import portions
 from pgqrs_native.shared import check_archives, marker
 from pgqrs_native.traffic import ADAPTER, surrounding
@@ -214,13 +214,14 @@ class AsyncWorker(Roster):
         failure: BaseException | None = None
         argument = task.messages if task.route.batch is not None else task.messages[0]
         try:
-            with surrounding(self._client.engine.plugins, task.messages):
+            with surrounding(self._client.engine.plugins, task.messages) as handling:
                 if inspect.iscoroutinefunction(task.route.function):
                     result = await task.route.function(argument)
                 else:
                     result = await asyncio.to_thread(task.route.function, argument)
                     if inspect.isawaitable(result):
                         result = await result
+                note_returned(handling, task, result)
         except asyncio.CancelledError as error:
             failure = TimeoutError(LATE) if self._stopping.is_set() else error
         except BaseException as error:

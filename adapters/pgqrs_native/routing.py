@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from pgqrs_core.errors import DecodeError, InvalidArgument, PayloadError, PgqrsError
+from pgqrs_core.events import Handling
 from pgqrs_core.logs import worker_name
 from pgqrs_core.messages import MAX_SECONDS, Delivery, Queue, check_name, check_number
 from pgqrs_core.plugins import Plugins
@@ -23,6 +24,7 @@ __all__ = [
     "Task",
     "note_failed",
     "note_refused",
+    "note_returned",
     "outcomes_of",
     "sort_out",
 ]
@@ -233,6 +235,14 @@ def outcomes_of(task: Task, result: Any, error: BaseException | None, *, success
         else:
             return [outcome_of(message, _as_error(entry), success=success) for message, entry in zip(messages, result)]
     return [outcome_of(message, error, success=success) for message in messages]
+
+
+def note_returned(handling: Handling | None, task: Task, result: Any) -> None:
+    """Let the plugins around a batch handler see what it returned as failed."""
+    if handling is not None and task.route.batch is not None and result is not None:
+        for outcome in outcomes_of(task, result, None, success="ack"):
+            if isinstance(outcome.error, BaseException):
+                handling.failures.append((outcome.message.id, outcome.error))
 
 
 def _as_error(entry: object) -> BaseException | None:

@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import datetime, timezone
+from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from pgqrs_core.effects import Op
@@ -145,8 +146,11 @@ def _decode(
     return messages, broken
 
 
-def surrounding(plugins: Plugins, messages: Sequence[Message[Any]]) -> AbstractContextManager[None]:
-    """Return what surrounds a call of a handler: what plugins have for it, and a note of when it began and ended."""
+def surrounding(plugins: Plugins, messages: Sequence[Message[Any]]) -> AbstractContextManager[Handling | None]:
+    """Return what surrounds a call of a handler: what plugins have for it, and a note of when it began and ended.
+
+    What it yields is where a batch handler's failures are noted; None if no plugin would look.
+    """
     hooks = plugins.hooks
     if not messages or not (hooks.surrounds_handler or hooks.observes_consume):
         return _NOTHING
@@ -154,17 +158,18 @@ def surrounding(plugins: Plugins, messages: Sequence[Message[Any]]) -> AbstractC
 
 
 @contextmanager
-def _surrounded(hooks: Hooks, messages: Sequence[Message[Any]]) -> Iterator[None]:
+def _surrounded(hooks: Hooks, messages: Sequence[Message[Any]]) -> Iterator[Handling | None]:
     began = time.time()
     for message in messages:
         message.began_at = began
     try:
         if hooks.surrounds_handler:
             handled = [message.handled for message in messages]
-            with hooks.around_handler(Handling(messages[0].queue, ADAPTER, handled)):
-                yield
+            handling = Handling(messages[0].queue, ADAPTER, handled)
+            with hooks.around_handler(handling):
+                yield handling
         else:
-            yield
+            yield None
     finally:
         ended = time.time()
         for message in messages:
@@ -258,7 +263,7 @@ def _report(
             else (message.ended_at or now) - began_at,
             error,
         )
-        for message, kind, error in zip(messages, kinds, errors or [None] * len(messages))
+        for message, kind, error in zip(messages, kinds, errors or repeat(None))
     ]
     plugins.hooks.after_consume(Consumed(queue.name, ADAPTER, outcomes))
 

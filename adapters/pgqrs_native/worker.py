@@ -24,7 +24,7 @@ from pgqrs_core.operations.maintenance import elect, maintain, resign
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_native.client import Client
 from pgqrs_native.roster import CLAIM, LATE, PAUSE, TICK, Roster
-from pgqrs_native.routing import Outcome, Task, note_failed, note_refused, outcomes_of, sort_out
+from pgqrs_native.routing import Outcome, Task, note_failed, note_refused, note_returned, outcomes_of, sort_out
 from pgqrs_native.settler import portions
 from pgqrs_native.shared import check_archives, marker
 from pgqrs_native.traffic import ADAPTER, surrounding
@@ -244,8 +244,9 @@ class Worker(Roster):
             failure: BaseException | None = None
             try:
                 function = task.route.function
-                with surrounding(self._client.engine.plugins, task.messages):
+                with surrounding(self._client.engine.plugins, task.messages) as handling:
                     result = function(task.messages if task.route.batch is not None else task.messages[0])
+                    note_returned(handling, task, result)
             except BaseException as error:
                 failure = error
                 note_failed(task, error, _log)

@@ -83,7 +83,7 @@ def announce(
 ) -> None:
     """Tell plugins what was stored and committed."""
     if plugins.hooks.observes_enqueue:
-        size = sum(len(draft.body) for draft in drafts)
+        size = sum([len(draft.body) for draft in drafts])
         plugins.hooks.after_enqueue(Enqueued(queue, adapter, ids, len(ids), size, seconds))
 
 

@@ -36,7 +36,7 @@ def _is_installed() -> bool:
 if _is_installed():
 
     @hookimpl
-    def pgqrs_around_enqueue(batch: EnqueueBatch) -> AbstractContextManager[object]:
+    def pgqrs_around_enqueue(batch: EnqueueBatch) -> AbstractContextManager[object] | None:
         """Trace the enqueueing, and put its context into the headers."""
         return _tracing().pgqrs_around_enqueue(batch)
 

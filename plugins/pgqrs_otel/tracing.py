@@ -18,8 +18,9 @@ from functools import lru_cache
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Final
 
-from opentelemetry import context, propagate, trace
+from opentelemetry import baggage, context, propagate, trace
 from opentelemetry.trace import Link, Span, SpanContext, SpanKind, Status, StatusCode
+from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
 from pgqrs_core.hookspecs import hookimpl
 from pgqrs_core.messages import decode_headers
@@ -37,6 +38,9 @@ __all__ = ["Tracing"]
 #: Links per span; the SDK keeps as many unless told otherwise.
 _MOST: Final = 128
 _EMPTY: Final = context.Context()
+_TRACE_CONTEXT: Final = TraceContextTextMapPropagator()
+#: What propagators write by default.
+_W3C: Final = frozenset({"traceparent", "tracestate", "baggage"})
 
 
 class Tracing:
@@ -47,8 +51,11 @@ class Tracing:
         self._tracer = trace.get_tracer("pgqrs", tracer_provider=provider)
 
     @hookimpl
-    def pgqrs_around_enqueue(self, batch: EnqueueBatch) -> AbstractContextManager[None]:
+    def pgqrs_around_enqueue(self, batch: EnqueueBatch) -> AbstractContextManager[None] | None:
         """Trace the enqueueing, and put its context into the headers of messages that carry none."""
+        if not context.get_current() and self._is_idle():
+            # Nobody collects spans, and there is nothing to pass on.
+            return None
         attributes = about(batch.queue, batch.adapter, "enqueue", "send")
         if len(batch.drafts) > 1:
             attributes[BATCH_COUNT] = len(batch.drafts)
@@ -100,7 +107,7 @@ class Tracing:
         span = self._tracer.start_span(
             f"process {handling.queue}", outer, kind=SpanKind.CONSUMER, attributes=attributes, links=links
         )
-        return _Work(span, trace.set_span_in_context(span, outer))
+        return _Work(span, trace.set_span_in_context(span, outer), handling=handling)
 
     def _is_idle(self) -> bool:
         """Tell whether nobody collects spans."""
@@ -114,12 +121,15 @@ class _Work(AbstractContextManager[None]):
     Written out: a generator, as contextlib would have it, takes longer than all of this.
     """
 
-    __slots__ = ("_batch", "_inner", "_span", "_token")
+    __slots__ = ("_batch", "_handling", "_inner", "_span", "_token")
 
-    def __init__(self, span: Span, inner: Context, batch: EnqueueBatch | None = None) -> None:
+    def __init__(
+        self, span: Span, inner: Context, batch: EnqueueBatch | None = None, handling: Handling | None = None
+    ) -> None:
         self._span = span
         self._inner = inner
         self._batch = batch
+        self._handling = handling
 
     def __enter__(self) -> None:
         self._token = context.attach(self._inner)
@@ -136,7 +146,18 @@ class _Work(AbstractContextManager[None]):
                 span.set_attribute(ERROR_TYPE, type(error).__qualname__)
                 span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
                 span.record_exception(error)
+            elif self._handling is not None and self._handling.failures:
+                _record_failures(span, self._handling)
         span.end()
+
+
+def _record_failures(span: Span, handling: Handling) -> None:
+    """Record what a batch handler returned as failed: an event for each message, the first one's type for the span."""
+    failures = handling.failures
+    span.set_attribute(ERROR_TYPE, type(failures[0][1]).__qualname__)
+    span.set_status(Status(StatusCode.ERROR, f"{len(failures)} of {len(handling.messages)} messages failed"))
+    for message_id, error in failures[:_MOST]:
+        span.record_exception(error, {MESSAGE_ID: str(message_id)})
 
 
 def _known(drafts: Iterable[Draft]) -> tuple[dict[int, dict[str, Any] | None], list[Link]]:
@@ -159,7 +180,7 @@ def _fields(propagator: TextMapPropagator) -> frozenset[str]:
 def _inject(drafts: Iterable[Draft], known: dict[int, dict[str, Any] | None], inner: Context) -> None:
     """Put a trace context into the headers that carry none. Drafts that shared their headers share them still."""
     carrier: dict[str, Any] = {}
-    propagate.inject(carrier, inner)
+    (propagate if baggage.get_all(inner) else _for_spans()).inject(carrier, inner)
     if not carrier:
         return
     fields = _fields(propagate.get_global_textmap())
@@ -183,8 +204,14 @@ def _links(stored: Iterable[str | None]) -> list[Link]:
     return [Link(one) for one in found.values()]
 
 
+def _for_spans() -> TextMapPropagator:
+    """Return what is enough to pass on a span: of W3C's propagators the one that knows spans, at half the price."""
+    every = propagate.get_global_textmap()
+    return _TRACE_CONTEXT if _fields(every) == _W3C else every
+
+
 def _note(headers: dict[str, Any], found: dict[tuple[int, int], SpanContext]) -> None:
-    one = trace.get_current_span(propagate.extract(headers, _EMPTY)).get_span_context()
+    one = trace.get_current_span(_for_spans().extract(headers, _EMPTY)).get_span_context()
     if one.is_valid:
         found[one.trace_id, one.span_id] = one
 

@@ -3,31 +3,50 @@
 from __future__ import annotations
 
 from bisect import bisect_right
-from typing import Final
+from collections.abc import Callable, Iterable
+from typing import Final, TypeVar
 
-from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram
+from prometheus_client import REGISTRY, CollectorRegistry, Counter, Histogram, Metric
+from prometheus_client.metrics import MetricWrapperBase
 
-__all__ = ["BulkHistogram", "Instruments"]
+__all__ = ["BulkHistogram", "Instruments", "LateCounter"]
 
 #: Seconds, from a pickup by notification to a backlog of a day.
 _WAITS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800, 7200, 86400)
 _SECONDS: Final = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 1800)
 _SIZES: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
 _LABELS: Final = ("queue", "adapter")
+_Metric = TypeVar("_Metric", bound="Late")
 
 
-class BulkHistogram(Histogram):
+def _nothing() -> None:
+    """Nothing is waiting to be counted."""
+
+
+class Late(MetricWrapperBase):
+    """A metric that is brought up to date before it is read."""
+
+    refresh: Callable[[], None] = staticmethod(_nothing)
+
+    def collect(self) -> Iterable[Metric]:
+        """Return the samples."""
+        self.refresh()
+        return super().collect()
+
+
+class LateCounter(Late, Counter):
+    """A counter of that kind."""
+
+
+class BulkHistogram(Late, Histogram):
     """A histogram that takes many values at once, at a fraction of the cost of one call for each."""
 
-    def observe_all(self, values: list[float]) -> None:
-        """Observe every value; the list is sorted by that.
-
-        Negative ones, which only two clocks that disagree can make, count as 0.
-        """
+    def observe_all(self, values: list[int] | list[float]) -> None:
+        """Observe every value, none of them negative; the list is sorted by that."""
         if not values:
             return
         values.sort()
-        self._sum.inc(sum(values) if values[0] >= 0 else sum(value for value in values if value > 0))
+        self._sum.inc(sum(values))
         place = 0
         for bucket, bound in zip(self._buckets, self._upper_bounds):
             upto = bisect_right(values, bound, place)
@@ -39,14 +58,18 @@ class BulkHistogram(Histogram):
 
 
 class Instruments:
-    """The metrics of messages, in one registry."""
+    """The metrics of messages, in one registry; ``refresh`` brings them up to date."""
 
-    def __init__(self, registry: CollectorRegistry = REGISTRY) -> None:
-        def counter(name: str, text: str, labels: tuple[str, ...] = _LABELS) -> Counter:
-            return Counter(name, text, labels, registry=registry)
+    def __init__(self, registry: CollectorRegistry = REGISTRY, refresh: Callable[[], None] = _nothing) -> None:
+        def counter(name: str, text: str, labels: tuple[str, ...] = _LABELS) -> LateCounter:
+            return late(LateCounter(name, text, labels, registry=registry))
 
         def histogram(name: str, text: str, buckets: tuple[float, ...]) -> BulkHistogram:
-            return BulkHistogram(name, text, _LABELS, buckets=buckets, registry=registry)
+            return late(BulkHistogram(name, text, _LABELS, buckets=buckets, registry=registry))
+
+        def late(made: _Metric) -> _Metric:
+            made.refresh = refresh
+            return made
 
         self.enqueued = counter("pgqrs_messages_enqueued_total", "Messages written and committed.")
         self.claimed = counter("pgqrs_messages_claimed_total", "Messages claimed; a retry is claimed again.")

@@ -1,19 +1,23 @@
-"""Native and Kombu do the same with messages and with plugins."""
+"""Native, blocking and asynchronous, and Kombu do the same with messages and with plugins."""
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
-from pgqrs_native import Client
 
-from pgqrs_core.config import Config
 from pgqrs_core.plugins import Plugins
 from pgqrs_core.testing.adapters import AdapterConformance, Witness
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from native_support import Native
 
 BODIES = "select body from pgqrs.q_jobs order by message_id"
 
@@ -24,9 +28,9 @@ def bodies(dsn: str) -> list[bytes]:
 
 
 class NativeDriver:
-    def __init__(self, dsn: str, plugins: Plugins) -> None:
-        self.dsn = dsn
-        self._make = lambda: Client(Config.load(url=dsn, env={}), plugins=plugins)
+    def __init__(self, native: Native, plugins: Plugins) -> None:
+        self.dsn = native.dsn
+        self._make = lambda: native.client(plugins=plugins)
         self.client = self._make()
         self.client.admin.install()
         self.client.admin.create_queue("jobs", lease_seconds=1, backoff_base=0.0)
@@ -57,14 +61,19 @@ class NativeDriver:
 
 class TestNative(AdapterConformance):
     name = "native"
+    kind = "sync"
 
     @contextmanager
     def adapter(self, dsn: str, plugins: Plugins) -> Iterator[NativeDriver]:
-        driver = NativeDriver(dsn, plugins)
+        native = Native(self.kind, dsn)
         try:
-            yield driver
+            yield NativeDriver(native, plugins)
         finally:
-            driver.client.close()
+            native.close()
+
+
+class TestAsyncNative(TestNative):
+    kind = "async"
 
 
 class KombuDriver:

@@ -177,6 +177,27 @@ def test_a_batch_handlers_span_links_to_every_producer_once(native: Native, clie
     assert (process.attributes or {})["messaging.batch.message_count"] == 4
 
 
+def test_what_a_batch_handler_returns_as_failed_is_recorded_for_each_message(
+    native: Native, client: Any, spans: Spans
+) -> None:
+    worker, seen = native.worker(client, housekeeping=False), Seen()
+
+    @worker.batch_handler("jobs", count=10)
+    def handle(messages: list[Any]) -> list[Exception | None]:
+        seen.add(len(messages))
+        return [ValueError("odd") if message.payload % 2 else None for message in messages]
+
+    sent = client.producer.batch_enqueue("jobs", [0, 1, 2, 3])
+    with native.working(worker):
+        seen.wait_for(1)
+        process = spans.wait("process jobs", 1)[0]
+
+    assert (process.status.status_code, process.status.description) == (StatusCode.ERROR, "2 of 4 messages failed")
+    assert (process.attributes or {})["error.type"] == "ValueError"
+    recorded = [(event.name, (event.attributes or {})["messaging.message.id"]) for event in process.events]
+    assert recorded == [("exception", str(sent[1])), ("exception", str(sent[3]))]
+
+
 def test_what_is_read_without_a_worker_is_a_span_with_links(native: Native, client: Any, spans: Spans) -> None:
     for number in range(3):
         client.producer.enqueue("jobs", number)

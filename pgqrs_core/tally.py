@@ -1,0 +1,222 @@
+"""What plugins that count are made of: events are noted as they come, and added up together.
+
+Code that runs once between two waits for the server finds its way out of the processor's caches, and takes three to five
+times what it takes in a loop. So in the caller's time a hook leaves a note, and no more; the notes are added up
+by the hundred, or when somebody asks for the figures.
+"""
+
+from __future__ import annotations
+
+import atexit
+import logging
+import os
+import sys
+import threading
+import time
+from collections import deque
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from weakref import WeakSet
+
+import msgspec
+
+from pgqrs_core.events import Consumed, Enqueued
+from pgqrs_core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from pgqrs_core.events import Claimed, OutcomeKind
+
+__all__ = ["Sums", "Tally"]
+
+_log = logging.getLogger("pgqrs.plugins")
+
+#: Messages whose events are kept at most, or little more: in one thread of many a message may be overlooked.
+_MOST: Final = 1_000
+
+
+class Sums(msgspec.Struct):
+    """What happened to messages of one queue by one adapter. Times are in seconds, and never negative, whatever clocks say.
+
+    Attributes:
+        enqueued: Messages written and committed.
+        enqueue_seconds: How long each enqueue took.
+        claimed: How many messages each claim found.
+        claim_seconds: How long each claim took; waiting is not counted.
+        longest: The longest time in the queue among the messages of each claim.
+        waited: Times in the queue, one for each message.
+        pickups: The same for first attempts of messages that were due at once.
+        settled: Messages by what became of them.
+        handled: Times in the handler.
+    """
+
+    enqueued: int = 0
+    enqueue_seconds: list[float] = []
+    claimed: list[int] = []
+    claim_seconds: list[float] = []
+    longest: list[float] = []
+    waited: list[float] = []
+    pickups: list[float] = []
+    settled: dict[OutcomeKind, int] = {}
+    handled: list[float] = []
+
+
+class _Found(msgspec.Struct, frozen=True, gc=False):
+    """What is kept of a claim: not the bodies."""
+
+    queue: str
+    adapter: str
+    seconds: float
+    waited: list[float]
+    pickups: list[float]
+
+
+_Note: TypeAlias = "Enqueued | _Found | Consumed"
+
+
+class Tally:
+    """A plugin that counts; derive from it, and say in `write` where the sums go. Any thread may use it.
+
+    A forked child begins anew: what its parent had noted is the parent's to write.
+
+    Args:
+        within: for how many seconds notes may wait, where nobody calls `flush`: then a thread writes them, and they are
+            written when the process ends. None is for figures that are fetched.
+    """
+
+    def __init__(self, *, within: float | None = None) -> None:
+        self._within = within
+        self._begin()
+        _all.add(self)
+        if within is not None:
+            atexit.register(self.flush)
+
+    def write(self, queue: str, adapter: str, sums: Sums) -> None:
+        """Take what has happened since the last time; called by one thread at a time.
+
+        Args:
+            queue: the queue's name.
+            adapter: which front end.
+            sums: yours to keep.
+        """
+        raise NotImplementedError
+
+    def flush(self) -> None:
+        """Write all that has been noted. Call it before the figures are read, and at the end."""
+        with self._writing:
+            self._write()
+
+    @hookimpl
+    def pgqrs_after_enqueue(self, event: Enqueued) -> None:
+        """Note what was enqueued."""
+        self._note(event, event.count)
+
+    @hookimpl
+    def pgqrs_after_claim(self, event: Claimed) -> None:
+        """Note what was claimed, and how long it had waited."""
+        now, found = event.claimed_at, event.deliveries
+        waited = [now - one.enqueued_at.timestamp() for one in found]
+        pickups = [wait for wait, one in zip(waited, found) if one.attempt == 1 and one.lane >= 0]
+        self._note(_Found(event.queue, event.adapter, event.seconds, waited, pickups), len(found))
+
+    @hookimpl
+    def pgqrs_after_consume(self, event: Consumed) -> None:
+        """Note what became of messages, and how long their handlers took."""
+        self._note(event, len(event.outcomes))
+
+    def _note(self, note: _Note, weight: int) -> None:
+        self._notes.append(note)
+        self._weight += weight
+        if self._within is not None:
+            self._ring(self._within)
+        # If another thread is at it already, it takes this one along, or the next one does.
+        if self._weight >= _MOST and self._writing.acquire(blocking=False):
+            try:
+                self._write()
+            finally:
+                self._writing.release()
+
+    def _write(self) -> None:
+        self._weight = 0
+        found: dict[tuple[str, str], Sums] = {}
+        for _ in range(len(self._notes)):
+            note = self._notes.popleft()
+            key = note.queue, note.adapter
+            sums = found.get(key)
+            if sums is None:
+                sums = found[key] = Sums()
+            _ADD[type(note)](sums, note)
+        for (queue, adapter), sums in found.items():
+            self.write(queue, adapter, sums)
+
+    def _begin(self) -> None:
+        self._notes: deque[_Note] = deque()
+        self._weight = 0
+        self._writing = threading.Lock()
+        self._starting = threading.Lock()
+        self._bell: SimpleQueue[None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+
+    def _ring(self, within: float) -> None:
+        # A bell that has rung and was not heard yet is heard after this.
+        if self._bell.empty():
+            self._bell.put(None)
+        if self._thread is None:
+            with self._starting:
+                if self._thread is None:
+                    self._thread = threading.Thread(target=self._run, args=(within,), name="pgqrs-tally", daemon=True)
+                    self._thread.start()
+                    _at_childs_end(self.flush)
+
+    def _run(self, within: float) -> None:
+        while True:
+            self._bell.get()
+            time.sleep(within)
+            try:
+                self.flush()
+            except Exception:
+                _log.exception("figures of %s could not be written and are lost", type(self).__name__)
+
+
+def _add_enqueued(sums: Sums, event: Enqueued) -> None:
+    sums.enqueued += event.count
+    sums.enqueue_seconds.append(event.seconds)
+
+
+def _add_found(sums: Sums, found: _Found) -> None:
+    sums.claimed.append(len(found.waited))
+    sums.claim_seconds.append(found.seconds)
+    sums.longest.append(max([0.0, *found.waited]))
+    sums.waited += [max(wait, 0.0) for wait in found.waited]
+    sums.pickups += [max(wait, 0.0) for wait in found.pickups]
+
+
+def _add_consumed(sums: Sums, event: Consumed) -> None:
+    settled, handled = sums.settled, sums.handled
+    for one in event.outcomes:
+        settled[one.kind] = settled.get(one.kind, 0) + 1
+        if one.seconds_in_handler is not None:
+            handled.append(max(one.seconds_in_handler, 0.0))
+
+
+_ADD: Final[dict[type, Any]] = {Enqueued: _add_enqueued, _Found: _add_found, Consumed: _add_consumed}
+
+_all: Final[WeakSet[Tally]] = WeakSet()
+
+
+def _at_childs_end(flush: Callable[[], None]) -> None:
+    # Children of multiprocessing, and Celery's, leave by os._exit; what atexit holds does not run there.
+    for name in ("multiprocessing.util", "billiard.util"):
+        if name in sys.modules:
+            sys.modules[name].Finalize(None, flush, exitpriority=0)
+
+
+def _after_fork() -> None:
+    # A lock that another thread held would be held for ever, and the parent's notes would be counted twice.
+    for tally in list(_all):
+        tally._begin()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
