@@ -1,0 +1,44 @@
+"""How quickly a consumer handles messages, and what follows from it for the next claim."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Final
+
+__all__ = ["GATHER", "Pace"]
+
+#: For how many seconds of work a claim reaches ahead of what there is room for, and the pace from which on it does.
+_AHEAD: Final = 0.04
+_SWIFT: Final = 50.0
+#: From this pace on a queue that is empty for the moment is looked at again after so many seconds, without a bell: what
+#: comes meanwhile comes together.
+_BRISK: Final = 200.0
+GATHER: Final = 0.01
+
+
+class Pace:
+    """Messages per second between two claims."""
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._since = clock()
+        self._rate = 0.0
+        #: How many were handed on since then.
+        self.handed = 0
+
+    def measure(self) -> None:
+        """A claim is about to be made: note the pace since the last one."""
+        now = self._clock()
+        self._rate = self.handed / max(now - self._since, 1e-6)
+        self.handed, self._since = 0, now
+
+    @property
+    def ahead(self) -> int:
+        """How many messages to claim beyond what there is room for."""
+        return round(self._rate * _AHEAD) if self._rate > _SWIFT else 0
+
+    @property
+    def is_brisk(self) -> bool:
+        """Whether to let messages gather."""
+        return self._rate > _BRISK
