@@ -241,7 +241,7 @@ class Intake:
             self._broker.keeper.hold(source.queue, [delivery.lease for delivery in found], self._broker.options.lease)
         self._ready.extend((source, delivery, now) for delivery in found)
         self._filled_at = time.monotonic()
-        if not source.look and self._pace.is_brisk:
+        if not source.look and self._pace.gathers(len(found)):
             source.again_at = self._filled_at + GATHER
         return len(found)
 

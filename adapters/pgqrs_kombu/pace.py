@@ -11,9 +11,11 @@ __all__ = ["GATHER", "Pace"]
 #: For how many seconds of work a claim reaches ahead of what there is room for, and the pace from which on it does.
 _AHEAD: Final = 0.04
 _SWIFT: Final = 50.0
-#: From this pace on a queue that is empty for the moment is looked at again after so many seconds, without a bell: what
-#: comes meanwhile comes together.
+#: From this pace on, and where messages come in numbers already, a queue that is empty for the moment is looked at again
+#: after so many seconds, without a bell: what comes meanwhile comes together. Those that come singly may be steps of a
+#: chain, each waiting for the one before, and are not kept waiting.
 _BRISK: Final = 200.0
+_SEVERAL: Final = 3
 GATHER: Final = 0.01
 
 
@@ -38,7 +40,6 @@ class Pace:
         """How many messages to claim beyond what there is room for."""
         return round(self._rate * _AHEAD) if self._rate > _SWIFT else 0
 
-    @property
-    def is_brisk(self) -> bool:
-        """Whether to let messages gather."""
-        return self._rate > _BRISK
+    def gathers(self, found: int) -> bool:
+        """Tell whether to let messages gather after a claim of ``found``."""
+        return found >= _SEVERAL and self._rate > _BRISK

@@ -68,7 +68,9 @@ def test_a_consumer_at_a_brisk_pace_takes_together_what_comes_within_millisecond
 
     assert 0 <= intake.next_look <= GATHER
     publish(bench, "one more")
+    # What comes singly may be a chain, whose next step waits for this one.
     assert inbox.bodies(152)[-1] == "one more"
+    assert intake.next_look is None
     assert inbox.nothing()
     assert intake.next_look is None
 
