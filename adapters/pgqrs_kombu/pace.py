@@ -14,8 +14,8 @@ _SWIFT: Final = 50.0
 #: From this pace on, and where messages come in numbers already, a queue that is empty for the moment is looked at again
 #: after so many seconds, without a bell: what comes meanwhile comes together. Those that come singly may be steps of a
 #: chain, each waiting for the one before, and are not kept waiting.
-_BRISK: Final = 200.0
-_SEVERAL: Final = 3
+_BRISK: Final = 100.0
+_SEVERAL: Final = 2
 GATHER: Final = 0.01
 
 
