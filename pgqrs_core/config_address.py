@@ -29,6 +29,7 @@ __all__ = [
     "connect_timeout",
     "contradiction",
     "looks_secret",
+    "masked",
     "normalise",
     "parse",
     "render",
@@ -58,6 +59,9 @@ _DEFAULTS: Final[Mapping[str, str]] = {
     "keepalives_count": "3",
     "tcp_user_timeout": "30000",
 }
+
+#: Parameters of a URL that hold passwords: ``password``, ``sslpassword``.
+_SECRETS: Final = re.compile(r"(?i)(?<=[?&])([a-z_]*password=)[^&]*")
 
 _TIMEOUT: Final = "connection_timeout_seconds"
 _SCHEMES: Final = ("postgresql", "postgres", "pgqrs", "embedded")
@@ -90,6 +94,16 @@ def normalise(url: str) -> str:
     if not separator or scheme not in _SCHEMES:
         return url
     return f"{'postgresql' if scheme == 'pgqrs' else scheme}://{rest}"
+
+
+def masked(url: str, mask: str = "**") -> str:
+    """Return a URL with every password in it replaced by ``mask``, whether or not it is well formed."""
+    scheme, separator, rest = url.partition("://")
+    # A password with an unescaped '/', '?' or '@' must not be shown either: the last '@' that may end it does.
+    end = rest.rfind("@", 0, rest.find("?") if "@" in rest.partition("?")[0] else len(rest))
+    user, colon, _ = rest[: max(end, 0)].partition(":")
+    shown = f"{user}:{mask}{rest[end:]}" if colon else rest
+    return f"{scheme}{separator}{_SECRETS.sub(lambda found: found[1] + mask, shown)}"
 
 
 def split_schema(url: str) -> tuple[str, str | None]:

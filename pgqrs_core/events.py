@@ -6,7 +6,7 @@ object             may set   fields                              meaning
 ``EnqueueBatch``   drafts'   ``queue adapter drafts ids``        about to be written
 ``Draft``          yes       ``queue body content_type headers   one message, encoded
                              priority delay at ttl
-                             idempotency_key``
+                             idempotency_key durable``
 ``ConsumeBatch``   methods   ``queue adapter deliveries          just claimed, not yet decoded
                              dropped buried address``
 ``Enqueued``       frozen    ``queue adapter ids count bytes     written and committed
@@ -66,6 +66,8 @@ class Draft(msgspec.Struct):
         delay: Seconds until it is due; None is at once.
         at: When it is due, in place of a delay.
         ttl: Seconds after which it is no longer delivered; None is never.
+        durable: Whether storing it waits until it is on disk. Without, a crash of the server may lose what was stored in
+            the second before; it is for messages that are worth less than their commit.
         idempotency_key: What it is known by, 1 to 255 characters: while the queue knows a message by this key, nothing
             is stored, and the id is that message's. None is a message of its own.
     """
@@ -79,6 +81,7 @@ class Draft(msgspec.Struct):
     at: datetime | None = None
     ttl: float | None = None
     idempotency_key: str | None = None
+    durable: bool = True
 
     __repr__ = discreet
 

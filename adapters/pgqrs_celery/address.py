@@ -8,7 +8,6 @@ environment and from ``pgqrs.yaml``, as for any client of pgqrs.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any, Final
 
@@ -19,7 +18,7 @@ from pgqrs_core.config import Config
 from pgqrs_core.config_address import split_schema
 from pgqrs_core.errors import ConfigurationError
 
-__all__ = ["Options", "configuration", "masked", "read_options", "same_place"]
+__all__ = ["Options", "configuration", "read_options", "same_place"]
 
 #: Options that are settings of the core, passed on as they are.
 _SETTINGS: Final = (
@@ -31,8 +30,6 @@ _SETTINGS: Final = (
     "cleanup_interval_seconds",
     "enable_listen_notify",
 )
-_SECRETS: Final = re.compile(r"(?i)(?<=[?&])([a-z_]*password=)[^&]*")
-_MASK: Final = "**"
 
 
 class Options(Struct, frozen=True, kw_only=True):
@@ -92,18 +89,6 @@ def configuration(url: str, settings: Mapping[str, Any]) -> Config:
         problem = str(error)
     # Outside of the handler: the original error's own context may quote the address.
     raise ImproperlyConfigured(f"result_backend: {problem}")
-
-
-def masked(url: str) -> str:
-    """Return a URL with every password in it replaced, whether or not it is well formed."""
-    head, mark, query = url.partition("?")
-    scheme, separator, rest = head.partition("://")
-    # A password with an unescaped '/' or '@' must not be shown either: the last '@' ends it.
-    user, at, place = rest.rpartition("@")
-    if at and ":" in user:
-        user = f"{user.partition(':')[0]}:{_MASK}"
-    hidden = _SECRETS.sub(rf"\g<1>{_MASK}", f"{mark}{query}")
-    return f"{scheme}{separator}{user}{at}{place}{hidden}"
 
 
 def same_place(one: Config, other: Config) -> bool:

@@ -16,12 +16,13 @@ from celery.result import result_from_tuple
 from kombu.utils.encoding import ensure_bytes
 
 from pgqrs_celery import housekeeping, operations
-from pgqrs_celery.address import configuration, masked, read_options
+from pgqrs_celery.address import configuration, read_options
 from pgqrs_celery.chords import ChordsMixin
 from pgqrs_celery.consumer import ResultConsumer
 from pgqrs_celery.encoding import decode, id_of, meta_of, row_of
 from pgqrs_celery.listener import Listener
 from pgqrs_celery.store import Store
+from pgqrs_core.config_address import masked
 from pgqrs_core.effects import Rows
 from pgqrs_core.errors import Unavailable
 

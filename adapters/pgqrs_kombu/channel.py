@@ -18,8 +18,8 @@ from pgqrs_kombu import envelope, mail, topology
 from pgqrs_kombu.batch import PublishBatch
 from pgqrs_kombu.declarations import Declarations
 from pgqrs_kombu.errors import no_route, not_found, translated
-from pgqrs_kombu.intake import Source
 from pgqrs_kombu.qos import QoS
+from pgqrs_kombu.source import Source
 
 if TYPE_CHECKING:
     from pgqrs_kombu.transport import Transport

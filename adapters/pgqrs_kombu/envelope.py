@@ -27,6 +27,8 @@ __all__ = ["KEY", "Message", "compose", "exchange_of"]
 
 #: The one header that is not the publisher's.
 KEY: Final = "_kombu"
+#: The delivery mode of AMQP that lets a crash of the broker lose a message.
+_TRANSIENT: Final = 1
 #: How Kombu marks values that JSON does not have.
 _TYPED: Final = "__type__"
 _TEXTUAL: Final = re.compile(r"text/|application/(.*\+)?(json|xml|x-yaml|yaml)\b")
@@ -76,6 +78,7 @@ def compose(
         None,
         _due(headers.get("eta")) if hold_eta and "eta" in headers else None,
         ttl,
+        durable=properties.get("delivery_mode") != _TRANSIENT,
     )
 
 

@@ -5,8 +5,8 @@ was left. Queues that were found empty are watched by the wake-up connection of 
 Mail (control messages, replies, events) goes before tasks.
 
 A claim takes as much as the channel has room for. Where messages are handled quickly it takes a little more, as many as
-will be handled within `AHEAD` seconds at the present pace, so that thousands of short tasks a second need tens of claims,
-and a worker with long ones hoards nothing.
+will be handled within 40 ms at the present pace, and a queue that runs dry is left for 10 ms to gather some: so thousands
+of short tasks a second need tens of claims, and a worker with long ones hoards nothing.
 """
 
 from __future__ import annotations
@@ -23,22 +23,20 @@ from pgqrs_core.messages import Delivery, Queue, QueueOptions
 from pgqrs_core.settling import Verdict
 from pgqrs_core.subscriptions import Subscription
 from pgqrs_kombu import mail
-from pgqrs_kombu.envelope import Message
 from pgqrs_kombu.errors import QueueGone
+from pgqrs_kombu.pace import GATHER, Pace
+from pgqrs_kombu.source import Source
 from pgqrs_kombu.sql import queries
 
 if TYPE_CHECKING:
     from pgqrs_kombu.broker import Broker
 
-__all__ = ["Intake", "Source"]
+__all__ = ["STALE", "Intake"]
 
 _log = logging.getLogger("pgqrs.kombu")
 
 #: Messages taken by one statement.
 MOST: Final = 100
-#: For how many seconds of work a claim reaches ahead of what there is room for, and the pace from which on it does.
-AHEAD: Final = 0.04
-PACE: Final = 50.0
 #: Seconds after which what was claimed ahead is given back.
 STALE: Final = 0.25
 #: Seconds for which a queue is left alone whose claim failed.
@@ -46,41 +44,6 @@ ASIDE: Final = 5.0
 
 #: The bindings, as something that can ring.
 _TOPOLOGY: Final = Queue(0, "", "", QueueOptions())
-
-
-class Source:
-    """One consumer on one queue."""
-
-    __slots__ = ("again_at", "callback", "channel", "look", "mailbox", "marks", "name", "no_ack", "queue", "tag")
-
-    def __init__(
-        self, channel: Any, name: str, queue: Queue, callback: Callable[[Message], Any], *, tag: str, no_ack: bool
-    ) -> None:
-        self.channel = channel
-        self.tag = tag
-        self.name = name
-        self.queue = queue
-        self.callback = callback
-        self.no_ack = no_ack
-        #: The number of an ephemeral queue.
-        self.mailbox = -queue.id if queue.id < 0 else None
-        self.marks = Marks()
-        #: Whether there may be something to take.
-        self.look = True
-        self.again_at = 0.0
-
-    def deliver(self, delivery: Delivery, claimed_at: float) -> None:
-        """Hand a message to the consumer."""
-        channel = self.channel
-        qos = channel.qos
-        tag = qos.next_tag()
-        message = Message(delivery, channel, tag, self.name)
-        if not self.no_ack:
-            qos.hold(tag, self.queue, delivery, claimed_at, message)
-        else:
-            # So that an ack of it is understood to be none.
-            message.delivery_info["consumer_tag"] = self.tag
-        self.callback(message)
 
 
 class Intake:
@@ -94,8 +57,7 @@ class Intake:
         #: Claimed, and waiting for room.
         self._ready: deque[tuple[Source, Delivery, float]] = deque()
         self._filled_at = 0.0
-        self._handed = 0
-        self._since = time.monotonic()
+        self._pace = Pace()
         self._listening = False
         #: Whether what was claimed ahead is to be given back: something older went back.
         self.recalled = False
@@ -152,7 +114,7 @@ class Intake:
         for _ in range(len(ready)):
             source, delivery, claimed_at = item = ready.popleft()
             if source.no_ack or source.channel.qos.can_consume():
-                self._handed += 1
+                self._pace.handed += 1
                 source.deliver(delivery, claimed_at)
                 return True
             ready.append(item)
@@ -188,6 +150,12 @@ class Intake:
         if self._ready and now - self._filled_at > STALE:
             self._give_back(lambda item: not item[0].no_ack)
         return due or self._subscription.is_over()
+
+    @property
+    def next_look(self) -> float | None:
+        """In how many seconds `check` should be called for a queue that is looked at without a bell, if there is one."""
+        times = [source.again_at for source in self._sources if source.again_at]
+        return max(min(times) - time.monotonic(), 0.0) if times else None
 
     @property
     def is_hungry(self) -> bool:
@@ -243,7 +211,8 @@ class Intake:
         sources = [source for source in self._sources if source.channel is channel and source.mailbox is None]
         more = False
         if room > 0 and any(source.look for source in sources):
-            room = min(room + self._ahead(), MOST)
+            self._pace.measure()
+            room = min(room + self._pace.ahead, MOST)
             # Whoever was served last is asked last.
             for source in sources:
                 if source.look and room > 0:
@@ -254,13 +223,6 @@ class Intake:
                         self._sources.remove(source)
                         self._sources.append(source)
         return more and (credit is None or credit > waiting + 1)
-
-    def _ahead(self) -> int:
-        now = time.monotonic()
-        elapsed = max(now - self._since, 1e-6)
-        pace = self._handed / elapsed
-        self._handed, self._since = 0, now
-        return round(pace * AHEAD) if pace > PACE else 0
 
     def _claim(self, source: Source, limit: int) -> int:
         try:
@@ -279,6 +241,8 @@ class Intake:
             self._broker.keeper.hold(source.queue, [delivery.lease for delivery in found], self._broker.options.lease)
         self._ready.extend((source, delivery, now) for delivery in found)
         self._filled_at = time.monotonic()
+        if not source.look and self._pace.gathers(len(found)):
+            source.again_at = self._filled_at + GATHER
         return len(found)
 
     def _ask(self, source: Source, limit: int) -> list[Delivery]:

@@ -79,6 +79,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self._pipe: Pipe | None = None
         self._timers: list[Any] = []
         self._scheduled = False
+        self._looking = False
         self._stale_at: float | None = None
         keep_alternates(client)
         _open_gates(client)
@@ -195,7 +196,9 @@ class Transport(virtual.Transport):  # type: ignore[misc]
                 raise TimeoutError
             if more:
                 continue
-            self._event.wait(min(left, STALE if intake.has_ready else _CHECK))
+            pause = STALE if intake.has_ready else _CHECK
+            look = intake.next_look
+            self._event.wait(min(left, pause if look is None else min(pause, look)))
             if intake.check():
                 self._news = True
 
@@ -252,6 +255,10 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             self._news = True
             self._work()
 
+    def _on_look(self) -> None:
+        self._looking = False
+        self._on_check()
+
     def _on_stale(self) -> None:
         self._stale_at = None
         self._on_check()
@@ -264,8 +271,12 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         intake.hand_on_all()
         more = self._fetch()
         intake.hand_on_all()
+        look = intake.next_look
         if more:
             self.kick()
+        elif look is not None and look < _CHECK and not self._looking:
+            self._looking = True
+            self._loop.call_later(look, self._on_look)
         elif intake.has_ready and self._stale_at is None:
             self._stale_at = time.monotonic() + STALE
             self._timers.append(self._loop.call_later(1.1 * STALE, self._on_stale))
@@ -284,6 +295,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         for timer in self._timers:
             timer.cancel()
         self._timers = []
+        self._looking = False
         if pipe is not None:
             if loop is not None:
                 loop.remove_reader(pipe.reader)

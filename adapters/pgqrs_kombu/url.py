@@ -141,6 +141,11 @@ def port_of(client: Connection) -> int:
 
 def masked(client: Connection, *, include_password: bool, mask: str) -> str:
     """Return the address as a URL, to be shown or, with the password, to be used."""
+    url = _url_of(client)
+    return url if include_password else config_address.masked(url, mask)
+
+
+def _url_of(client: Connection) -> str:
     whole = _whole(client)
     parameters = {} if whole and whole.startswith(config_address.EMBEDDED) else _parameters(client)
     if not parameters:
@@ -154,10 +159,8 @@ def masked(client: Connection, *, include_password: bool, mask: str) -> str:
         if ports != [""]:
             parameters["port"] = ",".join(ports)
     user, password = parameters.pop("user", ""), parameters.pop("password", "")
-    if "sslpassword" in parameters and not include_password:
-        parameters["sslpassword"] = mask
     if password:
-        password = f":{quote(password, safe='') if include_password else mask}"
+        password = f":{quote(password, safe='')}"
     account = f"{quote(user, safe='')}{password}@" if user or password else ""
     database = quote(parameters.pop("dbname", ""), safe="")
     query = urlencode(parameters, quote_via=quote, safe="/")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
 
@@ -29,12 +30,20 @@ __all__ = ["SOON", "check_draft", "enqueue", "ring"]
 #: Seconds of delay up to which sleeping consumers are told of a delayed message; their own polling learns of later ones.
 SOON: Final = 2.0
 
+#: The statements that store, for messages none of which must be on disk at once.
+_RELAXED: Final = {
+    name: replace(query, flags=query.flags | {"relaxed"})
+    for name, query in queries.items()
+    if name.startswith("enqueue_")
+}
+
 
 def enqueue(queue: Queue, drafts: Sequence[Draft], doorbell: Doorbell | None = None) -> Op[list[int]]:
     """Store messages and return their ids in order.
 
     All of them or none. Of those with an idempotency key that the queue knows, or that occurs before in ``drafts``, the id
-    is that of the message stored first, and nothing more is stored.
+    is that of the message stored first, and nothing more is stored. If no draft is ``durable`` the commit does not wait for
+    the disk.
 
     With a ``doorbell``, sleeping consumers are woken after the commit; without one (inside the
     caller's transaction, where a NOTIFY would hold a database-wide lock until the commit) their polling finds them.
@@ -47,12 +56,15 @@ def enqueue(queue: Queue, drafts: Sequence[Draft], doorbell: Doorbell | None = N
     if not drafts:
         return []
     keys = 0
+    durable = False
     for draft in drafts:
         check_draft(queue, draft)
+        durable = durable or draft.durable
         if draft.idempotency_key is not None:
             keys += 1
+    statement = _insert_keyed(queue, drafts) if keys else _insert(queue, drafts)
     try:
-        rows = yield _insert_keyed(queue, drafts) if keys else _insert(queue, drafts)
+        rows = yield statement if durable else replace(statement, query=_RELAXED[statement.query.name])
     except Unavailable as error:
         if error.in_flight and doorbell is not None:
             unknown = EnqueueUnknown(queue.name, str(error), target=error.target, keyed=keys == len(drafts))

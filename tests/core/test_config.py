@@ -886,3 +886,22 @@ def test_the_documented_errors_are_the_real_ones() -> None:
 )
 def test_the_schema_is_taken_out_of_a_url_and_nothing_else_is_touched(url: str, rest: str, schema: str | None) -> None:
     assert config_address.split_schema(url) == (rest, schema)
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("pgqrs://u:secret@h:5432/db", "pgqrs://u:**@h:5432/db"),
+        ("pgqrs://u:secret@a:1,b:2/db?sslmode=require", "pgqrs://u:**@a:1,b:2/db?sslmode=require"),
+        ("pgqrs://u:se/cr@et@h/db", "pgqrs://u:**@h/db"),
+        ("pgqrs://u:se?cr@et@h/db", "pgqrs://u:**@h/db"),
+        ("pgqrs://u:secret@h/db?application_name=a@b", "pgqrs://u:**@h/db?application_name=a@b"),
+        ("pgqrs://u@h:5432/db", "pgqrs://u@h:5432/db"),
+        ("pgqrs://h/db?user=u&password=secret&schema=s", "pgqrs://h/db?user=u&password=**&schema=s"),
+        ("pgqrs://h/db?sslpassword=secret", "pgqrs://h/db?sslpassword=**"),
+        ("pgqrs://", "pgqrs://"),
+    ],
+)
+def test_the_password_is_masked(url: str, shown: str) -> None:
+    assert config_address.masked(url) == shown
+    assert "secret" not in config_address.masked(url)

@@ -567,6 +567,18 @@ class TestEnqueue:
         assert played.params(0)["keep"] == 86_400.0
         assert played.result == [8, 3, 7, 3, 9]
 
+    @pytest.mark.parametrize(
+        ("durable", "relaxed"), [([True], False), ([False], True), ([False, False], True), ([False, True], False)]
+    )
+    def test_the_commit_waits_for_the_disk_unless_no_message_asks_for_that(
+        self, durable: list[bool], relaxed: bool
+    ) -> None:
+        drafts = [draft(durable=one) for one in durable]
+
+        played = play(self.op(*drafts), [(place, False) for place, _ in enumerate(drafts)])
+
+        assert [effect.query.relaxed for effect in played.effects if isinstance(effect, Execute)] == [relaxed]
+
     def test_one_message_with_a_key_goes_the_same_way_and_rings(self) -> None:
         played = play(self.op(draft(idempotency_key="k"), doorbell=Bell()), [(4, True, "k")], [])
 

@@ -24,12 +24,13 @@ from hypothesis import strategies as st
 from kombu import Connection, Exchange, Queue
 from kombu.compression import compress
 from kombu.exceptions import ContentDisallowed
-from pgqrs_celery.address import configuration, masked
+from pgqrs_celery.address import configuration
 from pgqrs_kombu.compression import expand
 from pgqrs_kombu.options import Options
 from pgqrs_kombu.patterns import matches, pattern_of
 from pgqrs_kombu.url import config_of
 
+from pgqrs_core.config_address import masked
 from pgqrs_core.errors import ConfigurationError, DecodeError, PgqrsError
 
 from .test_adapter_roles import app_at, url_of

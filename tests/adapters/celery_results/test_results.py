@@ -345,24 +345,6 @@ def test_uninstalling_takes_celerys_tables_too(app: Celery, pgqrs_dsn: str) -> N
     assert ask(pgqrs_dsn, "select relname from pg_class where relname like 'celery%'") == []
 
 
-@pytest.mark.parametrize(
-    ("url", "shown"),
-    [
-        ("pgqrs://u:secret@h:5432/db", "pgqrs://u:**@h:5432/db"),
-        ("pgqrs://u:secret@a:1,b:2/db?sslmode=require", "pgqrs://u:**@a:1,b:2/db?sslmode=require"),
-        ("pgqrs://u:se/cr@et@h/db", "pgqrs://u:**@h/db"),
-        ("pgqrs://h/db?user=u&password=secret&schema=s", "pgqrs://h/db?user=u&password=**&schema=s"),
-        ("pgqrs://h/db?sslpassword=secret", "pgqrs://h/db?sslpassword=**"),
-        ("pgqrs://", "pgqrs://"),
-    ],
-)
-def test_the_password_is_masked(url: str, shown: str) -> None:
-    from pgqrs_celery.address import masked
-
-    assert masked(url) == shown
-    assert "secret" not in masked(url)
-
-
 def test_the_url_goes_to_libpq_and_its_schema_to_pgqrs(open_app: Callable[..., Celery]) -> None:
     app = open_app("pgqrs://u:p%40ss@a:1,b:2/db?sslmode=require&schema=jobs&target_session_attrs=read-write")
     config = app.backend.config

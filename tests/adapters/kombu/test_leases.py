@@ -9,6 +9,8 @@ import psycopg
 import pytest
 from kombu import Producer, Queue
 from kombu_support import Bench, Inbox, drain, eventually
+from pgqrs_kombu import batch
+from pgqrs_kombu.pace import GATHER
 
 HOLD_AND_DIE = """
 import os, signal, sys
@@ -48,6 +50,29 @@ def terminate(bench: Bench) -> int:
         "and application_name = 'pgqrs' and pid <> pg_backend_pid()"
     )
     return len(found)
+
+
+def test_a_consumer_at_a_brisk_pace_takes_together_what_comes_within_milliseconds_and_a_slow_one_waits_for_news(
+    bench: Bench,
+) -> None:
+    publish(bench, "slow")
+    connection = bench.connect()
+    inbox = Inbox(connection, Queue("q"))
+    inbox.wait(1)
+    intake = connection.transport.intake
+    assert intake.next_look is None
+
+    with batch():
+        publish(bench, *range(150))
+    inbox.wait(151)
+
+    assert 0 <= intake.next_look <= GATHER
+    publish(bench, "one more")
+    # What comes singly may be a chain, whose next step waits for this one.
+    assert inbox.bodies(152)[-1] == "one more"
+    assert intake.next_look is None
+    assert inbox.nothing()
+    assert intake.next_look is None
 
 
 def test_acks_are_written_soon_and_only_once_each(bench: Bench) -> None:

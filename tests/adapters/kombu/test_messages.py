@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from datetime import datetime, timedelta, timezone
+from typing import Any
 
 import pytest
 from amqp.exceptions import PreconditionFailed
@@ -12,6 +13,8 @@ from kombu.simple import SimpleQueue
 from kombu_support import Bench, Inbox, eventually, plain
 from pgqrs_native import Client
 
+from pgqrs_core.drivers.sync import Connections
+from pgqrs_core.effects import Execute
 from pgqrs_core.events import ConsumeBatch, EnqueueBatch
 from pgqrs_core.hookspecs import hookimpl
 from pgqrs_core.plugins import Plugins
@@ -48,6 +51,27 @@ def test_headers_and_properties_arrive_as_they_were(bench: Bench, ephemeral: boo
     assert message.properties["priority"] == 7
     assert message.delivery_info["redelivered"] is False
     assert isinstance(message.delivery_tag, int)
+
+
+@pytest.mark.parametrize(("mode", "durable"), [(1, False), ("transient", False), (2, True), (None, True)])
+def test_only_transient_messages_do_not_wait_for_the_disk(
+    bench: Bench, mode: int | str | None, durable: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    producer = Producer(bench.connect())
+    inbox = Inbox(bench.connect(), plain("q"))
+    written: list[bool] = []
+    send = Connections.run
+
+    def run(self: Connections, effect: Execute, statements: Any) -> Any:
+        if effect.query.name.startswith("enqueue_"):
+            written.append(not effect.query.relaxed)
+        return send(self, effect, statements)
+
+    monkeypatch.setattr(Connections, "run", run)
+    producer.publish("x", exchange="q", routing_key="q", delivery_mode=mode)
+
+    assert inbox.bodies(1) == ["x"]
+    assert written == [durable]
 
 
 def test_higher_priorities_come_first_and_each_counts(bench: Bench) -> None:

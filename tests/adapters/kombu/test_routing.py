@@ -173,6 +173,18 @@ def test_an_exclusive_queue_goes_with_its_connection(bench: Bench) -> None:
     assert bench.sql("select name from pgqrs.kombu_queues") == [("yours",)]
 
 
+def test_an_exclusive_queue_belongs_to_whoever_declared_it_last(bench: Bench) -> None:
+    # A worker that comes back over another connection must not lose its mailbox to the end of the first one.
+    first, second = bench.connect(), bench.connect()
+    first.channel().queue_declare("mail", exclusive=True)
+    inbox = Inbox(second, Queue("mail", exclusive=True))
+    first.release()
+    Producer(bench.connect()).publish("x", routing_key="mail")
+    assert inbox.bodies(1) == ["x"]
+    second.release()
+    assert bench.sql("select name from pgqrs.kombu_queues") == []
+
+
 def test_a_queue_without_consumers_expires_with_its_bindings_and_messages(bench: Bench) -> None:
     connection = bench.connect()
     channel = connection.channel()

@@ -1,0 +1,47 @@
+"""One consumer on one queue, as the intake knows it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from pgqrs_core.marks import Marks
+from pgqrs_core.messages import Delivery, Queue
+from pgqrs_kombu.envelope import Message
+
+__all__ = ["Source"]
+
+
+class Source:
+    """One consumer on one queue."""
+
+    __slots__ = ("again_at", "callback", "channel", "look", "mailbox", "marks", "name", "no_ack", "queue", "tag")
+
+    def __init__(
+        self, channel: Any, name: str, queue: Queue, callback: Callable[[Message], Any], *, tag: str, no_ack: bool
+    ) -> None:
+        self.channel = channel
+        self.tag = tag
+        self.name = name
+        self.queue = queue
+        self.callback = callback
+        self.no_ack = no_ack
+        #: The number of an ephemeral queue.
+        self.mailbox = -queue.id if queue.id < 0 else None
+        self.marks = Marks()
+        #: Whether there may be something to take.
+        self.look = True
+        self.again_at = 0.0
+
+    def deliver(self, delivery: Delivery, claimed_at: float) -> None:
+        """Hand a message to the consumer."""
+        channel = self.channel
+        qos = channel.qos
+        tag = qos.next_tag()
+        message = Message(delivery, channel, tag, self.name)
+        if not self.no_ack:
+            qos.hold(tag, self.queue, delivery, claimed_at, message)
+        else:
+            # So that an ack of it is understood to be none.
+            message.delivery_info["consumer_tag"] = self.tag
+        self.callback(message)
