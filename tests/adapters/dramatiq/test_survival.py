@@ -45,6 +45,15 @@ def test_a_worker_goes_on_after_all_its_connections_are_broken_off(station: Stat
     assert sorted(set(done)) == list(range(5))
 
 
+def test_looking_at_a_queue_goes_on_after_connections_are_broken_off(station: Station, broker: PgqrsBroker) -> None:
+    broker.declare_queue("default")
+    for _ in range(50):
+        broker.join("default", timeout=10_000)
+        # They are told to end, and may answer once more, or not.
+        assert station.terminate()
+        assert broker.get_queue_message_counts("default") == (0, 0, 0)
+
+
 def test_nothing_is_lost_while_connections_are_broken_off(station: Station, broker: PgqrsBroker) -> None:
     done: list[int] = []
     act = actor_of(broker, done)
