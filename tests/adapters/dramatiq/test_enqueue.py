@@ -66,7 +66,7 @@ class TestIdleness:
 
     def test_others_may_be_placed_around_the_first_middleware(self, broker: PgqrsBroker) -> None:
         first, second = Spy(), Middleware()
-        broker.add_middleware(first, before=dramatiq.middleware.AgeLimit)
+        broker.add_middleware(first, before=type(broker.middleware[0]))
         broker.add_middleware(second, after=Spy)
 
         assert broker.middleware[:2] == [first, second]
