@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
 
 from dramatiq.broker import Consumer, MessageProxy
-from dramatiq.errors import DecodeError
+from dramatiq.errors import ActorNotFound, DecodeError
 
 from pgqrs_core.settling import Verdict
 from pgqrs_dramatiq.delivery import Leased
@@ -71,6 +71,9 @@ class PgqrsConsumer(Consumer):
     def nack(self, message: MessageProxy) -> None:
         """Make a message a dead letter, with the exception it carries as the reason."""
         if isinstance(message, Leased):
+            if not message.has_reason and message.actor_name not in self._broker.actors:
+                # Dramatiq 1 does not say so itself.
+                message.stuff_exception(ActorNotFound(message.actor_name))
             message.nack()
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:

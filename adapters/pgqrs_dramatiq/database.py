@@ -19,13 +19,13 @@ from pgqrs_core.config import Config
 from pgqrs_core.config_address import split_schema
 from pgqrs_core.effects import Op
 from pgqrs_core.engine import Engine
-from pgqrs_core.errors import ConfigurationError, SchemaMissing
+from pgqrs_core.errors import ConfigurationError, SchemaMissing, TimedOut, Unavailable
 from pgqrs_core.operations import schema
 from pgqrs_dramatiq.deputies import Deputies
 from pgqrs_dramatiq.plugin import COMPONENT
 from pgqrs_dramatiq.sql import MIGRATIONS
 
-__all__ = ["MAX_CONNECTIONS", "Database", "configure", "database_for"]
+__all__ = ["MAX_CONNECTIONS", "Database", "configure", "database_for", "persist"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -58,6 +58,25 @@ def configure(url: str | Config | None, schema: str | None, max_connections: int
     if inner is not None and schema not in (None, inner):
         raise ConfigurationError(f"the URL says schema {inner!r}, the argument {schema!r}", key="schema")
     return Config.load(url=url, schema=inner if schema is None else schema, max_connections=max_connections)
+
+
+def persist(task: Callable[[], T]) -> T:
+    """Do something that is harmless to repeat, again where a connection broke on the way: another one may not.
+
+    Connections that were idle and broken off are noticed one by one, so each of them may break in turn.
+
+    Raises:
+        Unavailable: the server itself is away; it was not tried again.
+    """
+    for _ in range(MAX_CONNECTIONS - 1):
+        try:
+            return task()
+        except TimedOut:
+            raise
+        except Unavailable as error:
+            if not error.in_flight:
+                raise
+    return task()
 
 
 class Database:

@@ -55,7 +55,12 @@ class Leased(MessageProxy):
     @property
     def is_failing(self) -> bool:
         """Whether an attempt at it has failed and it is not settled: to enqueue it now is to retry it."""
-        return self.is_held and self._exception is not None
+        return self.is_held and self.has_reason
+
+    @property
+    def has_reason(self) -> bool:
+        """Whether anybody has said why it failed."""
+        return self._exception is not None
 
     @property
     def source(self) -> Source:

@@ -12,6 +12,7 @@ from dramatiq.errors import QueueNotFound as UnknownQueue
 
 from pgqrs_core.errors import QueueNotFound
 from pgqrs_dramatiq import operations
+from pgqrs_dramatiq.database import persist
 from pgqrs_dramatiq.errors import translated
 
 if TYPE_CHECKING:
@@ -110,6 +111,6 @@ class Inspection(Broker):
 
         with translated():
             try:
-                return self._database.call(task)
+                return self._database.call(lambda: persist(task))
             except QueueNotFound as error:
                 raise UnknownQueue(queue_name) from error

@@ -24,6 +24,7 @@ from pgqrs_core.errors import PgqrsError, QueueNotFound, ServerError, TimedOut, 
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_core.subscriptions import Subscription
 from pgqrs_core.threads import join
+from pgqrs_dramatiq.database import persist
 from pgqrs_dramatiq.plugin import ADAPTER
 from pgqrs_dramatiq.source import STALE, Source
 
@@ -157,7 +158,7 @@ class Intake:
         source.measure(time.monotonic())
         limit = min(max(source.room + source.ahead, 1), MOST)
         try:
-            found = self._ask(source, limit)
+            found = persist(lambda: self._ask(source, limit))
         except PgqrsError as error:
             self._failed(source, error)
             return
@@ -171,15 +172,6 @@ class Intake:
             source.give_back()
 
     def _ask(self, source: Source, limit: int) -> list[Delivery]:
-        try:
-            return self._try(source, limit)
-        except TimedOut:
-            raise
-        except Unavailable:
-            # One connection broke; another may not.
-            return self._try(source, limit)
-
-    def _try(self, source: Source, limit: int) -> list[Delivery]:
         queue = source.queue
         options = msgspec.structs.replace(queue.options, max_attempts=_NEVER)
         return self._engine.run(

@@ -47,7 +47,9 @@ if os.environ.get("TEST_FORKS"):
 if os.environ.get("TEST_PROMETHEUS"):
     from dramatiq.middleware.prometheus import Prometheus
 
-    broker.add_middleware(Prometheus())
+    # Dramatiq 1 has it by default.
+    if not any(isinstance(one, Prometheus) for one in broker.middleware):
+        broker.add_middleware(Prometheus())
 dramatiq.set_broker(broker)
 
 

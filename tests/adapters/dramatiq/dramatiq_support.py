@@ -112,6 +112,15 @@ class Station:
         return made
 
 
+def noting(note: Callable[[Any], object]) -> Callable[[Any], None]:
+    """Return a function in Python for a method in C, whose module Dramatiq 1 would ask for in vain."""
+
+    def act(value: Any) -> None:
+        note(value)
+
+    return act
+
+
 def take(consumer: Any, patience: float = PATIENCE) -> Any:
     """Return the next message of a consumer."""
     return eventually(lambda: next(consumer), patience)

@@ -12,7 +12,7 @@ import psycopg
 import pytest
 from dramatiq.errors import QueueNotFound
 from dramatiq.middleware import Middleware
-from dramatiq_support import Station, eventually, quiet, take
+from dramatiq_support import Station, eventually, noting, quiet, take
 from pgqrs_dramatiq import MessageFailed, PgqrsBroker
 
 from pgqrs_core.hookspecs import hookimpl
@@ -252,7 +252,7 @@ class TestQueues:
         done: set[int] = set()
         most: list[int] = []
         actors = [
-            dramatiq.actor(done.add, actor_name=f"act_{number}", queue_name=f"queue_{number}", broker=broker)
+            dramatiq.actor(noting(done.add), actor_name=f"act_{number}", queue_name=f"queue_{number}", broker=broker)
             for number in range(50)
         ]
         with station.worker(broker, threads=8):
@@ -279,8 +279,8 @@ class TestQueues:
 
     def test_a_busy_queue_does_not_starve_another(self, station: Station, broker: PgqrsBroker) -> None:
         seen: list[str] = []
-        dramatiq.actor(seen.append, actor_name="act", queue_name="busy", broker=broker)
-        other = dramatiq.actor(seen.append, actor_name="other", queue_name="other", broker=broker)
+        dramatiq.actor(noting(seen.append), actor_name="act", queue_name="busy", broker=broker)
+        other = dramatiq.actor(noting(seen.append), actor_name="other", queue_name="other", broker=broker)
         broker.enqueue_many([dramatiq.Message("busy", "act", ("busy",), {}, {}) for _ in range(5000)])
         other.send("other")
 

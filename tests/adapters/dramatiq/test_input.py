@@ -8,7 +8,7 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq.errors import BrokerError, ConnectionFailed, QueueNotFound
-from dramatiq_support import Station, eventually
+from dramatiq_support import Station, eventually, noting
 from pgqrs_dramatiq import PgqrsBroker, PgqrsRateLimiterBackend, PgqrsResultBackend, Refused
 
 from pgqrs_core.errors import SchemaMissing, Unavailable
@@ -147,7 +147,7 @@ class TestQueues:
 
         monkeypatch.setattr(dramatiq.worker, "CONSUMER_RESTART_DELAY_SECS", 0.1)
         done: list[int] = []
-        act = dramatiq.actor(done.append, actor_name="act", broker=broker)
+        act = dramatiq.actor(noting(done.append), actor_name="act", broker=broker)
         with station.worker(broker):
             act.send(1)
             eventually(lambda: done == [1])

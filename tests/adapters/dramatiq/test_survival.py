@@ -12,7 +12,7 @@ from dramatiq.errors import ConnectionClosed, ConnectionFailed
 from dramatiq.middleware import Shutdown, TimeLimit, TimeLimitExceeded
 from dramatiq.middleware.threading import raise_thread_exception
 from dramatiq.rate_limits import ConcurrentRateLimiter
-from dramatiq_support import Station, eventually, quiet
+from dramatiq_support import Station, eventually, noting, quiet
 from pgqrs_dramatiq import PgqrsBroker
 
 from pgqrs_core.cluster import Cluster
@@ -26,7 +26,7 @@ def _soon(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def actor_of(broker: PgqrsBroker, done: list[int]) -> Any:
-    return dramatiq.actor(done.append, actor_name="act", broker=broker)
+    return dramatiq.actor(noting(done.append), actor_name="act", broker=broker)
 
 
 def test_a_worker_goes_on_after_all_its_connections_are_broken_off(station: Station, broker: PgqrsBroker) -> None:
@@ -43,6 +43,15 @@ def test_a_worker_goes_on_after_all_its_connections_are_broken_off(station: Stat
         broker.join("default", timeout=20_000)
 
     assert sorted(set(done)) == list(range(5))
+
+
+def test_looking_at_a_queue_goes_on_after_connections_are_broken_off(station: Station, broker: PgqrsBroker) -> None:
+    broker.declare_queue("default")
+    for _ in range(50):
+        broker.join("default", timeout=10_000)
+        # They are told to end, and may answer once more, or not.
+        assert station.terminate()
+        assert broker.get_queue_message_counts("default") == (0, 0, 0)
 
 
 def test_nothing_is_lost_while_connections_are_broken_off(station: Station, broker: PgqrsBroker) -> None:
@@ -119,7 +128,7 @@ def test_an_idle_worker_runs_less_than_a_statement_a_second(
     monkeypatch.setattr(sync, "perform", perform)
     done: list[int] = []
     for number in range(10):
-        dramatiq.actor(done.append, actor_name=f"act_{number}", queue_name=f"queue_{number}", broker=broker)
+        dramatiq.actor(noting(done.append), actor_name=f"act_{number}", queue_name=f"queue_{number}", broker=broker)
     act = actor_of(broker, done)
     with station.worker(broker, timeout=1000):
         act.send(1)
