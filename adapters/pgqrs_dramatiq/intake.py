@@ -18,9 +18,8 @@ from collections.abc import Callable
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
-import msgspec
-
 from pgqrs_core.errors import PgqrsError, QueueNotFound, ServerError, TimedOut, Unavailable
+from pgqrs_core.operations.claim import is_last
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_core.subscriptions import Subscription
 from pgqrs_core.threads import join
@@ -31,7 +30,7 @@ from pgqrs_dramatiq.source import STALE, Source
 if TYPE_CHECKING:
     from pgqrs_core.engine import Engine
     from pgqrs_core.leases import LeaseKeeper
-    from pgqrs_core.messages import Delivery, Queue
+    from pgqrs_core.messages import Delivery, Lease, Queue
     from pgqrs_core.settling import Settler
 
 __all__ = ["Intake"]
@@ -44,8 +43,6 @@ MOST: Final = 200
 ASIDE: Final = 2.0
 #: Seconds between two looks at what no event tells.
 CHECK: Final = 1.0
-#: Poisoned messages are delivered to be buried by Dramatiq, whose middleware wants to know; the core is not to do it.
-_NEVER: Final = 1_000_000
 
 
 class Intake:
@@ -71,6 +68,8 @@ class Intake:
         self._thread: threading.Thread | None = None
         self._subscription: Subscription | None = None
         self._closing = False
+        #: A message on its last attempt, beside which nothing is claimed, and whose it is.
+        self._last: tuple[Source, Lease] | None = None
 
     def add(self, queue: Queue, prefetch: int, lease: float) -> Source:
         """Begin to claim from a queue, for ``lease`` seconds each time."""
@@ -144,15 +143,21 @@ class Intake:
                 # Others may have time for what was claimed ahead of a room that has not come.
                 source.ahead = 0
                 source.give_back()
-            if source.look and source.wants:
+            if self._may_claim(source):
                 self._claim(source)
         with self._lock:
             # Whoever was served first is served last.
             self._sources = self._sources[1:] + self._sources[:1]
         self._subscription.rest([source.queue for source in sources if not (source.look or source.again_at)])
-        if any(source.look and source.wants for source in sources):
+        if any(self._may_claim(source) for source in sources):
             return 0.0
         return STALE if any(source.claimed for source in sources) else CHECK
+
+    def _may_claim(self, source: Source) -> bool:
+        """Tell whether to look; not while a message that may kill this process could take others with it."""
+        if self._last is not None and not self._last[0].holds(self._last[1]):
+            self._last = None
+        return source.look and source.wants and self._last is None
 
     def _claim(self, source: Source) -> None:
         source.measure(time.monotonic())
@@ -162,7 +167,10 @@ class Intake:
         except PgqrsError as error:
             self._failed(source, error)
             return
-        source.look = len(found) >= limit
+        last = is_last(source.queue, found)
+        source.look = len(found) >= limit or last
+        if last:
+            self._last = source, found[0].lease
         if found:
             # The keeper first: a consumer may settle at once.
             leases = [delivery.lease for delivery in found]
@@ -172,17 +180,17 @@ class Intake:
             source.give_back()
 
     def _ask(self, source: Source, limit: int) -> list[Delivery]:
-        queue = source.queue
-        options = msgspec.structs.replace(queue.options, max_attempts=_NEVER)
+        # Dramatiq buries what has used up its attempts itself: its middleware wants to know.
         return self._engine.run(
             incoming,
-            msgspec.structs.replace(queue, options=options),
+            source.queue,
             source.marks,
             limit=limit,
             lease=source.lease,
             patience=0.0,
             plugins=self._engine.plugins,
             adapter=ADAPTER,
+            bury=False,
         )
 
     def _failed(self, source: Source, error: PgqrsError) -> None:

@@ -68,6 +68,10 @@ class Source:
         """Whether to claim, if there is anything: before what was claimed ahead is used up."""
         return self.room + self.ahead // 2 > 0 and not self.ended
 
+    def holds(self, lease: Lease) -> bool:
+        """Tell whether a message was claimed and is not settled."""
+        return lease in self.unsettled or any(delivery.lease == lease for delivery, _ in list(self.claimed))
+
     def is_stale(self, now: float) -> bool:
         """Tell whether it has held for a while what there is no room for."""
         return bool(self.claimed) and len(self.unsettled) >= self.prefetch and now - self.filled_at > STALE

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import bz2
+import importlib
 import lzma
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Final
 
 from kombu.compression import get_decoder, get_encoder
@@ -15,12 +16,48 @@ from pgqrs_core.messages import MAX_BODY_BYTES
 
 __all__ = ["expand"]
 
-#: What the standard library expands piece by piece. Others, where somebody installed them, are Kombu's own affair.
+#: What is expanded piece by piece. What a program registers with Kombu by itself is its own affair.
 _EXPANDERS: Final[dict[str, Callable[[], Any]]] = {
     "application/x-gzip": zlib.decompressobj,
     "application/x-bz2": bz2.BZ2Decompressor,
     "application/x-lzma": lzma.LZMADecompressor,
 }
+
+
+class _Brotli:
+    """Brotli's decompressor, with the manners of the standard library's."""
+
+    unused_data = b""
+
+    def __init__(self, library: Any) -> None:
+        self._inner = library.Decompressor()
+
+    def decompress(self, body: bytes, most: int) -> bytes:
+        """Return at most about ``most`` bytes; libraries before 1.2 have no limit, and are refused by their TypeError."""
+        return bytes(self._inner.process(body, output_buffer_limit=most))
+
+    @property
+    def eof(self) -> bool:
+        return bool(self._inner.is_finished())
+
+
+def _optional() -> Iterator[tuple[str, Callable[[], Any]]]:
+    """Yield what may be installed, in the order in which Kombu looks for it."""
+    for content_type, names in (
+        ("application/zstd", ("compression.zstd", "backports.zstd")),
+        ("application/x-brotli", ("brotli", "brotlicffi")),
+    ):
+        for name in names:
+            try:
+                library = importlib.import_module(name)
+            except ImportError:
+                continue
+            brotli = "brotli" in name
+            yield content_type, (lambda library=library: _Brotli(library)) if brotli else library.ZstdDecompressor
+            break
+
+
+_EXPANDERS.update(_optional())
 
 
 def expand(body: bytes, compression: object, limit: int = MAX_BODY_BYTES) -> bytes:

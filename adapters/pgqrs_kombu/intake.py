@@ -19,7 +19,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pgqrs_core.errors import PgqrsError, QueueNotFound, ServerError, TimedOut, Unavailable
 from pgqrs_core.marks import Marks
-from pgqrs_core.messages import Delivery, Queue, QueueOptions
+from pgqrs_core.messages import Delivery, Lease, Queue, QueueOptions
+from pgqrs_core.operations.claim import is_last
 from pgqrs_core.settling import Verdict
 from pgqrs_core.subscriptions import Subscription
 from pgqrs_kombu import mail
@@ -59,6 +60,8 @@ class Intake:
         self._filled_at = 0.0
         self._pace = Pace()
         self._listening = False
+        #: A message on its last attempt, beside which no task is claimed.
+        self._last: Lease | None = None
         #: Whether what was claimed ahead is to be given back: something older went back.
         self.recalled = False
 
@@ -215,14 +218,24 @@ class Intake:
             room = min(room + self._pace.ahead, MOST)
             # Whoever was served last is asked last.
             for source in sources:
-                if source.look and room > 0:
+                if source.look and room > 0 and not self._is_alone():
                     count = self._claim(source, room)
                     room -= count
                     more = more or source.look
                     if count:
                         self._sources.remove(source)
                         self._sources.append(source)
-        return more and (credit is None or credit > waiting + 1)
+        return more and not self._is_alone() and (credit is None or credit > waiting + 1)
+
+    def _is_alone(self) -> bool:
+        """Tell whether a message that may kill this process could take others with it."""
+        last = self._last
+        if last is not None and not (
+            any(delivery.lease == last for _, delivery, _ in self._ready)
+            or any(source.channel.qos.holds(last) for source in self._sources)
+        ):
+            self._last = None
+        return self._last is not None
 
     def _claim(self, source: Source, limit: int) -> int:
         try:
@@ -230,7 +243,10 @@ class Intake:
         except PgqrsError as error:
             self._failed([source], error)
             return 0
-        source.look = len(found) >= limit
+        last = is_last(source.queue, found)
+        source.look = len(found) >= limit or last
+        if last:
+            self._last = found[0].lease
         if not found:
             return 0
         now = time.time()

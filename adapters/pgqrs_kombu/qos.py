@@ -17,7 +17,7 @@ from kombu.transport import virtual
 from pgqrs_core.settling import Verdict
 
 if TYPE_CHECKING:
-    from pgqrs_core.messages import Delivery, Queue
+    from pgqrs_core.messages import Delivery, Lease, Queue
     from pgqrs_core.settling import Kind
     from pgqrs_kombu.broker import Broker
 
@@ -67,6 +67,10 @@ class QoS(virtual.QoS):  # type: ignore[misc]
     def can_consume_max_estimate(self) -> int | None:
         """Return how many more messages may be delivered; None for any number."""
         return max(self.prefetch_count - len(self._held), 0) if self.prefetch_count else None
+
+    def holds(self, lease: Lease) -> bool:
+        """Tell whether a message was delivered and is not settled."""
+        return any(held.delivery.lease == lease for held in list(self._held.values()))
 
     def get(self, delivery_tag: int) -> Any:
         """Return an unsettled message."""

@@ -29,12 +29,13 @@ def new_token() -> int:
     return secrets.randbits(62) | 1 << 62
 
 
-def claim(queue: Queue, marks: Marks, *, limit: int, lease: float) -> Op[list[Delivery]]:
+def claim(queue: Queue, marks: Marks, *, limit: int, lease: float, bury: bool = True) -> Op[list[Delivery]]:
     """Claim up to ``limit`` messages for ``lease`` seconds, and return them in order.
 
     A message that has been delivered ``max_attempts`` times without being settled killed its consumers, or outlived
     them; it is dead-lettered here instead of delivered again. One whose last attempt this is comes alone: a consumer
     that dies takes an attempt from all that it holds, and only the message that kills it shall end as dead.
+    Without ``bury``, what has used up its attempts is returned too, for the caller to bury.
     """
     while True:
         most = 1 if marks.cautious else limit
@@ -55,7 +56,7 @@ def claim(queue: Queue, marks: Marks, *, limit: int, lease: float) -> Op[list[De
         if not worn:
             return found
         spent = [item for item in worn if item.attempt > queue.options.max_attempts]
-        if spent:
+        if spent and bury:
             yield from nack(queue, [_exhausted(item) for item in spent])
             found = [item for item in found if item.attempt <= queue.options.max_attempts]
         # A batch of nothing but spent messages does not mean that the queue is empty.
@@ -88,6 +89,7 @@ def receive(
     limit: int,
     lease: float,
     patience: float = 0.0,
+    bury: bool = True,
     on_look: Callable[[], None] | None = None,
 ) -> Op[list[Delivery]]:
     """Claim like `claim`; while there is nothing, wait up to ``patience`` seconds for something.
@@ -97,7 +99,7 @@ def receive(
     while True:
         if on_look is not None:
             on_look()
-        found = yield from claim(queue, marks, limit=limit, lease=lease)
+        found = yield from claim(queue, marks, limit=limit, lease=lease, bury=bury)
         if found or patience <= 0:
             return found
         patience = yield Wait(queue, patience)

@@ -76,7 +76,27 @@ def _server() -> Op[list[Finding]]:
 
 def _settings() -> Op[list[Finding]]:
     settings = dict((yield Execute(queries["server_settings"])))
-    return [*_durability(settings), *_autovacuum(settings)]
+    found = [*_durability(settings), *_autovacuum(settings)]
+    waits = settings.get("synchronous_commit") not in ("off", "local")
+    if waits and settings.get("synchronous_standby_names"):
+        found += yield from _standbys()
+    return found
+
+
+def _standbys() -> Op[list[Finding]]:
+    """Commits wait for a synchronous standby even if there is none, and no time-out ends that."""
+    connected: int = (yield Execute(queries["synchronous_standbys"]))[0][0]
+    if connected:
+        return [Finding("synchronous_standbys", "ok", f"{connected} synchronous standby servers are connected")]
+    return [
+        Finding(
+            "synchronous_standbys",
+            "warn",
+            "synchronous_standby_names is set, but no such standby is seen to be connected: commits hang until one is",
+            "Start the standby, or set synchronous_standby_names = '' and reload. A role that is no member of "
+            "pg_monitor sees no standbys: if there is one, GRANT pg_read_all_stats to it.",
+        )
+    ]
 
 
 def _durability(settings: dict[str, str]) -> Iterator[Finding]:

@@ -97,11 +97,13 @@ def incoming(
     plugins: Plugins,
     adapter: str,
     managed: bool = False,
+    bury: bool = True,
     clock: Callable[[], float] = time.time,
 ) -> Op[list[Delivery]]:
     """Claim, letting plugins see and change what was claimed before anybody decodes it.
 
-    ``managed`` says that the adapter calls handlers, surrounded by plugins, for what was claimed.
+    ``managed`` says that the adapter calls handlers, surrounded by plugins, for what was claimed. Without ``bury`` it
+    is also the adapter that dead-letters what has used up its attempts.
     """
     hooks = plugins.hooks
     looks: list[float] = []
@@ -112,6 +114,7 @@ def incoming(
         limit=limit,
         lease=lease,
         patience=patience,
+        bury=bury,
         on_look=(lambda: looks.append(clock())) if watch else None,
     )
     if found and watch:

@@ -14,9 +14,13 @@ select extract(epoch from clock_timestamp())::float8;
 -- name: server_settings observer
 -- As a new session of this role in this database gets them; our own connections change some for themselves.
 select name, reset_val from pg_catalog.pg_settings
-where name in ('fsync', 'full_page_writes', 'synchronous_commit', 'autovacuum', 'track_counts',
+where name in ('fsync', 'full_page_writes', 'synchronous_commit', 'synchronous_standby_names', 'autovacuum', 'track_counts',
                'autovacuum_freeze_max_age', 'max_connections', 'superuser_reserved_connections',
                'reserved_connections');
+
+-- name: synchronous_standbys observer
+-- How many standbys commits may wait for; of others than our own role, only members of pg_monitor see any.
+select count(*) from pg_catalog.pg_stat_replication where sync_state in ('sync', 'quorum');
 
 -- name: connection_counts observer
 -- Client connections to the whole server, and those of them that belong to pgqrs.
