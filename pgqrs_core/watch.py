@@ -212,9 +212,11 @@ class Watch:
             _, claimable, next_due = found.get(queue.id, (queue.id, True, None))
             if item.storm:
                 item.storm = CALM if claimable else item.storm - 1
-            item.probe_at = now + max(item.step * random.uniform(1.0, 1.1), cost / PROBE_SHARE)
+            least = cost / PROBE_SHARE
+            item.probe_at = now + max(item.step * random.uniform(1.0, 1.1), least)
             if not item.storm:
-                item.step = min(item.step * 2, POLL)
+                # A pause that was as long as that counts: on a busy machine, too, queues soon take turns together.
+                item.step = min(max(item.step, least) * 2, POLL)
             item.due_at = now + next_due if next_due is not None else float("inf")
             if claimable:
                 self._wake(item)

@@ -29,6 +29,8 @@ class Desk:
         #: The queues that hold something, and when their next delayed message is due.
         self.full: set[int] = set()
         self.due: dict[int, float] = {}
+        #: What a probe takes, in seconds.
+        self.cost = 0.0
 
     def step(self) -> Agenda:
         """Do what is to be done now, as the wake-up connection does."""
@@ -41,7 +43,7 @@ class Desk:
         if agenda.probe:
             self.statements.append((self.now, "probe", [queue.id for queue in agenda.probe]))
             rows = [(queue.id, queue.id in self.full, self._due_in(queue)) for queue in agenda.probe]
-            self.watch.probed(agenda.probe, rows, 0.0)
+            self.watch.probed(agenda.probe, rows, self.cost)
         return agenda
 
     def _due_in(self, queue: Queue) -> float | None:
@@ -385,6 +387,18 @@ class TestProbing:
         desk.statements.clear()
         desk.run(45)
         assert desk.of("probe") == []
+
+    def test_queues_take_turns_together_soon_even_where_each_probe_is_dear(self, desk: Desk) -> None:
+        desk.cost = 0.02
+        for number in range(1, 6):
+            desk.settle(make_queue(f"q{number}", number))
+            desk.run(0.2)
+        desk.run(4 * POLL)
+        desk.statements.clear()
+
+        desk.run(6 * POLL)
+
+        assert len(desk.of("probe")) <= 7
 
     def test_nobody_probes_for_those_who_left(self, desk: Desk) -> None:
         desk.settle(A)
