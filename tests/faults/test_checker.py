@@ -163,6 +163,13 @@ class TestChecker:
 
         assert check([*history, {"op": "unnoted", "claims": 1}], LEFT) == []
 
+    def test_a_claim_whose_answer_was_late_is_no_second_delivery(self) -> None:
+        history = sound()
+        # The process stood still between its claim and its note, for longer than its lease.
+        changed(op="claimed", token=31, ended=1.55)(history)
+
+        assert check(history, LEFT) == []
+
     def test_a_line_that_was_cut_off_is_no_event(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_text(json.dumps({"op": "sent", "key": "a"}) + '\n{"op": "se')
 
