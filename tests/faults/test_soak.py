@@ -109,12 +109,15 @@ def test_nothing_is_lost_and_nothing_grows(pgqrs_bindir: Path, gather: Callable[
                 crowd.excuse(claims=100)
             time.sleep(STEP)
             samples.append(measure(crowd, began))
-        found = crowd.finish(limit=120)
+        # First, so that a run which ends badly leaves its measurements.
         report = [asdict(sample) for sample in samples]
         Path(os.environ.get("PGQRS_SOAK_REPORT", tmp_path / "soak.json")).write_text(json.dumps(report, indent=1))
         print(f"{len(samples)} samples; the first, the middle and the last:")
         for sample in (samples[0], samples[len(samples) // 2], samples[-1]):
             print(sample)
+        waiting = ask(cluster.dsn, "select count(*) from pgqrs.q_jobs")
+        print(f"{waiting[0][0]} messages wait at the end of the load")
+        found = crowd.finish(limit=120)
 
         assert found == []
         assert crowd.count("sent") > 10 * SECONDS
