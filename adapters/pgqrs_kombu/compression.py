@@ -7,6 +7,7 @@ import importlib
 import lzma
 import zlib
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Final
 
 from kombu.compression import get_decoder, get_encoder
@@ -52,8 +53,7 @@ def _optional() -> Iterator[tuple[str, Callable[[], Any]]]:
                 library = importlib.import_module(name)
             except ImportError:
                 continue
-            brotli = "brotli" in name
-            yield content_type, (lambda library=library: _Brotli(library)) if brotli else library.ZstdDecompressor
+            yield content_type, partial(_Brotli, library) if "brotli" in name else library.ZstdDecompressor
             break
 
 

@@ -78,6 +78,14 @@ def _lease(event: Event) -> tuple[int, int, int]:
     return event["lane"], event["id"], event["token"]
 
 
+def _insert(claims: list[Event], event: Event) -> None:
+    """Append a claim; before those that it overlaps and whose attempts are later: its answer was long on its way."""
+    place = len(claims)
+    while place and event["began"] < claims[place - 1]["ended"] and event["attempt"] < claims[place - 1]["attempt"]:
+        place -= 1
+    claims.insert(place, event)
+
+
 class _Checker:
     def __init__(self, history: list[Event], left: Counter[str]) -> None:
         self.left = left
@@ -86,7 +94,7 @@ class _Checker:
             self.by_kind[event["op"]].append(event)
         self.claims: dict[str, list[Event]] = defaultdict(list)
         for event in sorted(self.by_kind["claimed"], key=lambda event: float(event["ended"])):
-            self.claims[event["key"]].append(event)
+            _insert(self.claims[event["key"]], event)
         self.settling = self._by_lease("settling")
         self.settled = self._by_lease("settled")
         self.extended = self._by_lease("extended")

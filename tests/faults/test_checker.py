@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import pytest
+from pgqrs_native import Client
+
+from pgqrs_core.errors import QueueNotFound, SchemaError
 
 from .broken import BUGS
 from .crowd import Crowd
@@ -163,6 +167,13 @@ class TestChecker:
 
         assert check([*history, {"op": "unnoted", "claims": 1}], LEFT) == []
 
+    def test_a_claim_whose_answer_was_late_is_no_second_delivery(self) -> None:
+        history = sound()
+        # The process stood still between its claim and its note, for longer than its lease.
+        changed(op="claimed", token=31, ended=1.55)(history)
+
+        assert check(history, LEFT) == []
+
     def test_a_line_that_was_cut_off_is_no_event(self, tmp_path: Path) -> None:
         (tmp_path / "a.jsonl").write_text(json.dumps({"op": "sent", "key": "a"}) + '\n{"op": "se')
 
@@ -212,10 +223,16 @@ def test_every_bug_is_expected_to_be_caught() -> None:
 
 @pytest.mark.faults
 @pytest.mark.parametrize("bug", CAUGHT)
-def test_a_bug_in_the_engine_is_caught(bug: str, crowd: Crowd) -> None:
+def test_a_bug_in_the_engine_is_caught(bug: str, gather: Callable[..., Crowd], pgqrs_dsn: str) -> None:
     expected, options = CAUGHT[bug]
 
-    assert run_crowd(crowd, bug=bug, **options) & expected
+    def is_caught() -> bool:
+        with Client(pgqrs_dsn) as client, suppress(QueueNotFound, SchemaError):
+            client.admin.delete_queue("jobs")
+        return bool(run_crowd(gather(pgqrs_dsn), bug=bug, **options) & expected)
+
+    # It takes a race to show some of them, and not every crowd on a busy machine has one.
+    assert any(is_caught() for _ in range(3))
 
 
 @pytest.mark.faults

@@ -132,6 +132,21 @@ def test_each_durability_setting_is_looked_at(name: str) -> None:
     assert finding.summary.startswith(f"{name} is off: a crash")
 
 
+@pytest.mark.parametrize(("connected", "status"), [(0, "warn"), (1, "ok")])
+def test_commits_that_wait_for_a_standby_that_is_not_there_are_told(connected: int, status: str) -> None:
+    """They hang, and no time-out of the server's ends that."""
+    waiting = settings(synchronous_standby_names="ghost")
+    found = examined(server_settings=waiting, synchronous_standbys=[(connected,)])
+    assert only(found, "synchronous_standbys").status == status
+
+
+@pytest.mark.parametrize("level", ["off", "local"])
+def test_commits_that_wait_for_no_standby_need_none(level: str) -> None:
+    """Whatever is named."""
+    found = examined(server_settings=settings(synchronous_standby_names="ghost", synchronous_commit=level))
+    assert "synchronous_standbys" not in found
+
+
 @pytest.mark.parametrize("name", ["autovacuum", "track_counts"])
 def test_autovacuum_that_is_off_is_told(name: str) -> None:
     """It needs the counters too."""
