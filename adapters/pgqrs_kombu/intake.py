@@ -109,10 +109,7 @@ class Intake:
 
     def hand_on(self) -> bool:
         """Deliver the first message that there is room for; tell whether there was one."""
-        if self.recalled:
-            self.recalled = False
-            self._give_back(lambda item: not item[0].no_ack and item[0].mailbox is None)
-            self._broker.flush()
+        self._recall()
         ready = self._ready
         for _ in range(len(ready)):
             source, delivery, claimed_at = item = ready.popleft()
@@ -125,8 +122,16 @@ class Intake:
 
     def hand_on_all(self) -> None:
         """Deliver everything that there is room for."""
+        # Even with nothing to deliver: what is claimed after this is not to be given back for what happened before.
+        self._recall()
         while self._ready and self.hand_on():
             pass
+
+    def _recall(self) -> None:
+        if self.recalled:
+            self.recalled = False
+            self._give_back(lambda item: not item[0].no_ack and item[0].mailbox is None)
+            self._broker.flush()
 
     def fetch(self) -> bool:
         """Take what is there and there is room for; tell whether to come again at once.
@@ -152,7 +157,8 @@ class Intake:
                 due = source.look = True
         if self._ready and now - self._filled_at > STALE:
             self._give_back(lambda item: not item[0].no_ack)
-        return due or self._subscription.is_over()
+        # Beside a last attempt nothing is fetched, and nothing else says that it has gone back.
+        return due or self._subscription.is_over() or (self.is_hungry and not self._is_alone())
 
     @property
     def next_look(self) -> float | None:
