@@ -94,16 +94,18 @@ def _owner(connection: Any) -> Any:
         # SQLAlchemy commits only what it saw begin, and it does not see what we execute.
         if hasattr(connection, "in_transaction") and not connection.in_transaction():
             connection.begin()
-    elif hasattr(connection, "ensure_connection"):
-        connection.ensure_connection()
     return connection
 
 
 def _inside(owner: Any) -> object:
     if isinstance(owner, psycopg.Connection):
         return owner
-    found = getattr(owner, "connection", None)
-    return getattr(found, "driver_connection", found)
+    if _is_from(owner, "sqlalchemy"):
+        return getattr(getattr(owner, "connection", None), "driver_connection", None)
+    if hasattr(owner, "ensure_connection"):
+        owner.ensure_connection()
+        return getattr(owner, "connection", None)
+    return None
 
 
 def _is_from(value: object, package: str) -> bool:

@@ -78,24 +78,36 @@ def _listen(connection: Any) -> None:
 
 
 def _committing(connection: Any, *_: object) -> None:
-    connection.info.setdefault(_DUE, []).extend(connection.info.pop(_WAITING, ()))
+    info = _info(connection)
+    info.setdefault(_DUE, []).extend(info.pop(_WAITING, ()))
 
 
 def _rolled_back(connection: Any, *_: object) -> None:
-    # What is due was in a commit that failed: one that succeeded ended before this transaction began.
-    connection.info.pop(_WAITING, None)
-    connection.info.pop(_DUE, None)
+    # What is due was in a commit that failed: after one that succeeded another transaction had to begin.
+    _forget(_info(connection))
 
 
 def _begun(connection: Any) -> None:
-    _call_due(connection.info)
+    _call_due(_info(connection))
 
 
-def _returned(_: object, record: Any) -> None:
-    record.info.pop(_WAITING, None)
-    _call_due(record.info)
+def _returned(raw: object, record: Any) -> None:
+    if raw is not None:
+        _call_due(record.info)
+    # What was not committed, or was lost, and perhaps the server with it.
+    _forget(record.info)
 
 
-def _call_due(info: Any) -> None:
+def _info(connection: Any) -> dict[str, Any]:
+    """Return what is noted with a connection, and nothing of one that was lost: to ask would be to connect again."""
+    return {} if connection.invalidated else connection.info
+
+
+def _forget(info: dict[str, Any]) -> None:
+    info.pop(_WAITING, None)
+    info.pop(_DUE, None)
+
+
+def _call_due(info: dict[str, Any]) -> None:
     for call in info.pop(_DUE, ()):
         call()

@@ -116,8 +116,6 @@ class TestSqlalchemy:
             caller.rollback()
             caller.execute("select 1")
             caller.commit()
-        with borrowed(harness, make) as caller:
-            put(harness, caller.raw)
 
         assert ear.heard() == []
 
@@ -131,6 +129,33 @@ class TestSqlalchemy:
         with borrowed(harness, make) as caller:
             put(harness, caller.raw, delay=60.0)
             caller.commit()
+
+        assert ear.heard() == []
+
+    def test_a_connection_that_was_lost_tells_nobody_and_is_usable_again(
+        self, harness: Harness, make: str, ear: Ear
+    ) -> None:
+        from sqlalchemy.exc import OperationalError
+
+        number = fall_asleep(harness)
+        with borrowed(harness, make) as caller:
+            put(harness, caller.raw)
+            harness.ask(
+                "select pg_terminate_backend(pid, 20000) from pg_stat_activity "
+                "where datname = current_database() and state = 'idle in transaction'"
+            )
+            with pytest.raises(OperationalError):
+                caller.execute("select 1")
+            caller.rollback()
+            put(harness, caller.raw)
+            caller.commit()
+
+        assert ear.heard() == [number]
+
+    def test_a_transaction_that_is_dropped_tells_nobody(self, harness: Harness, make: str, ear: Ear) -> None:
+        fall_asleep(harness)
+        with borrowed(harness, make) as caller:
+            put(harness, caller.raw)
 
         assert ear.heard() == []
 
