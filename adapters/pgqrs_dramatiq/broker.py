@@ -156,8 +156,8 @@ class PgqrsBroker(Inspection, Broker):
         """Let what is enqueued in this block join the caller's transaction.
 
         It is delivered if he commits, and never if he rolls back. Workers that wait are woken after the commit where
-        SQLAlchemy or Django tell of it, and find it within about a second else: a notification in the transaction would make
-        its commit hold a lock of the whole database.
+        SQLAlchemy or Django tell of it, and else find it within about a second: a notification in the transaction would
+        make its commit hold a lock of the whole database.
 
         Args:
             connection: a psycopg connection, a SQLAlchemy ``Connection`` or ``Session`` on the psycopg driver, or a Django
