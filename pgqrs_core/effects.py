@@ -37,6 +37,8 @@ class Execute:
     ``queue`` names the tables that the statement's ``{queue}``, ``{archive}`` and ``{view}`` stand for.
     ``queues`` repeats a one-queue statement for several queues, joined by UNION ALL; ``special`` puts another statement
     of the same columns in its place for some of them, by number. ``names`` are further identifiers, by placeholder.
+    ``tells`` says that the second column of the reply tells whether consumers of ``queue`` sleep, and that they are to
+    hear of what was stored: inside the caller's transaction the operation cannot ring, and the driver may after the commit.
     """
 
     query: Query
@@ -45,6 +47,7 @@ class Execute:
     queues: Sequence[Queue] = ()
     special: Mapping[int, Query] = field(default_factory=dict)
     names: Mapping[str, str] = field(default_factory=dict)
+    tells: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,11 +19,13 @@ from pgqrs_core.async_wakeups import AsyncWakeups
 from pgqrs_core.config import Config
 from pgqrs_core.doorbell import Doorbell
 from pgqrs_core.drivers import aio, borrowed, sync
+from pgqrs_core.drivers.commits import Errands
 from pgqrs_core.drivers.statements import Statements
 from pgqrs_core.effects import Effect, Execute, Op, Wait
 from pgqrs_core.errors import ServerError
 from pgqrs_core.figures import EngineFigures, figures_of, note_engine
 from pgqrs_core.messages import Queue
+from pgqrs_core.operations.enqueue import ring_all
 from pgqrs_core.operations.queues import find_queue
 from pgqrs_core.operations.schema import check_schema
 from pgqrs_core.plugins import Plugins, default_plugins
@@ -173,12 +175,12 @@ class Engine(_Base):
         return self.connections.transaction()
 
     def run_in(self, connection: object, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run an operation on the caller's connection, in the caller's transaction."""
-        psycopg_connection = borrowed.unwrap(connection)
-        return sync.drive(
-            make(*args, **kwargs),
-            lambda effect: sync.perform_borrowed(psycopg_connection, self.statements, effect, self.config.target),
-        )
+        """Run an operation on the caller's connection, in his transaction, and ring after the commit if that is told."""
+        loan = borrowed.borrow(connection)
+        perform, statements, target = sync.perform_borrowed, self.statements, self.config.target
+        result = sync.drive(make(*args, **kwargs), lambda effect: perform(loan, statements, effect, target))
+        loan.when_committed(lambda queues: self.run(ring_all, queues, self.doorbell))
+        return result
 
     def queue(self, name: str) -> Queue:
         """Return a queue by its name, as known for a few seconds.
@@ -231,6 +233,7 @@ class AsyncEngine(_Base):
     def _begin(self) -> None:
         super()._begin()
         self.connections: aio.Connections = aio.Connections(**self._pool_options())
+        self._errands = Errands()
         self._wakeups: AsyncWakeups | None = None
 
     async def __aenter__(self) -> Self:
@@ -244,6 +247,7 @@ class AsyncEngine(_Base):
         if self._pid == os.getpid():
             if self._wakeups is not None:
                 await self._wakeups.close()
+            await self._errands.finish()
             await self.connections.close()
             self._stop_server()
 
@@ -256,12 +260,12 @@ class AsyncEngine(_Base):
         return await self.connections.transact(lambda: make(*args, **kwargs), self.statements)
 
     async def run_in(self, connection: object, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run an operation on the caller's connection, in the caller's transaction."""
-        psycopg_connection = await borrowed.unwrap_async(connection)
-        return await aio.drive(
-            make(*args, **kwargs),
-            lambda effect: aio.perform_borrowed(psycopg_connection, self.statements, effect, self.config.target),
-        )
+        """Run an operation on the caller's connection, in his transaction, and ring after the commit if that is told."""
+        loan = await borrowed.borrow_async(connection)
+        perform, statements, target = aio.perform_borrowed, self.statements, self.config.target
+        result = await aio.drive(make(*args, **kwargs), lambda effect: perform(loan, statements, effect, target))
+        loan.when_committed(lambda queues: self._errands.start(self.run(ring_all, queues, self.doorbell)))
+        return result
 
     async def queue(self, name: str) -> Queue:
         """Return a queue by its name, as known for a few seconds. Raises as `Engine.queue` does."""

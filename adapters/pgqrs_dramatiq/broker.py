@@ -155,8 +155,9 @@ class PgqrsBroker(Inspection, Broker):
     def transaction(self, connection: object) -> Iterator[None]:
         """Let what is enqueued in this block join the caller's transaction.
 
-        It is delivered if he commits, and never if he rolls back; within about a second of the commit, for a notification
-        would hold a lock of the whole database until then.
+        It is delivered if he commits, and never if he rolls back. Workers that wait are woken after the commit where
+        SQLAlchemy or Django tell of it, and else find it within about a second: a notification in the transaction would
+        make its commit hold a lock of the whole database.
 
         Args:
             connection: a psycopg connection, a SQLAlchemy ``Connection`` or ``Session`` on the psycopg driver, or a Django

@@ -38,8 +38,9 @@ def in_transaction(connection: object) -> Iterator[None]:
         connection: a psycopg connection, a SQLAlchemy ``Connection`` or ``Session`` on the psycopg driver, or a Django
             connection, to the database that holds the queues.
 
-    Consumers find what was published within a second of the commit: a notification would hold a lock of the whole
-    database until then. Declarations of queues are not part of the transaction, and stay.
+    Consumers that wait are woken after the commit where SQLAlchemy or Django tell of it, and else find what was published
+    within about a second: a notification in the transaction would make its commit hold a lock of the whole database.
+    Declarations of queues are not part of the transaction, and stay.
 
     Raises:
         InvalidArgument: at the first publish, if it is none of these, or is closed.

@@ -16,6 +16,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from pgqrs_core.drivers import session
+from pgqrs_core.drivers.borrowed import Loan
 from pgqrs_core.drivers.faults import RETRY, STALE, cannot_connect, refused, translate
 from pgqrs_core.drivers.patience import AsyncConnection, limit_of
 from pgqrs_core.drivers.session import Link, Shelf
@@ -110,16 +111,17 @@ async def _special(connection: AsyncConnection, flags: frozenset[str], timeout: 
 
 
 async def perform_borrowed(
-    connection: psycopg.AsyncConnection[Any], statements: Statements, effect: Effect, target: str
+    loan: Loan[psycopg.AsyncConnection[Any]], statements: Statements, effect: Effect, target: str
 ) -> Rows:
     """Run one statement on the caller's connection, with cursor, rows and adapters of our own."""
     if isinstance(effect, Wait):
         raise AssertionError("an operation must not wait inside the caller's transaction")
+    connection = loan.connection
     try:
         cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
         prepare_adapters(cursor)
         await cursor.execute(statements.render(effect).named, effect.params or None, binary=bool(effect.params))
-        return await cursor.fetchall() if has_rows(cursor) else NO_ROWS
+        return loan.note(effect, await cursor.fetchall() if has_rows(cursor) else NO_ROWS)
     except (psycopg.Error, UnicodeEncodeError) as error:
         raise refused(error, effect.query, statements, connection, target=target) from error
 

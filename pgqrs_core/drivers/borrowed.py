@@ -1,41 +1,76 @@
 """The caller's own connection, whatever wraps it.
 
 Operations on it join the caller's transaction: they commit and roll back with the caller's rows. Nothing is set, notified
-or committed there.
+or committed there. Whoever sleeps until there is work is told after the commit, by somebody else, where we hear of it.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, Generic, TypeVar
 
 import psycopg
 
+from pgqrs_core.drivers.commits import after_commit
+from pgqrs_core.effects import Execute, Rows
 from pgqrs_core.errors import InvalidArgument
+from pgqrs_core.messages import Queue
 
-__all__ = ["unwrap", "unwrap_async"]
+__all__ = ["Loan", "borrow", "borrow_async"]
+
+C = TypeVar("C", psycopg.Connection[Any], psycopg.AsyncConnection[Any])
 
 _EXPECTED = "a psycopg connection, a SQLAlchemy Connection or Session on the psycopg driver, or a Django connection"
 
 
-def unwrap(connection: object) -> psycopg.Connection[Any]:
-    """Return the psycopg connection inside.
+@dataclass(slots=True)
+class Loan(Generic[C]):
+    """A caller's connection for the time of one operation.
+
+    Attributes:
+        connection: psycopg's.
+        owner: what commits it, and may tell: SQLAlchemy's ``Connection``, Django's wrapper, or psycopg's connection.
+        awaited: the queues in which something was stored that a consumer sleeps for, by number.
+    """
+
+    connection: C
+    owner: object
+    awaited: dict[int, Queue] = field(default_factory=dict)
+
+    def note(self, effect: Execute, rows: Rows) -> Rows:
+        """Remember whether anybody waits for what was stored, and return the rows."""
+        if effect.tells and effect.queue is not None and rows and rows[0][1]:
+            self.awaited[effect.queue.id] = effect.queue
+        return rows
+
+    def when_committed(self, ring: Callable[[Collection[Queue]], None]) -> None:
+        """Call ``ring`` with the queues that are awaited, if there are any, once the caller has committed."""
+        if self.awaited:
+            after_commit(self.owner, lambda: ring(self.awaited.values()))
+
+
+def borrow(connection: object) -> Loan[psycopg.Connection[Any]]:
+    """Return the psycopg connection inside, and its owner.
 
     Raises:
         InvalidArgument: if there is none, or it is closed.
     """
-    found = _search(connection)
+    owner = _owner(connection)
+    found = _inside(owner)
     if not isinstance(found, psycopg.Connection) or found.closed:
         raise InvalidArgument("connection", connection, f"{_EXPECTED}, open and not async")
-    return found
+    return Loan(found, owner)
 
 
-async def unwrap_async(connection: object) -> psycopg.AsyncConnection[Any]:
-    """Return the psycopg connection inside an asynchronous wrapper.
+async def borrow_async(connection: object) -> Loan[psycopg.AsyncConnection[Any]]:
+    """Return the psycopg connection inside an asynchronous wrapper, and its owner.
 
     Raises:
         InvalidArgument: if there is none, or it is closed.
     """
     found: Any = connection
+    owner: Any = connection
     if not isinstance(found, psycopg.AsyncConnection):
         if _is_from(found, "sqlalchemy") and hasattr(found, "sync_session"):
             found = await found.connection()
@@ -43,15 +78,15 @@ async def unwrap_async(connection: object) -> psycopg.AsyncConnection[Any]:
             # SQLAlchemy commits only what it saw begin, and it does not see what we execute.
             if not found.in_transaction():
                 await found.begin()
+            owner = found.sync_connection
             found = (await found.get_raw_connection()).driver_connection
     if not isinstance(found, psycopg.AsyncConnection) or found.closed:
         raise InvalidArgument("connection", connection, f"{_EXPECTED}, open and async")
-    return found
+    return Loan(found, owner)
 
 
-def _search(connection: Any) -> object:
-    if isinstance(connection, psycopg.Connection):
-        return connection
+def _owner(connection: Any) -> Any:
+    """Return what commits, with a transaction begun where SQLAlchemy would see none."""
     if _is_from(connection, "sqlalchemy"):
         # A Session (or scoped_session) hands out its Connection; a Connection knows the driver's.
         if hasattr(connection, "get_bind") or hasattr(connection, "registry"):
@@ -59,10 +94,17 @@ def _search(connection: Any) -> object:
         # SQLAlchemy commits only what it saw begin, and it does not see what we execute.
         if hasattr(connection, "in_transaction") and not connection.in_transaction():
             connection.begin()
-        return getattr(getattr(connection, "connection", None), "driver_connection", None)
-    if hasattr(connection, "ensure_connection"):
-        connection.ensure_connection()
-        return getattr(connection, "connection", None)
+    return connection
+
+
+def _inside(owner: Any) -> object:
+    if isinstance(owner, psycopg.Connection):
+        return owner
+    if _is_from(owner, "sqlalchemy"):
+        return getattr(getattr(owner, "connection", None), "driver_connection", None)
+    if hasattr(owner, "ensure_connection"):
+        owner.ensure_connection()
+        return getattr(owner, "connection", None)
     return None
 
 

@@ -16,6 +16,7 @@ from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
 from pgqrs_core.drivers import session
+from pgqrs_core.drivers.borrowed import Loan
 from pgqrs_core.drivers.faults import RETRY, STALE, cannot_connect, refused, translate
 from pgqrs_core.drivers.patience import Connection, limit_of
 from pgqrs_core.drivers.prepared import Prepared, is_usable, wire
@@ -113,15 +114,16 @@ def _special(connection: Connection, flags: frozenset[str], timeout: float) -> I
                 connection.execute(f"set {before[flag]}".encode())
 
 
-def perform_borrowed(connection: psycopg.Connection[Any], statements: Statements, effect: Effect, target: str) -> Rows:
+def perform_borrowed(loan: Loan[psycopg.Connection[Any]], statements: Statements, effect: Effect, target: str) -> Rows:
     """Run one statement on the caller's connection, with cursor, rows and adapters of our own."""
     if isinstance(effect, Wait):
         raise AssertionError("an operation must not wait inside the caller's transaction")
+    connection = loan.connection
     try:
         cursor = psycopg.Cursor(connection, row_factory=tuple_row)
         prepare_adapters(cursor)
         cursor.execute(statements.render(effect).named, effect.params or None, binary=bool(effect.params))
-        return cursor.fetchall() if has_rows(cursor) else NO_ROWS
+        return loan.note(effect, cursor.fetchall() if has_rows(cursor) else NO_ROWS)
     except (psycopg.Error, UnicodeEncodeError) as error:
         raise refused(error, effect.query, statements, connection, target=target) from error
 

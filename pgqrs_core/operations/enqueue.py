@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pgqrs_core.doorbell import Doorbell
     from pgqrs_core.events import Draft
 
-__all__ = ["SOON", "check_draft", "enqueue", "ring"]
+__all__ = ["SOON", "check_draft", "enqueue", "ring", "ring_all"]
 
 #: Seconds of delay up to which sleeping consumers are told of a delayed message; their own polling learns of later ones.
 SOON: Final = 2.0
@@ -45,8 +45,8 @@ def enqueue(queue: Queue, drafts: Sequence[Draft], doorbell: Doorbell | None = N
     is that of the message stored first, and nothing more is stored. If no draft is ``durable`` the commit does not wait for
     the disk.
 
-    With a ``doorbell``, sleeping consumers are woken after the commit; without one (inside the
-    caller's transaction, where a NOTIFY would hold a database-wide lock until the commit) their polling finds them.
+    With a ``doorbell``, sleeping consumers are woken after the commit; without one (inside the caller's transaction, whose
+    commit a NOTIFY would make hold a database-wide lock) that is the driver's to do, and else their polling finds them.
 
     Raises:
         InvalidArgument: a priority, delay, time to live or key is out of range, or a time has no zone; nothing was stored.
@@ -63,6 +63,8 @@ def enqueue(queue: Queue, drafts: Sequence[Draft], doorbell: Doorbell | None = N
         if draft.idempotency_key is not None:
             keys += 1
     statement = _insert_keyed(queue, drafts) if keys else _insert(queue, drafts)
+    if doorbell is None and _any_soon(drafts):
+        statement = replace(statement, tells=True)
     try:
         rows = yield statement if durable else replace(statement, query=_RELAXED[statement.query.name])
     except Unavailable as error:
@@ -70,7 +72,7 @@ def enqueue(queue: Queue, drafts: Sequence[Draft], doorbell: Doorbell | None = N
             unknown = EnqueueUnknown(queue.name, str(error), target=error.target, keyed=keys == len(drafts))
             raise unknown from error
         raise
-    if rows[0][1] and any(draft.at is not None or (draft.delay or 0) <= SOON for draft in drafts):
+    if rows[0][1] and _any_soon(drafts):
         yield from ring(queue, doorbell)
     return _ids_by_key(drafts, rows) if keys else [row[0] for row in rows]
 
@@ -82,6 +84,12 @@ def ring(queue: Queue, doorbell: Doorbell | None) -> Op[None]:
             yield Execute(queries["notify"], {"channel": doorbell.channel, "payload": str(queue.id)})
         except PgqrsError:
             doorbell.failed()
+
+
+def ring_all(queues: Collection[Queue], doorbell: Doorbell) -> Op[None]:
+    """Wake the consumers that sleep on any of ``queues``. Never fails."""
+    for queue in queues:
+        yield from ring(queue, doorbell)
 
 
 def check_draft(queue: Queue, draft: Draft) -> None:
@@ -98,6 +106,10 @@ def check_draft(queue: Queue, draft: Draft) -> None:
         check_number("ttl", draft.ttl, 0, MAX_SECONDS, above=True)
     if draft.idempotency_key is not None:
         check_key(draft.idempotency_key)
+
+
+def _any_soon(drafts: Sequence[Draft]) -> bool:
+    return any(draft.at is not None or (draft.delay or 0) <= SOON for draft in drafts)
 
 
 def _lane(draft: Draft) -> int:

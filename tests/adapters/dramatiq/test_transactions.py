@@ -82,6 +82,25 @@ def test_a_message_is_there_if_and_when_the_caller_commits(station: Station, bro
     assert [message.args[0] for message in messages] == [0, 1, 2]
 
 
+def test_a_waiting_worker_is_told_after_the_commit(station: Station, broker: PgqrsBroker) -> None:
+    broker.declare_queue("default")
+    broker.enqueue(dramatiq.Message("default", "act", (), {}, {}))
+    with (
+        psycopg.connect(station.dsn, autocommit=True) as ear,
+        with_sqlalchemy(station.dsn) as (session, commit, _),
+    ):
+        ear.execute("insert into pgqrs.waiters select queue_id, 1, now() + interval '2 minutes' from pgqrs.queues")
+        ear.execute('listen "pgqrs:pgqrs"')
+        with broker.transaction(session):
+            broker.enqueue(dramatiq.Message("default", "act", (), {}, {}))
+        commit()
+        told = [notice.payload for notice in ear.notifies(timeout=20, stop_after=1)]
+        number = ear.execute("select queue_id from pgqrs.queues where name = 'default'").fetchone()
+
+    assert number is not None
+    assert told == [str(number[0])]
+
+
 def test_only_the_block_is_within_the_transaction(station: Station, broker: PgqrsBroker) -> None:
     broker.declare_queue("default")
     other = station.broker(max_connections=5)

@@ -61,6 +61,22 @@ def test_what_is_published_in_a_transaction_shares_its_fate(bench: Bench, kind: 
     assert bench.rows("q") == int(commit)
 
 
+def test_a_waiting_consumer_is_told_of_each_queue_after_the_commit(bench: Bench) -> None:
+    producer = declared(bench)
+    Queue("r")(producer.channel).declare()
+    bench.sql("insert into pgqrs.waiters select queue_id, 1, now() + interval '2 minutes' from pgqrs.queues")
+    session, finish, close = _open("session", bench.dsn)
+    with psycopg.connect(bench.dsn, autocommit=True) as ear:
+        ear.execute('listen "pgqrs:pgqrs"')
+        with in_transaction(session), producer.batch():
+            producer.publish("x", routing_key="q")
+            producer.publish("x", routing_key="r")
+        finish(True)
+        close()
+        told = {notice.payload for notice in ear.notifies(timeout=20, stop_after=2)}
+    assert told == {str(row[0]) for row in bench.sql("select queue_id from pgqrs.queues")}
+
+
 def test_after_the_block_publishing_is_as_before(bench: Bench) -> None:
     producer = declared(bench)
     with psycopg.connect(bench.dsn) as connection:
