@@ -1,11 +1,13 @@
-"""Native, blocking and asynchronous, and Kombu do the same with messages and with plugins."""
+"""Native, blocking and asynchronous, Kombu and Dramatiq do the same with messages and with plugins."""
 
 from __future__ import annotations
 
+import importlib
+import itertools
 import sys
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -155,27 +157,89 @@ class KombuDriver:
             connection.release()
 
 
-class TestKombu(AdapterConformance):
-    name = "kombu"
-    many = 300
+class DramatiqDriver:
+    def __init__(self, dsn: str) -> None:
+        self.dsn = dsn
+        self._connect()
+
+    def _connect(self) -> None:
+        from pgqrs_dramatiq import PgqrsBroker
+
+        self.broker = PgqrsBroker(self.dsn, lease=1.0)
+        self.broker.declare_queue("jobs")
+        self.consumer = self.broker.consume("jobs", prefetch=2_000, timeout=1_000)
+
+    @staticmethod
+    def message(body: bytes) -> Any:
+        from dramatiq import Message
+
+        text = body.decode()
+        return Message("jobs", "act", (text,), {}, {}, message_id=text, message_timestamp=0)
+
+    def send(self, bodies: Sequence[bytes]) -> None:
+        if len(bodies) == 1:
+            self.broker.enqueue(self.message(bodies[0]))
+        else:
+            self.broker.enqueue_many(map(self.message, bodies))
+
+    def take(self, count: int) -> list[Any]:
+        return list(itertools.islice(iter(self.consumer.__next__, None), count))
+
+    def body(self, message: Any) -> bytes:
+        return str(message.args[0]).encode()
+
+    def ack(self, messages: Sequence[Any]) -> None:
+        for message in messages:
+            self.consumer.ack(message)
+        # Acks are written a moment later, or when something is given back.
+        self.give_back([])
+
+    def give_back(self, messages: Sequence[Any]) -> None:
+        self.consumer.requeue(messages)
+
+    def abandon(self) -> None:
+        # That stops renewing leases, and says nothing of what was delivered.
+        self.broker.close()
+        self._connect()
+
+    def stored(self) -> list[bytes]:
+        return bodies(self.dsn)
+
+    def close(self) -> None:
+        self.broker.close()
+
+
+class FrameworkConformance(AdapterConformance):
+    """Of adapters that make their engines themselves, with the plugins that are installed."""
+
+    driver: Callable[[str], Any]
 
     @pytest.fixture(autouse=True)
     def _library(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        pytest.importorskip("kombu")
+        pytest.importorskip(self.name)
         self.patch = monkeypatch
 
     def plugins(self, witness: Witness) -> Plugins:
-        from pgqrs_kombu import plugin
-
         plugins = super().plugins(witness)
-        plugins.register(plugin, "kombu")
+        plugins.register(importlib.import_module(f"pgqrs_{self.name}.plugin"), self.name)
         return plugins
 
     @contextmanager
-    def adapter(self, dsn: str, plugins: Plugins) -> Iterator[KombuDriver]:
+    def adapter(self, dsn: str, plugins: Plugins) -> Iterator[Any]:
         self.patch.setattr("pgqrs_core.engine.default_plugins", lambda *_: plugins)
-        driver = KombuDriver(dsn)
-        try:
+        with closing(self.driver(dsn)) as driver:
             yield driver
-        finally:
-            driver.close()
+
+
+class TestKombu(FrameworkConformance):
+    name = "kombu"
+    many = 300
+    driver = KombuDriver
+
+
+class TestDramatiq(FrameworkConformance):
+    name = "dramatiq"
+    driver = DramatiqDriver
+
+    def wire(self, body: bytes) -> bytes:
+        return bytes(DramatiqDriver.message(body).encode())

@@ -1,4 +1,4 @@
-"""What the pages about moving promise as supported is held by tests that exist."""
+"""What the pages on moving here promise as supported is held by tests that exist."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-PAGES = sorted((ROOT / "docs").glob("moving-*.md"))
+PAGES = [*sorted((ROOT / "docs").glob("moving-*.md")), ROOT / "docs" / "dramatiq.md"]
 TESTS = {
     name
     for path in (ROOT / "tests").rglob("test_*.py")
@@ -18,7 +18,8 @@ TESTS = {
 
 def rows(page: Path) -> list[str]:
     """The lines of the table of what is supported; its head says nothing."""
-    _, _, section = page.read_text(encoding="utf-8").partition("## Supported\n")
+    _, _, rest = page.read_text(encoding="utf-8").partition("## Supported\n")
+    section, _, _ = rest.partition("\n## ")
     return [line for line in section.splitlines() if line.startswith("| ") and line.strip("| ")]
 
 

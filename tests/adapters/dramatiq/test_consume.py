@@ -16,6 +16,8 @@ from dramatiq_support import Station, eventually, noting, quiet, take
 from pgqrs_dramatiq import MessageFailed, PgqrsBroker
 
 from pgqrs_core.hookspecs import hookimpl
+from pgqrs_core.operations import maintenance
+from pgqrs_core.operations.queues import alter_queue
 
 
 def send(broker: PgqrsBroker, *numbers: int, queue: str = "default") -> list[Any]:
@@ -246,6 +248,24 @@ class TestDeadLetters:
         assert (reason["type"], reason["message"]) == ("ValueError", "a\ufffdb ?")
         assert "raise ValueError" in reason["traceback"]
 
+    def test_dead_letters_stay_in_their_queue_until_its_retention_ends(
+        self, station: Station, broker: PgqrsBroker
+    ) -> None:
+        send(broker, 1)
+        consumer = broker.consume("default", timeout=1000)
+        consumer.nack(take(consumer))
+        consumer.close()
+        station.sql("update pgqrs.q_default set due_at = due_at - interval '1 year' where lane = -100")
+        engine = broker._database.engine
+
+        engine.run(maintenance.maintain, engine.schema)
+        assert len(station.dead()) == 1
+        assert station.sql("select name from pgqrs.queues") == [("default",)]
+
+        engine.run(alter_queue, "default", {"dead_retention_seconds": 86_400.0})
+        engine.run(maintenance.maintain, engine.schema)
+        assert station.dead() == []
+
 
 class TestQueues:
     def test_fifty_queues_make_progress_on_four_connections(self, station: Station, broker: PgqrsBroker) -> None:
@@ -277,6 +297,35 @@ class TestQueues:
         assert broker.get_declared_queues() == {"default"}
         assert station.rows("b") == 2
 
+    def test_an_actors_priority_orders_what_a_worker_has_prefetched(
+        self, station: Station, broker: PgqrsBroker
+    ) -> None:
+        seen: list[str] = []
+        gates = threading.Event(), threading.Event()
+        busy: list[int] = []
+
+        @dramatiq.actor(broker=broker)
+        def wait(number: int) -> None:
+            busy.append(number)
+            gates[number].wait(20)
+
+        late = dramatiq.actor(noting(seen.append), actor_name="late", broker=broker, priority=10)
+        early = dramatiq.actor(noting(seen.append), actor_name="early", broker=broker, priority=1)
+        # Two threads prefetch four messages.
+        with station.worker(broker, threads=2) as worker:
+            for number in range(2):
+                wait.send(number)
+            eventually(lambda: len(busy) == 2)
+            late.send("late")
+            early.send("early")
+            eventually(lambda: worker.work_queue.qsize() == 2)
+            # One thread takes both in turn.
+            gates[0].set()
+            eventually(lambda: len(seen) == 2)
+            gates[1].set()
+
+        assert seen == ["early", "late"]
+
     def test_a_busy_queue_does_not_starve_another(self, station: Station, broker: PgqrsBroker) -> None:
         seen: list[str] = []
         dramatiq.actor(noting(seen.append), actor_name="act", queue_name="busy", broker=broker)
@@ -304,6 +353,16 @@ class TestQueues:
         broker.flush_all()
 
         assert station.sql("select count(*) from pgqrs.q_default") == [(0,)]
+
+    def test_the_counts_are_ready_delayed_and_dead(self, broker: PgqrsBroker) -> None:
+        send(broker, 1, 2, 3)
+        broker.enqueue_many([dramatiq.Message("default", "act", (), {}, {}) for _ in range(3)], delay=60_000)
+        consumer = broker.consume("default", prefetch=2, timeout=1000)
+        dead, _held = take(consumer), take(consumer)
+        consumer.nack(dead)
+        consumer.close()
+
+        assert broker.get_queue_message_counts("default") == (1, 3, 1)
 
     def test_what_was_flushed_is_not_delivered_from_memory(self, broker: PgqrsBroker) -> None:
         send(broker, *range(10))
@@ -334,6 +393,15 @@ class TestJoin:
             broker.join("default", timeout=50, interval=10)
         consumer.ack(message)
         broker.join("default", 2, 10, timeout=10_000)
+
+    @pytest.mark.parametrize("times", [{"interval": 60}, {"interval": 1, "idle_time": 60}], ids=str)
+    def test_it_looks_as_often_and_as_far_apart_as_it_is_told(self, broker: PgqrsBroker, times: dict[str, int]) -> None:
+        broker.declare_queue("default")
+        began = time.monotonic()
+
+        broker.join("default", min_successes=3, **times)
+
+        assert time.monotonic() - began >= 0.12
 
     def test_it_fails_fast_when_told_to(self, station: Station, broker: PgqrsBroker) -> None:
         @dramatiq.actor(broker=broker, max_retries=0)

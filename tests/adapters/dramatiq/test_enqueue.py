@@ -248,6 +248,14 @@ class TestMany:
 
         assert station.sql("select count(distinct xmin::text), count(*) from pgqrs.q_default") == [(1, 10)]
 
+    def test_a_group_of_pipelines_is_stored_together(self, station: Station, broker: PgqrsBroker) -> None:
+        broker.declare_queue("default")
+        pipes = [dramatiq.pipeline([make(broker), make(broker)], broker=broker) for _ in range(5)]
+
+        dramatiq.group(pipes, broker=broker).run()
+
+        assert station.sql("select count(distinct xmin::text), count(*) from pgqrs.q_default") == [(1, 5)]
+
     def test_groups_on_other_brokers_run_as_ever(self, broker: PgqrsBroker) -> None:
         stub = StubBroker()
         stub.declare_queue("default")

@@ -9,9 +9,10 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq.middleware import Middleware, SkipMessage
+from dramatiq.results import Results, ResultTimeout
 from dramatiq_support import Station, eventually
 
-from pgqrs_core.events import Consumed, Enqueued, Handling
+from pgqrs_core.events import ConsumeBatch, Consumed, Enqueued, Handling
 from pgqrs_core.hookspecs import hookimpl
 from pgqrs_core.plugins import Plugins
 
@@ -22,11 +23,17 @@ class Diary:
     def __init__(self) -> None:
         self.entries: list[Any] = []
         self.outcomes: list[Any] = []
+        self.drops = False
 
     @hookimpl
     def pgqrs_before_enqueue(self, batch: Any) -> None:
         for draft in batch.drafts:
             draft.headers = {**(draft.headers or {}), "origin": "here"}
+
+    @hookimpl
+    def pgqrs_before_consume(self, batch: ConsumeBatch) -> None:
+        for delivery in list(batch.deliveries) if self.drops else ():
+            batch.drop(delivery, "not wanted")
 
     @hookimpl
     def pgqrs_after_enqueue(self, event: Enqueued) -> None:
@@ -95,6 +102,22 @@ def test_what_an_actor_raises_is_seen_and_left_to_dramatiq(diary: Diary, station
 
     assert ("failed", "ValueError('no')") in diary.entries
     assert diary.outcomes[0].kind == "dead"
+
+
+def test_the_result_of_what_a_plugin_drops_is_waited_for_until_the_timeout(diary: Diary, station: Station) -> None:
+    broker = station.broker()
+    results = station.results()
+    broker.add_middleware(Results(backend=results, store_results=True))
+    work = dramatiq.actor(lambda: 1, actor_name="work", broker=broker)
+    diary.drops = True
+
+    sent = work.send()
+    with station.worker(broker):
+        eventually(lambda: diary.outcomes)
+        with pytest.raises(ResultTimeout):
+            sent.get_result(backend=results, block=True, timeout=100)
+
+    assert station.rows() == 0
 
 
 def test_an_actor_that_is_skipped_leaves_nothing_open(diary: Diary, station: Station) -> None:

@@ -213,6 +213,9 @@ def test_prometheus_counts_by_queue(crew: Crew, tmp_path: object) -> None:
 
     eventually(lambda: 'dramatiq_messages_total{actor_name="say",queue_name="default"} 2.0' in metrics())
     assert 'dramatiq_messages_inprogress{actor_name="say",queue_name="default"} 0.0' in metrics()
+    # Nothing waits in a worker's memory.
+    delayed = [line for line in metrics().splitlines() if line.startswith("dramatiq_delayed_messages_inprogress")]
+    assert all(line.endswith(" 0.0") for line in delayed)
 
 
 def test_greenlets_run_messages_too(crew: Crew) -> None:

@@ -171,6 +171,17 @@ class TestMiddleware:
         with quiet(), station.worker(broker), pytest.raises(ResultFailure, match="AttemptsExhausted"):
             sent.get_result(backend=broker.get_results_backend(), block=True, timeout=20_000)
 
+    def test_the_result_of_an_unknown_actor_is_waited_for_until_the_timeout(
+        self, station: Station, broker: PgqrsBroker
+    ) -> None:
+        broker.declare_queue("default")
+        sent = broker.enqueue(message("nobody"))
+
+        with quiet(), station.worker(broker):
+            eventually(station.dead)
+            with pytest.raises(ResultTimeout):
+                sent.get_result(backend=broker.get_results_backend(), block=True, timeout=100)
+
     def test_results_flow_through_a_pipeline(self, station: Station, broker: PgqrsBroker) -> None:
         @dramatiq.actor(broker=broker)
         def add(x: int, y: int) -> int:

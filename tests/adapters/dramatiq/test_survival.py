@@ -9,7 +9,7 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq.errors import ConnectionClosed, ConnectionFailed
-from dramatiq.middleware import Shutdown, TimeLimit, TimeLimitExceeded
+from dramatiq.middleware import Retries, Shutdown, ShutdownNotifications, TimeLimit, TimeLimitExceeded
 from dramatiq.middleware.threading import raise_thread_exception
 from dramatiq.rate_limits import ConcurrentRateLimiter
 from dramatiq_support import Station, eventually, noting, quiet
@@ -231,3 +231,24 @@ class TestInterrupts:
             act.send()
             assert ended.wait(20)
             assert worker is not None
+
+    def test_an_actor_that_is_told_of_the_shutdown_is_retried(self, station: Station) -> None:
+        broker = station.broker(middleware=[ShutdownNotifications(), Retries()])
+        results = station.results()
+        began, told = threading.Event(), threading.Event()
+
+        @dramatiq.actor(broker=broker, notify_shutdown=True)
+        def act() -> None:
+            began.set()
+            try:
+                results.get_result(act.message(), block=True, timeout=60_000)
+            except Shutdown:
+                told.set()
+                raise
+
+        with quiet(), station.worker(broker):
+            act.send()
+            assert began.wait(20)
+
+        assert told.is_set()
+        assert broker.get_queue_message_counts("default") == (0, 1, 0)
