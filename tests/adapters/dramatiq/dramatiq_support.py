@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import psycopg
-from dramatiq import Worker
+from dramatiq import Message, Worker
 from pgqrs_dramatiq import PgqrsBroker, PgqrsRateLimiterBackend, PgqrsResultBackend
 
 T = TypeVar("T")
@@ -121,6 +121,12 @@ def noting(note: Callable[[Any], object]) -> Callable[[Any], None]:
     return act
 
 
+def send(broker: PgqrsBroker, *numbers: int, queue: str = "default") -> list[Any]:
+    """Enqueue a message for each number, to an actor that need not be there."""
+    broker.declare_queue(queue)
+    return broker.enqueue_many([Message(queue, "act", (number,), {}, {}) for number in numbers])
+
+
 def take(consumer: Any, patience: float = PATIENCE) -> Any:
     """Return the next message of a consumer."""
     return eventually(lambda: next(consumer), patience)
@@ -206,8 +212,6 @@ class Crew:
 
     def send(self, actor: str, *args: Any, queue: str = "default", **options: Any) -> Any:
         """Enqueue a message for an actor that is known to the workers only."""
-        from dramatiq import Message
-
         delay = options.pop("delay", None)
         self.broker.declare_queue(queue)
         return self.broker.enqueue(Message(queue, actor, args, {}, options), delay=delay)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 import threading
 import time
 from typing import Any
@@ -89,6 +90,30 @@ class TestBackend:
         assert sorted(found) == list(range(100))
         assert most <= 4 + 2
         eventually(lambda: station.sql("select count(*) from pgqrs.dramatiq_waiters") == [(0,)])
+
+    def test_who_waits_is_woken_and_does_not_poll(self, station: Station, backend: PgqrsResultBackend) -> None:
+        storing = station.results(max_connections=3)
+        storing.store_result(message(), 0, 60_000)
+        seconds: list[float] = []
+        for _ in range(7):
+            one = message()
+            ended: list[float] = []
+
+            def wait(one: Any = one, ended: list[float] = ended) -> None:
+                backend.get_result(one, block=True, timeout=20_000)
+                ended.append(time.monotonic())
+
+            thread = threading.Thread(target=wait)
+            thread.start()
+            eventually(lambda: station.sql("select 1 from pgqrs.dramatiq_waiters"))
+            stored = time.monotonic()
+            storing.store_result(one, 1, 60_000)
+            thread.join(20)
+            seconds.append(ended[0] - stored)
+            eventually(lambda: not station.sql("select 1 from pgqrs.dramatiq_waiters"))
+
+        # A look a second would find most of them late: each wait begins when another has just been found.
+        assert statistics.median(seconds) < 0.4
 
     def test_the_connections_may_be_lost_while_somebody_waits(
         self, station: Station, backend: PgqrsResultBackend
