@@ -96,7 +96,7 @@ def rabbitmq(directory: Path) -> Iterator[Rival]:
     }
     try:
         with _running([program], environment, directory / "rabbitmq.log", port) as process:
-            yield Rival(f"amqp://guest:guest@127.0.0.1:{port}//", lambda: tree_cpu(process.pid))
+            yield Rival(f"amqp://guest:guest@127.0.0.1:{port}/%2F", lambda: tree_cpu(process.pid))
     finally:
         # Erlang's port mapper puts itself into the background.
         if mapper_program := shutil.which("epmd"):
