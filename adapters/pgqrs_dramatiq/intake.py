@@ -160,7 +160,7 @@ class Intake:
         return source.look and source.wants and self._last is None
 
     def _claim(self, source: Source) -> None:
-        source.measure(time.monotonic())
+        source.measure()
         limit = min(max(source.room + source.ahead, 1), MOST)
         try:
             found = persist(lambda: self._ask(source, limit))

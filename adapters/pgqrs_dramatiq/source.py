@@ -8,6 +8,7 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from pgqrs_core.marks import Marks
+from pgqrs_core.pace import Pace
 from pgqrs_core.settling import Verdict
 
 if TYPE_CHECKING:
@@ -19,9 +20,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Source"]
 
-#: For how many seconds of work a claim reaches ahead of what there is room for, and the pace from which on it does.
-AHEAD: Final = 0.04
-PACE: Final = 50.0
 #: Seconds after which what was claimed ahead is given back.
 STALE: Final = 0.25
 
@@ -53,8 +51,7 @@ class Source:
         self.error: PgqrsError | None = None
         #: Nothing is claimed any more; what was claimed is given back.
         self.ended = False
-        self._handed = 0
-        self._since = time.monotonic()
+        self._pace = Pace()
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._waiting = False
 
@@ -123,11 +120,10 @@ class Source:
             self._waiting = False
             self._bell.put(None)
 
-    def measure(self, now: float) -> None:
+    def measure(self) -> None:
         """Find out how far ahead to claim."""
-        pace = self._handed / max(now - self._since, 1e-6)
-        self._handed, self._since = 0, now
-        self.ahead = round(pace * AHEAD) if pace > PACE else 0
+        self._pace.measure()
+        self.ahead = self._pace.ahead
 
     def fill(self, found: list[Delivery]) -> None:
         """Take what was claimed for it."""
@@ -152,7 +148,7 @@ class Source:
         found = self._popleft()
         if found is not None:
             self.unsettled[found[0].lease] = None
-            self._handed += 1
+            self._pace.handed += 1
             self._ask()
         return found
 

@@ -21,11 +21,11 @@ from pgqrs_core.errors import PgqrsError, QueueNotFound, ServerError, TimedOut, 
 from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Delivery, Lease, Queue, QueueOptions
 from pgqrs_core.operations.claim import is_last
+from pgqrs_core.pace import GATHER, Pace
 from pgqrs_core.settling import Verdict
 from pgqrs_core.subscriptions import Subscription
 from pgqrs_kombu import mail
 from pgqrs_kombu.errors import QueueGone
-from pgqrs_kombu.pace import GATHER, Pace
 from pgqrs_kombu.source import Source
 from pgqrs_kombu.sql import queries
 

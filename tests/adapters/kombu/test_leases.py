@@ -10,7 +10,8 @@ import pytest
 from kombu import Producer, Queue
 from kombu_support import Bench, Inbox, drain, eventually
 from pgqrs_kombu import batch
-from pgqrs_kombu.pace import GATHER
+
+from pgqrs_core.pace import GATHER
 
 HOLD_AND_DIE = """
 import os, signal, sys
