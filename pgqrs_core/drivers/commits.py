@@ -12,6 +12,7 @@ import logging
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
+from weakref import WeakSet
 
 __all__ = ["Errands", "after_commit"]
 
@@ -20,6 +21,9 @@ _log = logging.getLogger("pgqrs.wakeups")
 #: Where a SQLAlchemy connection keeps what waits for its commit, and what has seen it and waits for its end.
 _WAITING: Final = "pgqrs.waiting"
 _DUE: Final = "pgqrs.due"
+
+#: Whom we listen to. SQLAlchemy's own record goes by ``id()``, and takes a new pool for one that has just gone.
+_heard: WeakSet[Any] = WeakSet()
 
 
 def after_commit(owner: Any, call: Callable[[], None]) -> None:
@@ -66,14 +70,16 @@ class Errands:
 def _listen(connection: Any) -> None:
     # Not imported: whoever has a Connection has done so, and the core does not depend on it.
     event: Any = sys.modules["sqlalchemy.event"]
-    if not event.contains(connection, "commit", _committing):
+    if connection not in _heard:
+        _heard.add(connection)
         event.listen(connection, "commit", _committing)
         event.listen(connection, "commit_twophase", _committing)
         event.listen(connection, "rollback", _rolled_back)
         event.listen(connection, "rollback_twophase", _rolled_back)
         event.listen(connection, "begin", _begun)
     pool = connection.engine.pool
-    if not event.contains(pool, "checkin", _returned):
+    if pool not in _heard:
+        _heard.add(pool)
         event.listen(pool, "checkin", _returned)
 
 

@@ -109,6 +109,19 @@ class TestSqlalchemy:
 
         assert seen == [1]
 
+    def test_a_new_pool_is_listened_to_whatever_became_of_the_one_whose_place_in_memory_it_has(
+        self, harness: Harness, make: str, ear: Ear, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """SQLAlchemy, asked whether a listener is known, goes by the place."""
+        monkeypatch.setattr("sqlalchemy.event.contains", lambda *_: True)
+        number = fall_asleep(harness)
+        with borrowed(harness, make) as caller:
+            put(harness, caller.raw)
+            caller.commit()
+        harness.do(harness.engine.close)
+
+        assert ear.heard() == [number]
+
     def test_a_rollback_tells_nobody(self, harness: Harness, make: str, ear: Ear) -> None:
         fall_asleep(harness)
         with borrowed(harness, make) as caller:
