@@ -9,8 +9,11 @@ A mark is a hint. It lives in memory, and a claimable message below it is found 
 * A claim that took ids up to *m* shows that all lower ids were taken, held, or **not yet committed**. So *m* becomes
   the mark only when every transaction that may hold one of them has ended and a later claim has read up to *m*, which
   its snapshot and its batch show, or when `LAG` seconds have passed, so that one open transaction does not hold the
-  mark back. A transaction draws an id a moment before snapshots show it: so it is not those of the claim itself that
-  must have ended, but those in the snapshot of the first claim that began `SETTLE` seconds after it.
+  mark back for ever. A transaction draws an id a moment before snapshots show it: so it is not those of the claim
+  itself that must have ended, but those in the snapshot of the first claim that began `SETTLE` seconds after it.
+* Most transactions that stay open never write to the queue. Where one has held a mark back for `HELD` seconds and
+  `WORTH` messages, the locks tell who does (`wants_writers`, `learn`): whoever stores a message locks the table before
+  he draws its id and until his transaction ends. See docs/adr/0016-who-writes-to-a-queue.md.
 * A rescan begins every `RESCAN` seconds, or as seldom as keeps its cost under one hundredth of the time. A claim that
   found nothing is followed by a rescan at once where that is cheap: an idle queue is short.
 * A rescan whose batch is full is not over: the next claims read on where it stopped, up to the marks. So nothing below
@@ -34,9 +37,13 @@ __all__ = ["Marks", "Seen"]
 LAG: Final = 2.0
 #: Seconds that a transaction may take from drawing an id to showing up in a snapshot.
 SETTLE: Final = 0.01
+#: Seconds for which open transactions hold a mark back before it is asked which of them write to the queue.
+HELD: Final = 0.05
+#: By how many ids a mark is then behind, at least; that many dead entries cost a claim about as much as the question.
+WORTH: Final = 1_000
 #: Seconds between rescans from the start of every lane, at least.
 RESCAN: Final = 1.0
-#: The part of the time that rescans may take.
+#: The part of the time that rescans may take, and so may the questions.
 RESCAN_SHARE: Final = 0.01
 #: A rescan below this many seconds may follow every claim that found nothing.
 CHEAP: Final = 0.001
@@ -88,6 +95,11 @@ class Marks:
         self._marks = [0] * len(CLAIM_LANES)
         self._text = _START
         self._pending: deque[_Pending] = deque()
+        self._held_back = False
+        self._asked_at = 0.0
+        self._ask_at = 0.0
+        #: Whoever could still write below what was taken before this was learnt has this number, or a higher one.
+        self._oldest_writer = 0
         self._rescan_at = 0.0
         self._rescan_cost = 0.0
         self._dry = False
@@ -106,6 +118,19 @@ class Marks:
             self._text = _START
         return self._text
 
+    def wants_writers(self) -> bool:
+        """Tell whether to ask, before the next claim, which is the oldest transaction that writes to the queue."""
+        if not self._held_back:
+            return False
+        self._asked_at = self._clock()
+        return self._asked_at >= self._ask_at
+
+    def learn(self, oldest_writer: int) -> None:
+        """Note the lowest number among running transactions that have locked the queue to write, or the next one's."""
+        now = self._clock()
+        self._ask_at = now + max(HELD, (now - self._asked_at) / RESCAN_SHARE)
+        self._oldest_writer = oldest_writer
+
     def finish(self, seen: Seen | None, *, full: bool) -> None:
         """End a claim. ``seen`` is None when it took nothing; ``full`` when there may be more."""
         now = self._clock()
@@ -113,6 +138,7 @@ class Marks:
             self._rescan_cost = now - self._began
             self._rescan_at = now + max(RESCAN, self._rescan_cost / RESCAN_SHARE)
         self._dry = seen is None
+        self._held_back = False
         reach = _reach(seen, full=full)
         moved = False
         if seen is not None:
@@ -145,11 +171,13 @@ class Marks:
             if self._began - item.at >= SETTLE:
                 item.newest = seen.newest
         moved = False
+        oldest = max(seen.oldest, self._oldest_writer)
         while self._pending:
             first = self._pending[0]
-            over = first.newest is not None and seen.oldest >= first.newest
+            over = first.newest is not None and oldest >= first.newest
             read = all(reach.covers(lane, top) for lane, top in first.highest.items())
             if not ((over and read) or now - first.at >= LAG):
+                self._held_back = not over and now - first.at >= HELD and self._lead() >= WORTH
                 break
             for lane, top in first.highest.items():
                 place = _PLACES[lane]
@@ -158,6 +186,10 @@ class Marks:
                     moved = True
             self._pending.popleft()
         return moved
+
+    def _lead(self) -> int:
+        """Return by how much the newest claim is ahead of the marks."""
+        return max(top - self.mark(lane) for lane, top in self._pending[-1].highest.items())
 
     def _read_on(self, reach: _Reach) -> None:
         """Note how far the rescan has come."""

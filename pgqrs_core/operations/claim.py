@@ -38,6 +38,9 @@ def claim(queue: Queue, marks: Marks, *, limit: int, lease: float, bury: bool = 
     Without ``bury``, what has used up its attempts is returned too, for the caller to bury.
     """
     while True:
+        if marks.wants_writers():
+            ((oldest_writer,),) = yield Execute(queries["oldest_writer"], queue=queue)
+            marks.learn(oldest_writer)
         most = 1 if marks.cautious else limit
         rows: Rows = yield Execute(
             queries["claim"],

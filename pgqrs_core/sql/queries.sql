@@ -124,6 +124,27 @@ where q.ctid = any (array(select place from picked))
 returning q.lane, q.message_id, q.attempt, q.priority, q.enqueued_at, coalesce(q.content_type, ''), q.headers::text,
   q.body, q.lease_token, (select oldest from running), (select newest from running);
 
+-- name: oldest_writer consumer relaxed
+-- Answer with the lowest number among the running transactions that have locked the queue to write, and where there is
+-- none with the next number: who starts later draws higher ids. See marks.py.
+--
+-- The locks are read once, for they change meanwhile. They show 32 bits of a number; one that seems to come after the next
+-- one is younger than the snapshot.
+with locks as materialized (
+  select virtualtransaction as holder, database, relation, transactionid from pg_locks where granted and mode in
+    ('RowExclusiveLock', 'ShareRowExclusiveLock', 'ExclusiveLock', 'AccessExclusiveLock')
+),
+running as (
+  select n.next, (n.next - t.transactionid::text::bigint) & 4294967295 as age
+  from locks q
+  join locks t on t.holder = q.holder and t.transactionid is not null
+  cross join (select pg_snapshot_xmax(pg_current_snapshot())::text::bigint as next) n
+  where q.relation = {queue_name}::regclass
+    and q.database = (select oid from pg_database where datname = current_database())
+)
+select coalesce((select min(next - age) from running where age < 2147483648),
+                pg_snapshot_xmax(pg_current_snapshot())::text::bigint);
+
 -- name: ack consumer
 -- Remove messages whose leases are still held; answers with those.
 delete from {queue} q

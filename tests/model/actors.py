@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from judge import Judge, JudgedMarks
-from steps import Begin, Commit, Rollback, Sleep
+from steps import Begin, Commit, Number, Rollback, Sleep
 
 from pgqrs_core.doorbell import Doorbell
 from pgqrs_core.errors import PgqrsError
@@ -88,6 +88,14 @@ class Cast:
                 yield Commit()
                 self.judge.enqueued(drafts, ids)
             yield self.pause(1.0)
+
+    def bystander(self) -> Actor:
+        """Writes elsewhere, in transactions that are open for long."""
+        while self.busy:
+            yield Begin()
+            yield Number()
+            yield self.pause(self.chance.choice([0.5, 4.0]))
+            yield Commit()
 
     def consumer(self, *, limit: int | None = None) -> Actor:
         """Claims and settles, keeps some leases too long, and uses stale ones."""

@@ -36,6 +36,8 @@ class Transaction:
     """What is to happen when it ends."""
 
     xid: int | None = None
+    #: Whether it has locked the queue to write.
+    writes: bool = False
     on_commit: list[Callable[[], None]] = field(default_factory=list)
     on_rollback: list[Callable[[], None]] = field(default_factory=list)
 
@@ -58,7 +60,7 @@ class FakeServer:
         self.chance = chance
         self.table = Table(max_attempts=queue.options.max_attempts, key_seconds=queue.options.idempotency_seconds)
         self.next_xid = 1000
-        self.running: set[int] = set()
+        self.running: dict[int, Transaction] = {}
         self.drawn_at: dict[int, float] = {}
         self.taken_keys: dict[str, Transaction] = {}
         self.waiters: dict[int, float] = {}
@@ -76,13 +78,13 @@ class FakeServer:
         if transaction.xid is None:
             transaction.xid = self.next_xid
             self.next_xid += 1
-            self.running.add(transaction.xid)
+            self.running[transaction.xid] = transaction
 
     def end(self, transaction: Transaction, *, commits: bool) -> None:
         for action in transaction.on_commit if commits else transaction.on_rollback:
             action()
         if transaction.xid is not None:
-            self.running.discard(transaction.xid)
+            self.running.pop(transaction.xid, None)
         for key in [key for key, holder in self.taken_keys.items() if holder is transaction]:
             del self.taken_keys[key]
 
@@ -90,6 +92,7 @@ class FakeServer:
 
     def draw(self, effect: Execute, transaction: Transaction) -> list[tuple[Any, ...]]:
         """Insert rows that nobody else sees until the transaction commits."""
+        transaction.writes = True
         specs = specs_of(effect.query.name, dict(effect.params))
         keys = [spec["key"] for spec in specs if spec.get("key")]
         if keys:
@@ -147,6 +150,7 @@ class FakeServer:
         Raises:
             Blocked: it has to wait.
         """
+        transaction.writes = True
         rows: list[tuple[Any, ...]] = getattr(self, f"_{effect.query.name}")(dict(effect.params), transaction)
         return rows
 
@@ -166,6 +170,10 @@ class FakeServer:
         # What an UPDATE returns has no order.
         self.chance.shuffle(rows)
         return rows
+
+    def _oldest_writer(self, _: dict[str, Any], __: Transaction) -> list[tuple[Any, ...]]:
+        writers = (xid for xid, transaction in self.running.items() if transaction.writes)
+        return [(min(writers, default=self.next_xid),)]
 
     def _held(self, params: dict[str, Any], name: str) -> list[tuple[int, Row]]:
         found = []

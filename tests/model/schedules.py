@@ -17,7 +17,7 @@ from actors import Cast
 from judge import Judge, Violation
 from world import Faults, World
 
-from pgqrs_core import watch
+from pgqrs_core import marks, watch
 from pgqrs_core.operations import claim
 from pgqrs_core.testing.by_hand import make_queue
 
@@ -40,6 +40,7 @@ def play_schedule(seed: int, *, crowd: int | None = None) -> Judge:
     # Apart from the chance within the schedule, so that its size does not change with its course.
     chance = random.Random(f"cast {seed}")
     calm = seed % 5 == 0 and crowd is None
+    beside = seed % 4 == 3
     queue = make_queue(max_attempts=3)
     world = World(seed, queue, CALM if calm else chance.choice([ROUGH, ROUGH, ROUGHER]))
     judge = Judge(world)
@@ -54,13 +55,17 @@ def play_schedule(seed: int, *, crowd: int | None = None) -> Judge:
             world.start(cast.producer())
             world.start(cast.slow_producer())
             world.start(cast.consumer())
+        if beside:
+            world.start(cast.bystander(), mortal=False)
         world.start(cast.housekeeper(), mortal=False)
     world.start(cast.watchman(), mortal=False)
     # What the product draws by itself is drawn from the seed, too.
     tokens = mock.patch.object(claim.secrets, "randbits", world.chance.getrandbits)
     turns = mock.patch.object(watch, "random", world.chance)
+    # Queues are short here, and the question who writes to them is to be asked beside bystanders.
+    worth = mock.patch.object(marks, "WORTH", 1 if beside else marks.WORTH)
     try:
-        with tokens, turns:
+        with tokens, turns, worth:
             _play(world, cast)
         judge.verdict()
     except Violation as violation:

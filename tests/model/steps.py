@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-__all__ = ["Begin", "Commit", "Rollback", "Sleep"]
+__all__ = ["Begin", "Commit", "Number", "Rollback", "Sleep"]
 
 
 @dataclass(frozen=True)
@@ -16,6 +16,10 @@ class Sleep:
 
 class Begin:
     """Begin a transaction: what follows belongs to it."""
+
+
+class Number:
+    """Give it a number, as whoever writes to a table has."""
 
 
 class Commit:

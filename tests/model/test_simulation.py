@@ -97,6 +97,11 @@ def marks_trust_the_claims_own_snapshot(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(marks.Marks, "finish", finish)
 
 
+def marks_hear_of_no_writers(patch: pytest.MonkeyPatch) -> None:
+    """Whoever holds a mark back is believed not to write to the queue."""
+    patch.setattr(FakeServer, "_oldest_writer", lambda self, *_: [(self.next_xid,)])
+
+
 def marks_go_too_far(patch: pytest.MonkeyPatch) -> None:
     original = claim.highest_ids
     patch.setattr(claim, "highest_ids", lambda places: {lane: top + 2 for lane, top in original(list(places)).items()})
@@ -179,6 +184,7 @@ def a_nack_loses_its_message(patch: pytest.MonkeyPatch) -> None:
 BUGS: dict[Callable[[pytest.MonkeyPatch], None], str] = {
     marks_go_early: "a mark passed",
     marks_trust_the_claims_own_snapshot: "a mark passed",
+    marks_hear_of_no_writers: "a mark passed",
     marks_go_too_far: "a mark passed|overtaken|stuck|came after",
     nobody_rescans: "a rescan was due|stuck",
     nobody_polls: "beside a sleeping consumer",

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fake import Blocked, FakeServer, Transaction
 from sleepers import Sleepers
-from steps import Begin, Commit, Rollback, Sleep
+from steps import Begin, Commit, Number, Rollback, Sleep
 
 from pgqrs_core.effects import Execute, Wait
 from pgqrs_core.errors import Unavailable
@@ -110,6 +110,9 @@ class World:
             self.chance.choice(self.sleepers).wait(process, effect.patience)
         elif isinstance(effect, Begin):
             process.transaction = Transaction()
+            self.go_on(process)
+        elif isinstance(effect, Number):
+            self.server.register(process.transaction or Transaction())
             self.go_on(process)
         elif isinstance(effect, (Commit, Rollback)):
             self.at(self.latency(), partial(self._end, process, commits=isinstance(effect, Commit)))
