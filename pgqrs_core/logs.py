@@ -11,7 +11,7 @@ import os
 import socket
 import sys
 from collections.abc import Mapping, MutableMapping
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
 __all__ = ["MessageLogger", "bound_logger", "message_fields", "worker_name"]
 
@@ -28,7 +28,14 @@ def message_fields(queue: str, message_id: int, attempt: int) -> dict[str, Any]:
     return {"queue": queue, "message_id": message_id, "attempt": attempt, "worker": worker_name()}
 
 
-class MessageLogger(logging.LoggerAdapter[logging.Logger]):
+if TYPE_CHECKING:
+    _Adapter = logging.LoggerAdapter[logging.Logger]
+else:
+    # Before Python 3.11 it takes no parameters.
+    _Adapter = logging.LoggerAdapter
+
+
+class MessageLogger(_Adapter):
     """A logger whose records have fields of their own; ``extra`` of a call is added to them."""
 
     def process(self, msg: Any, kwargs: MutableMapping[str, Any]) -> tuple[Any, MutableMapping[str, Any]]:

@@ -50,6 +50,8 @@ class Claim:
     ids: list[int]
     #: Messages that it could have taken and that were before one that it took, as they were.
     overtaken: list[Row]
+    #: Those that somebody held at the time.
+    stolen: list[int]
 
 
 class FakeServer:
@@ -159,10 +161,12 @@ class FakeServer:
         oldest, newest = min(self.running, default=self.next_xid), self.next_xid
         self.next_xid += 1
         free = self.table.candidates()
+        leased = {row.id for row in self.table.rows.values() if row.lease_until > self.table.now}
         taken = self.table.claim(params["limit"], params["lease"], params["token"], starts)
         last = max((free.index(row) for row in taken if row in free), default=-1)
         overtaken = [copy(row) for row in free[: last + 1] if row not in taken]
-        self.claims[params["token"]] = Claim(params["token"], [row.id for row in taken], overtaken)
+        ids = [row.id for row in taken]
+        self.claims[params["token"]] = Claim(params["token"], ids, overtaken, [one for one in ids if one in leased])
         rows = [
             (*row.lease[:2], row.attempt, row.priority, row.enqueued_at, "", None, row.body, row.token, oldest, newest)
             for row in taken

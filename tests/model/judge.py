@@ -120,6 +120,8 @@ class Judge:
                 self.fail(f"message {number} was claimed and neither delivered nor buried")
         if len(found) > limit or len(set(ids)) < len(ids) or not set(ids) <= set(claim.ids):
             self.fail(f"asked for {limit}, claimed {claim.ids}, delivered {ids}")
+        if claim.stolen:
+            self.fail(f"messages {claim.stolen} were claimed while somebody held them")
         for row in claim.overtaken:
             hidden_since = max(row.free_since, marks.passed_at(row))
             if hidden_since < looked_since or row.lane < 0:

@@ -118,7 +118,9 @@ def test_a_statement_that_may_take_its_time_is_waited_for(far: Harness) -> None:
     assert far.run(nap)
 
 
-def test_a_body_larger_than_all_buffers_gets_through(far: Harness, proxy: Proxy) -> None:
+def test_a_body_larger_than_all_buffers_gets_through(open_harness: Callable[..., Harness], proxy: Proxy) -> None:
+    far = open_harness(proxy.dsn)
+    far.transact(schema.install, far.engine.schema)
     far.create("large", max_body_bytes=50_000_000)
     body = bytes(range(256)) * 40_000
     proxy.delay = 0.0001
