@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from pathlib import Path
-from statistics import quantiles
 from typing import Any, Final
 
 from benchmarks.celery_sides import Side, server_side
+from benchmarks.floors import bare_inserts, bare_pickup, in_turn, percentile
 from benchmarks.measure import Cost, interleave
 from benchmarks.pgmq_client import install_pgmq, pgmq_version
 from benchmarks.report import Figure, Target, at_least, at_most, compare, compare_costs, single
@@ -86,6 +86,7 @@ def _sides(setting: Setting) -> Iterator[dict[str, Side]]:
 class _Celery:
     def __init__(self, setting: Setting, sides: dict[str, Side]) -> None:
         self._setting, self._sides, self._meter = setting, sides, setting.meter
+        self._in_memory = Side("memory://", lambda: 0.0, sides["pgqrs"].directory)
 
     def running(self) -> list[Figure]:
         """A worker that finds its queue full."""
@@ -123,9 +124,20 @@ class _Celery:
             return cost
 
         singles = self._turns(lambda side: measured(side, side.publish))
+        memory, dsn = self._in_memory, self._setting.dsn
+        floor = interleave(
+            self._setting.repeats,
+            {"memory": lambda: count / memory.publish(count), "bare": partial(bare_inserts, dsn, count)},
+        )
+        floors = in_turn(floor["memory"], floor["bare"])
+        rates = {name: [cost.rate for cost in costs] for name, costs in singles.items()}
         groups = self._turns(lambda side: measured(side, side.publish_group))
         return [
             *self._lines("publishing, one by one", singles, {"RabbitMQ": at_least(0.35), "pgmq": at_least(2.5)}),
+            *[
+                compare("publishing in memory, then a bare INSERT", "tasks/s", floors, rates[name], name)
+                for name in ("RabbitMQ", "pgmq")
+            ],
             *self._lines("publishing, groups", groups, {"RabbitMQ": at_least(1)}),
         ]
 
@@ -159,19 +171,19 @@ class _Celery:
                     time.sleep(random.uniform(*IDLE))
                     task.apply_async((time.monotonic(),))
                     worker.wait_for(done + 1)
-            return [seconds * 1000 for seconds in worker.notes()]
+            return worker.notes()
 
         seen = self._turns(picked_up)
+        bare = [bare_pickup(self._setting.dsn, count) for _ in range(self._setting.repeats)]
         figures = []
         for percent, limit in ((50, 1), (99, 3)):
-            values = {
-                name: [quantiles(run, n=100, method="inclusive")[percent - 1] for run in runs]
-                for name, runs in seen.items()
-            }
+            values = {name: [percentile(run, percent) for run in runs] for name, runs in {**seen, "bare": bare}.items()}
             figures += [
                 compare(f"idle pickup, p{percent}", "ms", values["pgqrs"], values[name], name, target)
                 for name, target in self._targets({"RabbitMQ": at_most(limit)})
             ]
+            title = f"bare NOTIFY, p{percent}"
+            figures.append(compare(title, "ms", values["bare"], values["RabbitMQ"], "RabbitMQ"))
         return figures
 
     def idle(self) -> list[Figure]:

@@ -16,11 +16,9 @@ from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
-from statistics import quantiles
 from typing import Any, Final
 
-import psycopg
-
+from benchmarks.floors import bare_inserts, bare_pickup, in_turn, percentile
 from benchmarks.measure import interleave
 from benchmarks.processes import Gate, Job, together
 from benchmarks.report import Figure, at_least, at_most, compare, single
@@ -33,6 +31,9 @@ OURS: Final = "pgqrs"
 RABBITMQ: Final = "RabbitMQ"
 REDIS: Final = "Redis"
 OTHER: Final = "dramatiq-postgres"
+#: Dramatiq without a broker, and PostgreSQL without Dramatiq.
+STUB: Final = "stub"
+BARE: Final = "bare INSERT"
 
 THREADS: Final = 8
 #: Seconds that a consumer is idle before the next message.
@@ -88,6 +89,10 @@ def _make(kind: str, address: str) -> Any:
         from dramatiq.brokers.redis import RedisBroker
 
         return RedisBroker(url=address)
+    if kind == STUB:
+        from dramatiq.brokers.stub import StubBroker
+
+        return StubBroker()
     from dramatiq_postgres import PostgresBroker
 
     return PostgresBroker(url=address)
@@ -106,18 +111,21 @@ def _publishing(setting: Setting, brokers: Mapping[str, str]) -> list[Figure]:
     single_sides: dict[str, Callable[[], float]] = {
         name: partial(side, _send, name, address, count, 1) for name, address in brokers.items()
     }
-    single_sides["bare INSERT"] = partial(side, _insert, setting.dsn, count)
+    single_sides[STUB] = partial(side, _send, STUB, "", count, 1)
+    single_sides[BARE] = partial(bare_inserts, setting.dsn, count)
     single_sides["eight threads"] = partial(side, _send, OURS, brokers[OURS], count, THREADS)
     one = interleave(setting.repeats, single_sides)
     many = interleave(
         setting.repeats, {name: partial(side, _send_groups, name, brokers[name], groups) for name in brokers}
     )
-    targets = {"bare INSERT": at_least(0.85), OTHER: at_least(2)}
+    targets = {BARE: at_least(0.85), OTHER: at_least(2)}
     figures = [
         compare("send(), one by one", "/s", one[OURS], values, name, targets.get(name))
         for name, values in one.items()
-        if name not in (OURS, "eight threads")
+        if name not in (OURS, STUB, "eight threads")
     ]
+    floor = in_turn(one[STUB], one[BARE])
+    figures.append(compare("send() without a broker, then a bare INSERT", "/s", floor, one[BARE], BARE))
     figures.append(compare("send(), eight threads", "/s", one["eight threads"], one[OURS], "one", at_least(2.5)))
     for name in brokers:
         if name != OURS:
@@ -147,19 +155,6 @@ def _send(gate: Gate, kind: str, address: str, count: int, threads: int) -> floa
     rate = count / (time.perf_counter() - began)
     broker.close()
     return rate
-
-
-def _insert(gate: Gate, dsn: str, count: int) -> float:
-    body = b"x" * 200
-    with psycopg.connect(dsn, autocommit=True) as connection:
-        connection.execute(
-            "create table if not exists bare (id bigint generated always as identity primary key, body bytea)"
-        )
-        gate()
-        began = time.perf_counter()
-        for _ in range(count):
-            connection.execute("insert into bare (body) values (%s)", (body,), prepare=True)
-        return count / (time.perf_counter() - began)
 
 
 def _send_groups(gate: Gate, kind: str, address: str, groups: int) -> float:
@@ -241,22 +236,22 @@ def _pickup(setting: Setting, brokers: Mapping[str, str]) -> list[Figure]:
         (latencies, _), _ = together(jobs)
         return sorted(latencies)
 
-    seen = interleave(setting.repeats, {name: partial(side, name) for name in brokers})
+    sides = {name: partial(side, name) for name in brokers}
+    seen = interleave(setting.repeats, {**sides, "bare": partial(bare_pickup, setting.dsn, count)})
     figures = []
     for percent, target in ((50, at_most(1)), (99, at_most(3))):
-        mine = [_percentile(run, percent) for run in seen[OURS]]
+        mine, bare = ([percentile(run, percent) for run in seen[name]] for name in (OURS, "bare"))
         title = f"idle pickup, p{percent} of {count}"
         if len(brokers) == 1:
             figures.append(single(title, "ms", mine))
         for name in brokers:
             if name != OURS:
-                theirs = [_percentile(run, percent) for run in seen[name]]
+                theirs = [percentile(run, percent) for run in seen[name]]
                 figures.append(compare(title, "ms", mine, theirs, name, target if name == RABBITMQ else None))
+        if RABBITMQ in brokers:
+            theirs = [percentile(run, percent) for run in seen[RABBITMQ]]
+            figures.append(compare(f"bare NOTIFY, p{percent} of {count}", "ms", bare, theirs, RABBITMQ))
     return figures
-
-
-def _percentile(values: list[float], percent: int) -> float:
-    return quantiles(values, n=100, method="inclusive")[percent - 1] * 1000
 
 
 def _listen(gate: Gate, kind: str, address: str, queue: str, count: int) -> list[float]:
