@@ -3,8 +3,8 @@
 ``python tests/mutants.py`` mutates what decides about messages: the operations that enqueue, claim and settle, the
 low-water marks, and the statements of ``queries.sql``. It needs a server (``PGQRS_TEST_DSN``), takes the better part of
 an hour on two cores, and prints every mutant that no test killed; it fails if there is any. ``--only marks`` chooses
-files by name, ``--every 5`` takes each fifth mutant, ``--lines 40-60`` those of some lines, ``--list`` runs none, and
-``--killers`` tells which test killed each.
+files by name, ``--every 5`` takes each fifth mutant, ``--lines 40-60`` those of some lines, ``--list`` runs none,
+``--quick`` asks the quickest tests only, so more survive, and ``--killers`` tells which test killed each.
 
 Mutants that cannot be told from the original, or only by its speed, are listed in ``mutation/excused.yaml``, each with
 its reason; they are not run.
@@ -89,9 +89,20 @@ def excuses_of(path: str) -> list[Excuse]:
 
 def first_failure(folder: Path, test: str, limit: float) -> str | None:
     """Run tests until one fails; return its name, or None if all pass. One that hangs has noticed."""
-    paths = [str(folder / name) for name in ("", "adapters", "plugins")]
+    paths = [str(folder / name) for name in ("", "adapters", "plugins", "tests/mutation")]
     environment = {**os.environ, "PYTHONPATH": ":".join(paths), "PYTHONDONTWRITEBYTECODE": "1", "PGQRS_SCHEDULES": "5"}
-    command = [sys.executable, "-m", "pytest", "-qx", "--tb=no", "-p", "no:cacheprovider", *test.split()]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-qx",
+        "--tb=no",
+        "-p",
+        "no:cacheprovider",
+        "-p",
+        "no_shrinking",
+        *test.split(),
+    ]
     process = subprocess.Popen(
         command,
         cwd=folder,
@@ -140,12 +151,12 @@ def copies(number: int) -> Iterator[SimpleQueue[Path]]:
         yield free
 
 
-def run(path: str, mutants: list[Mutant], *, jobs: int, limit: float, killers: bool) -> int:
+def run(path: str, mutants: list[Mutant], tests: list[str], *, jobs: int, limit: float, killers: bool) -> int:
     """Try mutants of one file, tell of those that survive, and return how many they are."""
     text = (ROOT / path).read_text()
     with copies(jobs) as free, ThreadPoolExecutor(jobs) as pool:
         folder = free.get()
-        if failed := killer_of(folder, TARGETS[path], limit):
+        if failed := killer_of(folder, tests, limit):
             raise SystemExit(f"the tests of {path} fail without any mutant: {failed}")
         free.put(folder)
 
@@ -153,7 +164,7 @@ def run(path: str, mutants: list[Mutant], *, jobs: int, limit: float, killers: b
             folder = free.get()
             try:
                 (folder / path).write_text(mutant.apply(text))
-                return killer_of(folder, TARGETS[path], limit)
+                return killer_of(folder, tests, limit)
             finally:
                 (folder / path).write_text(text)
                 free.put(folder)
@@ -175,6 +186,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=300.0, help="seconds for the tests of one file")
     parser.add_argument("--jobs", type=int, default=2, help="how many mutants to try at a time")
     parser.add_argument("--killers", action="store_true", help="show which test killed each")
+    parser.add_argument("--quick", action="store_true", help="ask the quickest tests only")
     parser.add_argument("--list", action="store_true", help="show the mutants and run none")
     return parser.parse_args()
 
@@ -195,7 +207,8 @@ def main() -> int:
             print(f"{path}: {len(mutants)}, and {excused} excused", *mutants, sep="\n  ")
             continue
         began = time.monotonic()
-        survivors = run(path, mutants, jobs=given.jobs, limit=given.limit, killers=given.killers)
+        tests = TARGETS[path][:1] if given.quick else TARGETS[path]
+        survivors = run(path, mutants, tests, jobs=given.jobs, limit=given.limit, killers=given.killers)
         total += survivors
         print(
             f"{path}: {len(found)} mutants, {len(mutants) - survivors} killed, {excused} excused, {survivors} survive, "
