@@ -57,7 +57,7 @@ WAITING = {ENGINE, WAKE_UPS}
 
 #: What is mutated, and which tests are asked, the quickest first.
 TARGETS = {
-    "pgqrs_core/marks.py": [MARKS, SIMULATION],
+    "pgqrs_core/marks.py": [MARKS, OPERATIONS, SIMULATION],
     "pgqrs_core/operations/claim.py": [OPERATIONS, SIMULATION, ENGINE],
     "pgqrs_core/operations/settle.py": [OPERATIONS, SIMULATION, ENGINE],
     "pgqrs_core/operations/enqueue.py": [OPERATIONS, KEYS, ENGINE],

@@ -218,6 +218,9 @@ TARGETS = {
             b"embedded://",
             b"postgresql://u:S3CR3T%40@h",
             b"postgresql:///?password=S3CR3T&user=u&host=/tmp",
+            # Was a UnicodeEncodeError where a host stands alone.
+            b"h\xda",
+            b"h\0",
         ),
     ),
     "configuration": Target(configuration_file, (_YAML, b"a: &a [*a]", b"? [a]\n: b", b"plugins: !!python/x", b"\\U")),
