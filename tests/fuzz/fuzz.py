@@ -8,6 +8,7 @@ Put what was found into the seeds of `targets`, where every test run plays it.
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import tempfile
 from pathlib import Path
@@ -34,6 +35,7 @@ def main() -> None:
     parser.add_argument("--corpus", type=Path, default=None)
     given = parser.parse_args()
     target = TARGETS[given.target]
+    logging.disable()
     corpus = given.corpus or Path(tempfile.mkdtemp(prefix=f"fuzz-{given.target}-"))
     corpus.mkdir(parents=True, exist_ok=True)
     for place, seed in enumerate(target.seeds):

@@ -108,7 +108,9 @@ def codecs(data: bytes) -> None:
     assert len(batch.deliveries) + len(batch.buried) == 1
     assert len(row.body) <= max(len(data), _MEGABYTE)
     for _, reason in batch.buried:
-        reason.encode()
+        # It is stored, and logged.
+        assert reason.isprintable()
+        assert len(reason) < 1000
 
 
 def notification(data: bytes) -> None:
@@ -206,6 +208,8 @@ TARGETS = {
             _sealed("sealed", b"c" * 10),
             message("x", {"pgqrs_encoding": [{"codec": "zstd"}] * 3}, b"\x28\xb5\x2f\xfd"),
             message("x", {"pgqrs_encoding": {"codec": 1}}, b""),
+            # Was written to the log as it is.
+            message("\x1b[2J\r" * 1000, {"pgqrs_encoding": {"codec": 1}}, b""),
         ),
     ),
     "notification": Target(notification, (b"1", b"-1", b"", b"1_0", b" 7", b"9" * 5_000, "\u0663".encode(), b"nan")),
