@@ -44,16 +44,16 @@ EXCUSED = Path(__file__).parent / "mutation" / "excused.yaml"
 #: run on both engines: the operations and statements are the same ones.
 OPERATIONS = "tests/core/test_operations.py"
 MARKS = "tests/core/test_marks.py -k not(broken)"
+STATEMENTS = "tests/postgres/test_statements.py"
 SQL_TEXT = "tests/core/test_sql.py"
 SIMULATION = "tests/model/test_simulation.py -k not(seeded)and(not(twenty))"
 KEYS = "tests/postgres/test_keys.py -k not(async)"
 MACHINE = "tests/model/test_machine.py -k not(async)"
 ENGINE = "tests/postgres/test_engine.py -k not(async)"
-WAKE_UPS = "tests/postgres/test_engine.py -k (WakeUps)and(not(async))"
 PLANS = "tests/postgres/test_plans.py -k not(async)"
 
 #: Tests that wait for something, and may fail on a busy machine whatever is mutated: they have to fail twice.
-WAITING = {ENGINE, WAKE_UPS}
+WAITING = {ENGINE}
 
 #: What is mutated, and which tests are asked, the quickest first.
 TARGETS = {
@@ -61,7 +61,7 @@ TARGETS = {
     "pgqrs_core/operations/claim.py": [OPERATIONS, SIMULATION, ENGINE],
     "pgqrs_core/operations/settle.py": [OPERATIONS, SIMULATION, ENGINE],
     "pgqrs_core/operations/enqueue.py": [OPERATIONS, KEYS, ENGINE],
-    "pgqrs_core/sql/queries.sql": [SQL_TEXT, MACHINE, WAKE_UPS, KEYS, PLANS, ENGINE],
+    "pgqrs_core/sql/queries.sql": [STATEMENTS, SQL_TEXT, MACHINE, KEYS, PLANS, ENGINE],
 }
 
 

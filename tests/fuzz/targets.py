@@ -1,4 +1,4 @@
-"""What is fuzzed: our own parsers of bytes that anybody may have written. Each returns, or refuses with an error of its own.
+"""What is fuzzed: our parsers of bytes that anybody may have written. Each returns, or refuses with an error of its own.
 
 A target takes bytes, fails by any other exception, and has a few seeds to begin with. They are played in every test run
 (`test_targets`); `fuzz` lets a fuzzer loose on them. A message is given as its content type, its headers and its body, the
