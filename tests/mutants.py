@@ -43,6 +43,9 @@ EXCUSED = Path(__file__).parent / "mutation" / "excused.yaml"
 #: The tests that should notice. Those of the tests themselves are left out, and so is the asynchronous half of those that
 #: run on both engines: the operations and statements are the same ones.
 OPERATIONS = "tests/core/test_operations.py"
+CLAIM = f"{OPERATIONS} -k (Claim)or(Receive)"
+SETTLE = f"{OPERATIONS} -k (Settle)or(Replace)or(Nack)"
+ENQUEUE = f"{OPERATIONS} -k (Enqueue)or(Doorbell)and(not(fits))"
 MARKS = "tests/core/test_marks.py -k not(broken)"
 STATEMENTS = "tests/postgres/test_statements.py"
 SQL_TEXT = "tests/core/test_sql.py"
@@ -57,10 +60,10 @@ WAITING = {ENGINE}
 
 #: What is mutated, and which tests are asked, the quickest first.
 TARGETS = {
-    "pgqrs_core/marks.py": [MARKS, OPERATIONS, SIMULATION],
-    "pgqrs_core/operations/claim.py": [OPERATIONS, SIMULATION, ENGINE],
-    "pgqrs_core/operations/settle.py": [OPERATIONS, SIMULATION, ENGINE],
-    "pgqrs_core/operations/enqueue.py": [OPERATIONS, KEYS, ENGINE],
+    "pgqrs_core/marks.py": [MARKS, CLAIM, SIMULATION],
+    "pgqrs_core/operations/claim.py": [CLAIM, SIMULATION, ENGINE],
+    "pgqrs_core/operations/settle.py": [SETTLE, SIMULATION, ENGINE],
+    "pgqrs_core/operations/enqueue.py": [ENQUEUE, KEYS, ENGINE],
     "pgqrs_core/sql/queries.sql": [STATEMENTS, SQL_TEXT, MACHINE, KEYS, PLANS, ENGINE],
 }
 

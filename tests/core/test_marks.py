@@ -439,6 +439,17 @@ class TestIdsWithoutANumber:
         assert self.claims(first, (*settled, 10, 101, 101), full=True).mark(0) == 10
         assert self.claims(first, (*settled, 9, 101, 101), full=True).mark(0) == 0
 
+    def test_every_lane_of_a_claim_must_have_been_read_again(self) -> None:
+        now = [5.0]
+        marks = Marks(lambda: now[0])
+        for highest in ({9: 10, 0: 12}, {9: 11}):
+            marks.start()
+            marks.finish(Seen(highest, 100, 100), full=True)
+            now[0] += 0.5
+
+        # The second batch was full before lane 0.
+        assert (marks.mark(9), marks.mark(0)) == (0, 0)
+
     def test_a_snapshot_is_as_old_as_the_beginning_of_its_claim(self) -> None:
         """However late its answer came."""
         slow = (0.002, 0.5, 11, 101, 101)
@@ -509,6 +520,17 @@ class TestRescans:
         assert self.claim(marks, now, 0.1, None)
 
         assert starts(marks.start())[0] == 5
+
+    def test_one_whose_batches_are_full_reads_on_where_it_stopped(self) -> None:
+        marks, now = self.marks()
+        for number in (100, 200):
+            self.claim(marks, now, 0.0, self.busy(number))
+            now[0] += 5
+        for number, place in ((40, 41), (60, 61), (250, 200)):
+            marks.start()
+            marks.finish(self.busy(number), full=True)
+
+            assert starts(marks.start())[0] == place
 
     def test_a_claim_that_never_ends_leaves_the_marks_usable(self) -> None:
         marks, now = self.marks()

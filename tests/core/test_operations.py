@@ -33,7 +33,7 @@ from pgqrs_core.errors import (
 )
 from pgqrs_core.events import Draft
 from pgqrs_core.marks import Marks, Seen
-from pgqrs_core.messages import CLAIM_LANES, DEAD_LANE, Lease, QueueOptions, check_name
+from pgqrs_core.messages import CLAIM_LANES, DEAD_LANE, Delivery, Lease, QueueOptions, check_name
 from pgqrs_core.operations import archives, claim, dead, enqueue, maintenance, metrics, queues, schema, settle
 from pgqrs_core.sql import MIGRATIONS, Migration, Query, queries
 from pgqrs_core.testing.by_hand import NOON, array, claimed_row, elements, ints, make_queue, play, queue_row, text_of
@@ -119,6 +119,8 @@ class TestClaim:
 
         assert (item.id, item.attempt, item.priority, item.body, item.headers) == (4, 2, 3, b"body", {"a": 1})
         assert item.lease == Lease(3, 4, 55)
+        # Codecs note there what they replace.
+        assert item.stored is None
 
     def test_the_marks_learn_the_highest_id_of_each_lane_and_the_running_transactions(self) -> None:
         self.run(claimed_row(3, oldest=40, newest=44), claimed_row(8), claimed_row(5, lane=2))
@@ -198,6 +200,17 @@ class TestClaim:
         played = self.run(claimed_row(1), claimed_row(2), max_attempts=1)
 
         assert [item.id for item in played.result] == [1, 2]
+
+    @pytest.mark.parametrize(
+        ("attempts", "most", "is_last"),
+        [([5], 5, True), ([4], 5, False), ([6], 5, False), ([5, 5], 5, False), ([], 5, False), ([1], 1, False)],
+    )
+    def test_only_one_that_comes_alone_for_the_last_of_several_times_is_kept_alone(
+        self, attempts: list[int], most: int, is_last: bool
+    ) -> None:
+        found = [Delivery(*claimed_row(1, attempt=attempt)[:9]) for attempt in attempts]
+
+        assert claim.is_last(make_queue(max_attempts=most), found) is is_last
 
 
 class TestReceive:
