@@ -28,7 +28,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from queue import SimpleQueue
-from typing import NamedTuple
 
 import yaml
 
@@ -68,26 +67,21 @@ TARGETS = {
 }
 
 
-class Excuse(NamedTuple):
-    """A mutant that need not be killed."""
-
-    line: str
-    change: str
-    because: str
-
-    def fits(self, mutant: Mutant, lines: list[str]) -> bool:
-        return self.change == mutant.change and self.line == lines[mutant.line - 1].strip()
-
-
-def excuses_of(path: str) -> list[Excuse]:
-    """The excuses for one file, checked: each has a reason, and fits some mutant."""
-    found = [Excuse(**entry) for entry in yaml.safe_load(EXCUSED.read_text()).get(path, [])]
+def excuses_of(path: str) -> set[tuple[str, str]]:
+    """Lines of one file, and changes there, that need not be noticed. Each has to fit some mutant, and to have a reason."""
+    groups = yaml.safe_load(EXCUSED.read_text()).get(path, [])
+    found = {(line, change) for group in groups for line, changes in group["mutants"].items() for change in changes}
     text = (ROOT / path).read_text()
-    mutants, lines = mutants_of(text, is_python=path.endswith(".py")), text.splitlines()
-    for excuse in found:
-        if not excuse.because or not any(excuse.fits(mutant, lines) for mutant in mutants):
-            raise SystemExit(f"{EXCUSED}: {path}: no such mutant any more, or no reason given: {excuse}")
+    lines = text.splitlines()
+    left = found - {place_of(mutant, lines) for mutant in mutants_of(text, is_python=path.endswith(".py"))}
+    if left or not all(group["because"] for group in groups):
+        raise SystemExit(f"{EXCUSED}: {path}: no such mutant any more, or no reason given: {left}")
     return found
+
+
+def place_of(mutant: Mutant, lines: list[str]) -> tuple[str, str]:
+    """What an excuse knows a mutant by: its number would change with every line above it."""
+    return lines[mutant.line - 1].strip(), mutant.change
 
 
 def first_failure(folder: Path, test: str, limit: float) -> str | None:
@@ -204,7 +198,7 @@ def main() -> int:
         lines = text.splitlines()
         found = mutants_of(text, is_python=path.endswith(".py"))[given.offset :: given.every]
         found = [mutant for mutant in found if first <= mutant.line <= last]
-        mutants = [mutant for mutant in found if not any(excuse.fits(mutant, lines) for excuse in excuses)]
+        mutants = [mutant for mutant in found if place_of(mutant, lines) not in excuses]
         excused = len(found) - len(mutants)
         if given.list:
             print(f"{path}: {len(mutants)}, and {excused} excused", *mutants, sep="\n  ")
