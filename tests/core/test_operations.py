@@ -184,11 +184,27 @@ class TestClaim:
         assert (played.params(1)["ids"], played.params(1)["refund"]) == ("{1,3}", 1)
 
     def test_after_that_as_many_messages_are_claimed_one_by_one(self) -> None:
-        self.run(claimed_row(1, attempt=5), claimed_row(2, attempt=5), more=([(2,)],), max_attempts=5)
+        rows = [claimed_row(number, attempt=5) for number in (1, 2, 3)]
+        self.run(*rows, more=([(2,), (3,)],), max_attempts=5)
 
-        limits = [self.run_on(claimed_row(2, attempt=5), max_attempts=5).params(0)["limit"] for _ in range(2)]
+        limits = [self.run_on(claimed_row(2, attempt=5), max_attempts=5).params(0)["limit"] for _ in range(3)]
 
-        assert limits == [1, 10]
+        assert limits == [1, 1, 10]
+
+    def test_what_comes_with_one_that_is_buried_comes_together(self) -> None:
+        rows = [claimed_row(1, attempt=6), claimed_row(2), claimed_row(3)]
+
+        played = self.run(*rows, more=([(1, DEAD_LANE)],), max_attempts=5)
+
+        assert [item.id for item in played.result] == [2, 3]
+
+    def test_whoever_buries_himself_is_given_what_has_used_up_its_attempts(self) -> None:
+        op = claim.claim(make_queue(max_attempts=5), Marks(), limit=10, lease=30.0, bury=False)
+
+        played = play(op, [claimed_row(1, attempt=6), claimed_row(2)])
+
+        assert [item.attempt for item in played.result] == [6, 1]
+        assert played.names == ["claim"]
 
     def test_an_empty_queue_ends_the_caution(self) -> None:
         self.run(claimed_row(1, attempt=5), claimed_row(2, attempt=5), more=([(2,)],), max_attempts=5)
@@ -203,7 +219,15 @@ class TestClaim:
 
     @pytest.mark.parametrize(
         ("attempts", "most", "is_last"),
-        [([5], 5, True), ([4], 5, False), ([6], 5, False), ([5, 5], 5, False), ([], 5, False), ([1], 1, False)],
+        [
+            ([5], 5, True),
+            ([2], 2, True),
+            ([4], 5, False),
+            ([6], 5, False),
+            ([5, 5], 5, False),
+            ([], 5, False),
+            ([1], 1, False),
+        ],
     )
     def test_only_one_that_comes_alone_for_the_last_of_several_times_is_kept_alone(
         self, attempts: list[int], most: int, is_last: bool
@@ -216,6 +240,11 @@ class TestClaim:
 class TestReceive:
     def op(self, patience: float) -> Any:
         return claim.receive(JOBS, Marks(), limit=1, lease=30.0, patience=patience)
+
+    def test_unless_told_it_waits_for_nothing_and_buries_what_has_used_up_its_attempts(self) -> None:
+        op = claim.receive(make_queue(max_attempts=5), Marks(), limit=1, lease=30.0)
+
+        assert play(op, [claimed_row(1, attempt=6)], [(1, DEAD_LANE)], []).names == ["claim", "nack", "claim"]
 
     def test_it_waits_once_then_asks_again(self) -> None:
         op = self.op(5.0)

@@ -233,6 +233,12 @@ class TestClaim:
         assert sorted(bench.claimed(2)) == sorted([early, urgent])
         assert sorted(bench.claimed(5)) == sorted([late, *ready[:4]])
 
+    def test_of_those_due_at_one_moment_it_takes_the_eldest(self, bench: Bench) -> None:
+        first, *_ = [bench.put(-1, due_at=-MINUTE) for _ in range(3)]
+        bench.ask("update pgqrs.q_jobs set due_at = 'epoch' returning 1")
+
+        assert bench.claimed(1) == [first]
+
     def test_it_begins_with_the_mark_itself(self, bench: Bench) -> None:
         first, second = bench.put(0), bench.put(0)
 
