@@ -420,6 +420,10 @@ class TestReplace:
 
 
 class TestNack:
+    def test_a_failure_cannot_be_changed_by_whoever_it_is_handed_to(self) -> None:
+        with pytest.raises(AttributeError):
+            settle.Failure(Lease(0, 1, 2)).delay = 5.0  # type: ignore[misc]
+
     @pytest.mark.parametrize(("delays", "rings"), [((3600.0, enqueue.SOON), True), ((3600.0, 3600.0), False)])
     def test_it_rings_if_any_of_them_is_due_soon(self, delays: tuple[float, ...], rings: bool) -> None:
         failures = [settle.Failure(Lease(0, number, 1), delay) for number, delay in enumerate(delays)]
