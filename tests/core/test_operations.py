@@ -517,6 +517,11 @@ class TestEnqueue:
     ) -> None:
         assert play(self.op(draft(), draft(**other)), stored(1, 2)).names == ["enqueue_mixed"]
 
+    def test_messages_with_headers_that_say_the_same_are_alike(self) -> None:
+        played = play(self.op(draft(headers={"n": 1}), draft(headers={"n": 1})), stored(1, 2))
+
+        assert played.names == ["enqueue_alike"]
+
     @pytest.mark.parametrize("other", [True, 1.0], ids=repr)
     def test_headers_that_python_takes_for_equal_but_json_does_not_are_kept_apart(self, other: object) -> None:
         played = play(self.op(draft(headers={"n": 1}), draft(headers={"n": other})), stored(1, 2))
@@ -556,6 +561,25 @@ class TestEnqueue:
 
     def test_it_does_not_ring_when_nobody_waits(self) -> None:
         assert play(self.op(draft(), doorbell=Bell()), stored(1)).names == ["enqueue_plain"]
+
+    @pytest.mark.parametrize(
+        ("delay", "with_bell", "tells"),
+        [(None, False, True), (enqueue.SOON + 1, False, False), (None, True, False), (enqueue.SOON + 1, True, False)],
+    )
+    def test_only_without_a_doorbell_and_for_what_is_due_soon_ringing_is_left_to_the_driver(
+        self, delay: float | None, with_bell: bool, tells: bool
+    ) -> None:
+        bell = Bell() if with_bell else None
+
+        (effect,) = play(self.op(draft(delay=delay), doorbell=bell), stored(1)).effects
+
+        assert isinstance(effect, Execute)
+        assert effect.tells is tells
+
+    def test_all_queues_of_a_transaction_are_rung_for(self) -> None:
+        played = play(enqueue.ring_all([make_queue("a", 1), make_queue("b", 2)], Bell()), [], [])
+
+        assert [played.params(place)["payload"] for place in (0, 1)] == ["1", "2"]
 
     def test_without_a_doorbell_it_never_rings(self) -> None:
         assert play(self.op(draft()), stored(1, waiting=True)).names == ["enqueue_plain"]
@@ -647,6 +671,7 @@ class TestEnqueue:
         [
             *[("priority", value) for value in (-1, 10, 1.5, True, "1")],
             *[("at", value) for value in (datetime(2030, 1, 1), "tomorrow", 0)],
+            *[("idempotency_key", value) for value in ("", "k" * 256, 1)],
             *[("delay", value) for value in (-0.1, float("nan"), float("inf"), 1e10, True, "1")],
             *[("ttl", value) for value in (0, -1, float("nan"), float("inf"), 1e10, True, "1")],
         ],
@@ -654,6 +679,10 @@ class TestEnqueue:
     def test_a_senseless_argument_is_refused_before_anything_is_stored(self, parameter: str, value: Any) -> None:
         with pytest.raises(InvalidArgument, match=parameter):
             play(self.op(draft(), draft(**{parameter: value})))
+
+    def test_a_priority_out_of_range_is_told_the_range(self) -> None:
+        with pytest.raises(InvalidArgument, match="0 to 9"):
+            play(self.op(draft(priority=10)))
 
     def test_a_body_over_the_queues_limit_is_refused_before_anything_is_stored(self) -> None:
         with pytest.raises(BodyTooLarge) as caught:

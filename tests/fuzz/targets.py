@@ -42,7 +42,7 @@ from pgqrs_core.wakeups import Shared
 
 __all__ = ["SECRET", "TARGETS", "Target"]
 
-#: A password by which leaks are found: it is in the seeds, and nothing else in an address holds it.
+#: A password by which leaks are found: it is in the seeds.
 SECRET = "S3CR3T"
 
 #: What is compressed may be made to expand to this and no more.
@@ -144,7 +144,8 @@ def address(data: bytes) -> None:
             shown = f"{error} {error.__cause__ or error.__context__ or ''}"
         secret = parameters.pop("password", "")
         assert not (SECRET in secret and SECRET in shown), "a password is shown"
-        if SECRET in secret and not any(SECRET in value for value in parameters.values()) and "://" in url:
+        # What stands twice may stand where no password does.
+        if SECRET in secret and url.count(SECRET) == 1 and "://" in url:
             assert SECRET not in masked(url), "a password is not masked"
 
 
