@@ -49,6 +49,8 @@ LIBPQ_NAMES: Final[Mapping[str, str]] = {
     "database": "dbname",
 }
 
+_OUR_NAMES: Final = {libpq: ours for ours, libpq in LIBPQ_NAMES.items()}
+
 #: Without these a connection whose peer vanished (failover, power loss, a NAT that forgot) blocks for hours.
 #: The application name is libpq's *fallback*, so that a URL and PGAPPNAME both still win.
 _DEFAULTS: Final[Mapping[str, str]] = {
@@ -62,6 +64,9 @@ _DEFAULTS: Final[Mapping[str, str]] = {
 
 #: Parameters of a URL that hold passwords: ``password``, ``sslpassword``.
 _SECRETS: Final = re.compile(r"(?i)(?<=[?&])([a-z_]*password=)[^&]*")
+
+#: What no part of an address can hold: libpq would take a NUL for the end, and lone surrogates are in no encoding.
+_UNFIT: Final = re.compile("[\0\ud800-\udfff]")
 
 _TIMEOUT: Final = "connection_timeout_seconds"
 _SCHEMES: Final = ("postgresql", "postgres", "pgqrs", "embedded")
@@ -129,8 +134,7 @@ def parse(url: str, source: str | None = None) -> dict[str, str]:
     url = normalise(url)
     if url.startswith(EMBEDDED):
         return {}
-    if "\0" in url or any("\ud800" <= character <= "\udfff" for character in url):
-        # libpq would take a NUL for the end.
+    if _UNFIT.search(url):
         problem = f"database.url must be {_EXPECTED}: it holds characters that no address can"
         raise ConfigurationError(problem, key="database.url", source=source)
     is_url = url.startswith(("postgresql://", "postgres://"))
@@ -158,6 +162,9 @@ def check(
         label = key or f"database.{part}"
         return ConfigurationError(f"{label}: {problem}", key=label, source=source)
 
+    for name, value in parameters.items():
+        if _UNFIT.search(value):
+            raise refuse(_OUR_NAMES.get(name, name), "it holds characters that no address can")
     hosts = parameters.get("hostaddr", parameters.get("host", "")).split(",")
     ports = parameters.get("port", "").split(",")
     for part, name in (("host", "host"), ("database", "dbname")):

@@ -240,9 +240,10 @@ class DecodeError(PayloadError, ValueError):
     reason: str
 
     def __init__(self, content_type: str, reason: str) -> None:
-        super().__init__(
-            f"the body cannot be decoded as {content_type}: {reason}", content_type=content_type, reason=reason
-        )
+        # Whoever wrote it may have put anything there, and this goes to logs and into dead letters.
+        harmless = content_type.isprintable() and len(content_type) <= 100
+        shown = content_type if harmless else f"{content_type[:100]!a}"
+        super().__init__(f"the body cannot be decoded as {shown}: {reason}", content_type=content_type, reason=reason)
 
 
 class PayloadMismatch(PayloadError, TypeError):

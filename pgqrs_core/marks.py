@@ -93,7 +93,7 @@ class Marks:
         #: How many claims to come should take one message each: see `claim`.
         self.cautious = 0
         self._marks = [0] * len(CLAIM_LANES)
-        self._text = _START
+        self._text = ""
         self._pending: deque[_Pending] = deque()
         self._held_back = False
         self._asked_at = 0.0

@@ -26,7 +26,7 @@ _PLACES: Final = {lane: place for place, lane in enumerate(CLAIM_LANES)}
 
 def new_token() -> int:
     """Return a fresh lease token: 62 random bits below a set bit, so that it is always eight bytes wide."""
-    return secrets.randbits(62) | 1 << 62
+    return secrets.randbits(62) + 2**62
 
 
 def claim(queue: Queue, marks: Marks, *, limit: int, lease: float, bury: bool = True) -> Op[list[Delivery]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import Final
 
@@ -78,25 +79,35 @@ def _settings() -> Op[list[Finding]]:
     settings = dict((yield Execute(queries["server_settings"])))
     found = [*_durability(settings), *_autovacuum(settings)]
     waits = settings.get("synchronous_commit") not in ("off", "local")
-    if waits and settings.get("synchronous_standby_names"):
-        found += yield from _standbys()
+    names = settings.get("synchronous_standby_names", "").strip()
+    if waits and names:
+        found += yield from _standbys(names)
     return found
 
 
-def _standbys() -> Op[list[Finding]]:
-    """Commits wait for a synchronous standby even if there is none, and no time-out ends that."""
+def _standbys(names: str) -> Op[list[Finding]]:
+    """Commits wait for synchronous standbys even if there are none, or too few, and no time-out ends that."""
+    wanted = _number_of_standbys(names)
     connected: int = (yield Execute(queries["synchronous_standbys"]))[0][0]
-    if connected:
-        return [Finding("synchronous_standbys", "ok", f"{connected} synchronous standby servers are connected")]
+    whom = "a synchronous standby" if wanted == 1 else f"{wanted} synchronous standbys"
+    summary = f"commits wait for {whom}, and {connected or 'none'} can be seen to be connected"
+    if connected >= wanted:
+        return [Finding("synchronous_standbys", "ok", summary)]
     return [
         Finding(
             "synchronous_standbys",
             "warn",
-            "synchronous_standby_names is set, but no such standby is seen to be connected: commits hang until one is",
-            "Start the standby, or set synchronous_standby_names = '' and reload. A role that is no member of "
-            "pg_monitor sees no standbys: if there is one, GRANT pg_read_all_stats to it.",
+            f"{summary}: they hang until enough are",
+            "Start the standbys, or set synchronous_standby_names = '' and reload. A role that is no member of "
+            "pg_monitor sees no standbys: if there are any, GRANT pg_read_all_stats to it.",
         )
     ]
+
+
+def _number_of_standbys(names: str) -> int:
+    """Read ``synchronous_standby_names``: ``FIRST 2 (a, b, c)``, ``ANY 2 (a, b, c)``, ``2 (a, b, c)``, or names for one."""
+    found = re.match(r"\s*(?:(?:first|any)\s+)?(\d+)\s*\(", names, re.IGNORECASE)
+    return int(found[1]) if found else 1
 
 
 def _durability(settings: dict[str, str]) -> Iterator[Finding]:

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from pgqrs_core.doorbell import Doorbell
     from pgqrs_core.events import Draft
 
-__all__ = ["SOON", "check_draft", "enqueue", "ring", "ring_all"]
+__all__ = ["SOON", "check_draft", "enqueue", "is_soon", "ring", "ring_all"]
 
 #: Seconds of delay up to which sleeping consumers are told of a delayed message; their own polling learns of later ones.
 SOON: Final = 2.0
@@ -108,8 +108,13 @@ def check_draft(queue: Queue, draft: Draft) -> None:
         check_key(draft.idempotency_key)
 
 
+def is_soon(draft: Draft) -> bool:
+    """Tell whether sleeping consumers are to be told of a message."""
+    return draft.at is not None or (draft.delay or 0) <= SOON
+
+
 def _any_soon(drafts: Sequence[Draft]) -> bool:
-    return any(draft.at is not None or (draft.delay or 0) <= SOON for draft in drafts)
+    return any(map(is_soon, drafts))
 
 
 def _lane(draft: Draft) -> int:
@@ -180,14 +185,14 @@ def _columns(drafts: Sequence[Draft]) -> dict[str, object]:
 
 def _are_alike(drafts: Sequence[Draft]) -> bool:
     """Tell whether drafts differ in their bodies alone."""
-    first = drafts[0]
-    shape = _shape(first)
+    one = drafts[0]
+    shape = _shape(one)
     if any(_shape(draft) != shape for draft in drafts):
         return False
-    if all(draft.headers is first.headers for draft in drafts):
+    if all(draft.headers is one.headers for draft in drafts):
         return True
     # Compared as text: to Python {"n": 1} and {"n": True} are equal.
-    headers = encode_headers(first.headers)
+    headers = encode_headers(one.headers)
     return all(encode_headers(draft.headers) == headers for draft in drafts)
 
 

@@ -16,7 +16,7 @@ from pgqrs_core.arrays import numbers, texts
 from pgqrs_core.effects import Execute, Op, Rows
 from pgqrs_core.errors import ArchiveDisabled
 from pgqrs_core.messages import DEAD_LANE, MAX_SECONDS, Lease, Queue, check_number, encode_headers
-from pgqrs_core.operations.enqueue import SOON, check_draft, ring
+from pgqrs_core.operations.enqueue import SOON, check_draft, is_soon, ring
 from pgqrs_core.sql import queries
 
 if TYPE_CHECKING:
@@ -122,7 +122,7 @@ def replace(
         "body": draft.body,
     }
     rows = yield Execute(queries["replace"], params, queue)
-    if rows and rows[0][1] and (draft.at is not None or (draft.delay or 0) <= SOON):
+    if rows and rows[0][1] and is_soon(draft):
         yield from ring(queue, doorbell)
     return bool(rows)
 

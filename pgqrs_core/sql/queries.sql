@@ -229,8 +229,7 @@ select {queue_id}::int as queue_id,
     select from unnest('{{9,8,7,6,5,4,3,2,1,0}}'::smallint[]) h(lane) cross join lateral (
       select from {queue} where lane = h.lane and lease_until <= statement_timestamp()
         and (expires_at is null or expires_at > statement_timestamp())
-      order by message_id limit 1) r
-    union all
+      order by message_id limit 1) r union all
     select from unnest('{{-10,-9,-8,-7,-6,-5,-4,-3,-2,-1}}'::smallint[]) h(lane) cross join lateral (
       select from {queue} where lane = h.lane and due_at <= statement_timestamp()
         and lease_until <= statement_timestamp() and (expires_at is null or expires_at > statement_timestamp())

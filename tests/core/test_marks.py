@@ -492,7 +492,7 @@ class TestWithoutStragglers:
 class TestIdsWithoutANumber:
     """A transaction draws an id, and a moment later takes the number by which snapshots show it."""
 
-    def claims(self, *steps: tuple[float, float, int, int, int]) -> Marks:
+    def claims(self, *steps: tuple[float, float, int, int, int], full: bool = False) -> Marks:
         """Claims of one message each: when they begin and end, the id, the oldest running transaction and the next."""
         now = [0.0]
         marks = Marks(lambda: now[0])
@@ -500,7 +500,7 @@ class TestIdsWithoutANumber:
             now[0] = began
             marks.start()
             now[0] = ended
-            marks.finish(Seen({0: number}, oldest, newest), full=False)
+            marks.finish(Seen({0: number}, oldest, newest), full=full)
         return marks
 
     def test_one_that_gets_its_number_after_the_claim_holds_the_mark_back_until_it_has_ended(self) -> None:
@@ -508,6 +508,30 @@ class TestIdsWithoutANumber:
 
         assert self.claims(first, long_after).mark(0) == 0
         assert self.claims(first, long_after, (0.6, 0.601, 12, 101, 102)).mark(0) == 10
+
+    def test_a_claim_right_after_the_first_does_not_show_all_who_may_have_drawn_a_lower_id(self) -> None:
+        first, right_after = (5.0, 5.001, 10, 100, 100), (5.002, 5.003, 11, 100, 100)
+        # Now 100 runs, which drew its id before the first claim.
+        later = (5.5, 5.501, 12, 100, 101)
+
+        assert self.claims(first, right_after, later).mark(0) == 0
+
+    def test_a_full_claim_has_read_its_lane_up_to_the_id_that_it_took_and_no_further(self) -> None:
+        first, settled = (5.0, 5.001, 10, 100, 100), (5.5, 5.501)
+
+        assert self.claims(first, (*settled, 10, 101, 101), full=True).mark(0) == 10
+        assert self.claims(first, (*settled, 9, 101, 101), full=True).mark(0) == 0
+
+    def test_every_lane_of_a_claim_must_have_been_read_again(self) -> None:
+        now = [5.0]
+        marks = Marks(lambda: now[0])
+        for highest in ({9: 10, 0: 12}, {9: 11}):
+            marks.start()
+            marks.finish(Seen(highest, 100, 100), full=True)
+            now[0] += 0.5
+
+        # The second batch was full before lane 0.
+        assert (marks.mark(9), marks.mark(0)) == (0, 0)
 
     def test_a_snapshot_is_as_old_as_the_beginning_of_its_claim(self) -> None:
         """However late its answer came."""
@@ -568,6 +592,28 @@ class TestRescans:
         self.claim(marks, now, 0.0, None)
 
         assert not self.claim(marks, now, 0.0, None)
+
+    def test_after_one_the_next_claim_starts_at_the_marks_again(self) -> None:
+        """Although none of them has moved."""
+        marks, now = self.marks()
+        for number in (5, 6):
+            self.claim(marks, now, 0.0, self.busy(number))
+            now[0] += 5
+        assert marks.mark(0) == 5
+        assert self.claim(marks, now, 0.1, None)
+
+        assert starts(marks.start())[0] == 5
+
+    def test_one_whose_batches_are_full_reads_on_where_it_stopped(self) -> None:
+        marks, now = self.marks()
+        for number in (100, 200):
+            self.claim(marks, now, 0.0, self.busy(number))
+            now[0] += 5
+        for number, place in ((40, 41), (60, 61), (250, 200)):
+            marks.start()
+            marks.finish(self.busy(number), full=True)
+
+            assert starts(marks.start())[0] == place
 
     def test_a_claim_that_never_ends_leaves_the_marks_usable(self) -> None:
         marks, now = self.marks()

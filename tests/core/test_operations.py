@@ -33,7 +33,7 @@ from pgqrs_core.errors import (
 )
 from pgqrs_core.events import Draft
 from pgqrs_core.marks import Marks, Seen
-from pgqrs_core.messages import CLAIM_LANES, DEAD_LANE, Lease, QueueOptions, check_name
+from pgqrs_core.messages import CLAIM_LANES, DEAD_LANE, Delivery, Lease, QueueOptions, check_name
 from pgqrs_core.operations import archives, claim, dead, enqueue, maintenance, metrics, queues, schema, settle
 from pgqrs_core.sql import MIGRATIONS, Migration, Query, queries
 from pgqrs_core.testing.by_hand import NOON, array, claimed_row, elements, ints, make_queue, play, queue_row, text_of
@@ -119,6 +119,8 @@ class TestClaim:
 
         assert (item.id, item.attempt, item.priority, item.body, item.headers) == (4, 2, 3, b"body", {"a": 1})
         assert item.lease == Lease(3, 4, 55)
+        # Codecs note there what they replace.
+        assert item.stored is None
 
     def test_the_marks_learn_the_highest_id_of_each_lane_and_the_running_transactions(self) -> None:
         self.run(claimed_row(3, oldest=40, newest=44), claimed_row(8), claimed_row(5, lane=2))
@@ -182,11 +184,27 @@ class TestClaim:
         assert (played.params(1)["ids"], played.params(1)["refund"]) == ("{1,3}", 1)
 
     def test_after_that_as_many_messages_are_claimed_one_by_one(self) -> None:
-        self.run(claimed_row(1, attempt=5), claimed_row(2, attempt=5), more=([(2,)],), max_attempts=5)
+        rows = [claimed_row(number, attempt=5) for number in (1, 2, 3)]
+        self.run(*rows, more=([(2,), (3,)],), max_attempts=5)
 
-        limits = [self.run_on(claimed_row(2, attempt=5), max_attempts=5).params(0)["limit"] for _ in range(2)]
+        limits = [self.run_on(claimed_row(2, attempt=5), max_attempts=5).params(0)["limit"] for _ in range(3)]
 
-        assert limits == [1, 10]
+        assert limits == [1, 1, 10]
+
+    def test_what_comes_with_one_that_is_buried_comes_together(self) -> None:
+        rows = [claimed_row(1, attempt=6), claimed_row(2), claimed_row(3)]
+
+        played = self.run(*rows, more=([(1, DEAD_LANE)],), max_attempts=5)
+
+        assert [item.id for item in played.result] == [2, 3]
+
+    def test_whoever_buries_himself_is_given_what_has_used_up_its_attempts(self) -> None:
+        op = claim.claim(make_queue(max_attempts=5), Marks(), limit=10, lease=30.0, bury=False)
+
+        played = play(op, [claimed_row(1, attempt=6), claimed_row(2)])
+
+        assert [item.attempt for item in played.result] == [6, 1]
+        assert played.names == ["claim"]
 
     def test_an_empty_queue_ends_the_caution(self) -> None:
         self.run(claimed_row(1, attempt=5), claimed_row(2, attempt=5), more=([(2,)],), max_attempts=5)
@@ -199,10 +217,34 @@ class TestClaim:
 
         assert [item.id for item in played.result] == [1, 2]
 
+    @pytest.mark.parametrize(
+        ("attempts", "most", "is_last"),
+        [
+            ([5], 5, True),
+            ([2], 2, True),
+            ([4], 5, False),
+            ([6], 5, False),
+            ([5, 5], 5, False),
+            ([], 5, False),
+            ([1], 1, False),
+        ],
+    )
+    def test_only_one_that_comes_alone_for_the_last_of_several_times_is_kept_alone(
+        self, attempts: list[int], most: int, is_last: bool
+    ) -> None:
+        found = [Delivery(*claimed_row(1, attempt=attempt)[:9]) for attempt in attempts]
+
+        assert claim.is_last(make_queue(max_attempts=most), found) is is_last
+
 
 class TestReceive:
     def op(self, patience: float) -> Any:
         return claim.receive(JOBS, Marks(), limit=1, lease=30.0, patience=patience)
+
+    def test_unless_told_it_waits_for_nothing_and_buries_what_has_used_up_its_attempts(self) -> None:
+        op = claim.receive(make_queue(max_attempts=5), Marks(), limit=1, lease=30.0)
+
+        assert play(op, [claimed_row(1, attempt=6)], [(1, DEAD_LANE)], []).names == ["claim", "nack", "claim"]
 
     def test_it_waits_once_then_asks_again(self) -> None:
         op = self.op(5.0)
@@ -378,6 +420,10 @@ class TestReplace:
 
 
 class TestNack:
+    def test_a_failure_cannot_be_changed_by_whoever_it_is_handed_to(self) -> None:
+        with pytest.raises(AttributeError):
+            settle.Failure(Lease(0, 1, 2)).delay = 5.0  # type: ignore[misc]
+
     @pytest.mark.parametrize(("delays", "rings"), [((3600.0, enqueue.SOON), True), ((3600.0, 3600.0), False)])
     def test_it_rings_if_any_of_them_is_due_soon(self, delays: tuple[float, ...], rings: bool) -> None:
         failures = [settle.Failure(Lease(0, number, 1), delay) for number, delay in enumerate(delays)]
@@ -471,6 +517,11 @@ class TestEnqueue:
     ) -> None:
         assert play(self.op(draft(), draft(**other)), stored(1, 2)).names == ["enqueue_mixed"]
 
+    def test_messages_with_headers_that_say_the_same_are_alike(self) -> None:
+        played = play(self.op(draft(headers={"n": 1}), draft(headers={"n": 1})), stored(1, 2))
+
+        assert played.names == ["enqueue_alike"]
+
     @pytest.mark.parametrize("other", [True, 1.0], ids=repr)
     def test_headers_that_python_takes_for_equal_but_json_does_not_are_kept_apart(self, other: object) -> None:
         played = play(self.op(draft(headers={"n": 1}), draft(headers={"n": other})), stored(1, 2))
@@ -510,6 +561,25 @@ class TestEnqueue:
 
     def test_it_does_not_ring_when_nobody_waits(self) -> None:
         assert play(self.op(draft(), doorbell=Bell()), stored(1)).names == ["enqueue_plain"]
+
+    @pytest.mark.parametrize(
+        ("delay", "with_bell", "tells"),
+        [(None, False, True), (enqueue.SOON + 1, False, False), (None, True, False), (enqueue.SOON + 1, True, False)],
+    )
+    def test_only_without_a_doorbell_and_for_what_is_due_soon_ringing_is_left_to_the_driver(
+        self, delay: float | None, with_bell: bool, tells: bool
+    ) -> None:
+        bell = Bell() if with_bell else None
+
+        (effect,) = play(self.op(draft(delay=delay), doorbell=bell), stored(1)).effects
+
+        assert isinstance(effect, Execute)
+        assert effect.tells is tells
+
+    def test_all_queues_of_a_transaction_are_rung_for(self) -> None:
+        played = play(enqueue.ring_all([make_queue("a", 1), make_queue("b", 2)], Bell()), [], [])
+
+        assert [played.params(place)["payload"] for place in (0, 1)] == ["1", "2"]
 
     def test_without_a_doorbell_it_never_rings(self) -> None:
         assert play(self.op(draft()), stored(1, waiting=True)).names == ["enqueue_plain"]
@@ -601,6 +671,7 @@ class TestEnqueue:
         [
             *[("priority", value) for value in (-1, 10, 1.5, True, "1")],
             *[("at", value) for value in (datetime(2030, 1, 1), "tomorrow", 0)],
+            *[("idempotency_key", value) for value in ("", "k" * 256, 1)],
             *[("delay", value) for value in (-0.1, float("nan"), float("inf"), 1e10, True, "1")],
             *[("ttl", value) for value in (0, -1, float("nan"), float("inf"), 1e10, True, "1")],
         ],
@@ -608,6 +679,10 @@ class TestEnqueue:
     def test_a_senseless_argument_is_refused_before_anything_is_stored(self, parameter: str, value: Any) -> None:
         with pytest.raises(InvalidArgument, match=parameter):
             play(self.op(draft(), draft(**{parameter: value})))
+
+    def test_a_priority_out_of_range_is_told_the_range(self) -> None:
+        with pytest.raises(InvalidArgument, match="0 to 9"):
+            play(self.op(draft(priority=10)))
 
     def test_a_body_over_the_queues_limit_is_refused_before_anything_is_stored(self) -> None:
         with pytest.raises(BodyTooLarge) as caught:

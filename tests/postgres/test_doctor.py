@@ -132,12 +132,24 @@ def test_each_durability_setting_is_looked_at(name: str) -> None:
     assert finding.summary.startswith(f"{name} is off: a crash")
 
 
-@pytest.mark.parametrize(("connected", "status"), [(0, "warn"), (1, "ok")])
-def test_commits_that_wait_for_a_standby_that_is_not_there_are_told(connected: int, status: str) -> None:
+@pytest.mark.parametrize(
+    ("names", "wanted"),
+    [
+        ("ghost", 1),
+        ("*", 1),
+        ("a, b, c", 1),
+        ("2 (a, b)", 2),
+        ("FIRST 2 (a, b)", 2),
+        (" any 3(a, b, c)", 3),
+        ('"2 (", b', 1),
+    ],
+)
+def test_commits_that_wait_for_standbys_that_are_not_there_are_told(names: str, wanted: int) -> None:
     """They hang, and no time-out of the server's ends that."""
-    waiting = settings(synchronous_standby_names="ghost")
-    found = examined(server_settings=waiting, synchronous_standbys=[(connected,)])
-    assert only(found, "synchronous_standbys").status == status
+    waiting = settings(synchronous_standby_names=names)
+    for connected, status in ((0, "warn"), (wanted - 1, "warn"), (wanted, "ok")):
+        found = examined(server_settings=waiting, synchronous_standbys=[(connected,)])
+        assert only(found, "synchronous_standbys").status == status
 
 
 @pytest.mark.parametrize("level", ["off", "local"])
