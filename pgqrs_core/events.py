@@ -259,7 +259,7 @@ class Consumed(msgspec.Struct, frozen=True):
     Attributes:
         queue: The queue's name.
         adapter: Which front end consumed.
-        outcomes: One for each message.
+        outcomes: One for each message. Whoever only counts looks at columns: `pgqrs_core.outcomes.Outcomes.of`.
     """
 
     queue: str

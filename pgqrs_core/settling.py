@@ -20,6 +20,7 @@ from pgqrs_core.errors import PgqrsError, Unavailable
 from pgqrs_core.events import Consumed, Outcome, OutcomeKind
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_core.operations.settle import Failure, ack, nack, release
+from pgqrs_core.outcomes import Outcomes
 from pgqrs_core.threads import join
 
 if TYPE_CHECKING:
@@ -178,7 +179,10 @@ class Settler:
                 )
         hooks = self._engine.plugins.hooks
         if hooks.observes_consume:
-            outcomes = [_outcome(verdict, fate) for verdict, fate in zip(group, fates)]
+            kinds = [_kind(verdict, fate) for verdict, fate in zip(group, fates)]
+            outcomes = Outcomes(
+                kinds, [verdict.seconds for verdict in group], lambda: list(map(_outcome, group, kinds))
+            )
             hooks.after_consume(Consumed(queue.name, self._adapter, outcomes))
 
 
@@ -194,9 +198,12 @@ def _settle(group: list[Verdict], doorbell: Any) -> Op[list[Any]]:
     return (yield from release(queue, leases, doorbell, counts=kind == "requeue"))
 
 
-def _outcome(verdict: Verdict, fate: object) -> Outcome:
+def _kind(verdict: Verdict, fate: Any) -> OutcomeKind:
     # An ack answers with whether the lease held, a rejection with the fate by its name.
-    kind: Any = fate if isinstance(fate, str) else _KINDS[verdict.kind] if fate else "lost"
+    return fate if isinstance(fate, str) else _KINDS[verdict.kind] if fate else "lost"  # type: ignore[return-value]
+
+
+def _outcome(verdict: Verdict, kind: OutcomeKind) -> Outcome:
     delivery = verdict.delivery
     error = (verdict.error or _REJECTED)["message"] if verdict.kind in ("requeue", "reject") else None
     waited = max(verdict.claimed_at - delivery.enqueued_at.timestamp(), 0.0)

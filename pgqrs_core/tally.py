@@ -20,13 +20,15 @@ from weakref import WeakSet
 
 import msgspec
 
-from pgqrs_core.events import Consumed, Enqueued
+from pgqrs_core.events import Enqueued
 from pgqrs_core.hookspecs import hookimpl
+from pgqrs_core.outcomes import Outcomes
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
 
-    from pgqrs_core.events import Claimed, OutcomeKind
+    from pgqrs_core.events import Claimed, Consumed, OutcomeKind
 
 __all__ = ["Sums", "Tally"]
 
@@ -68,11 +70,21 @@ class _Found(msgspec.Struct, frozen=True, gc=False):
     queue: str
     adapter: str
     seconds: float
-    waited: list[float]
-    pickups: list[float]
+    claimed_at: float
+    enqueued_at: list[datetime]
+    fresh: list[datetime]
 
 
-_Note: TypeAlias = "Enqueued | _Found | Consumed"
+class _Settled(msgspec.Struct, frozen=True, gc=False):
+    """What is kept of messages that were settled: not the messages."""
+
+    queue: str
+    adapter: str
+    kinds: Sequence[OutcomeKind]
+    seconds: Sequence[float | None]
+
+
+_Note: TypeAlias = "Enqueued | _Found | _Settled"
 
 
 class Tally:
@@ -115,15 +127,16 @@ class Tally:
     @hookimpl
     def pgqrs_after_claim(self, event: Claimed) -> None:
         """Note what was claimed, and how long it had waited."""
-        now, found = event.claimed_at, event.deliveries
-        waited = [now - one.enqueued_at.timestamp() for one in found]
-        pickups = [wait for wait, one in zip(waited, found) if one.attempt == 1 and one.lane >= 0]
-        self._note(_Found(event.queue, event.adapter, event.seconds, waited, pickups), len(found))
+        found = event.deliveries
+        every = [one.enqueued_at for one in found]
+        fresh = [one.enqueued_at for one in found if one.attempt == 1 and one.lane >= 0]
+        self._note(_Found(event.queue, event.adapter, event.seconds, event.claimed_at, every, fresh), len(found))
 
     @hookimpl
     def pgqrs_after_consume(self, event: Consumed) -> None:
         """Note what became of messages, and how long their handlers took."""
-        self._note(event, len(event.outcomes))
+        found = Outcomes.of(event.outcomes)
+        self._note(_Settled(event.queue, event.adapter, found.kinds, found.seconds_in_handler), len(found))
 
     def _note(self, note: _Note, weight: int) -> None:
         self._notes.append(note)
@@ -185,22 +198,30 @@ def _add_enqueued(sums: Sums, event: Enqueued) -> None:
 
 
 def _add_found(sums: Sums, found: _Found) -> None:
-    sums.claimed.append(len(found.waited))
+    waited = _ages(found.enqueued_at, found.claimed_at)
+    sums.claimed.append(len(waited))
     sums.claim_seconds.append(found.seconds)
-    sums.longest.append(max([0.0, *found.waited]))
-    sums.waited += [max(wait, 0.0) for wait in found.waited]
-    sums.pickups += [max(wait, 0.0) for wait in found.pickups]
+    sums.longest.append(max(waited))
+    sums.waited += waited
+    # Mostly they are the same messages.
+    sums.pickups += waited if len(found.fresh) == len(waited) else _ages(found.fresh, found.claimed_at)
 
 
-def _add_consumed(sums: Sums, event: Consumed) -> None:
-    settled, handled = sums.settled, sums.handled
-    for one in event.outcomes:
-        settled[one.kind] = settled.get(one.kind, 0) + 1
-        if one.seconds_in_handler is not None:
-            handled.append(max(one.seconds_in_handler, 0.0))
+def _ages(since: list[datetime], now: float) -> list[float]:
+    # Messages that were enqueued together are mostly claimed together, and have one time.
+    if since and since.count(since[0]) == len(since):
+        return [max(now - since[0].timestamp(), 0.0)] * len(since)
+    return [max(now - one.timestamp(), 0.0) for one in since]
 
 
-_ADD: Final[dict[type, Any]] = {Enqueued: _add_enqueued, _Found: _add_found, Consumed: _add_consumed}
+def _add_settled(sums: Sums, found: _Settled) -> None:
+    settled = sums.settled
+    for kind in set(found.kinds):
+        settled[kind] = settled.get(kind, 0) + found.kinds.count(kind)
+    sums.handled += [max(seconds, 0.0) for seconds in found.seconds if seconds is not None]
+
+
+_ADD: Final[dict[type, Any]] = {Enqueued: _add_enqueued, _Found: _add_found, _Settled: _add_settled}
 
 _all: Final[WeakSet[Tally]] = WeakSet()
 

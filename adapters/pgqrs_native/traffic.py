@@ -18,6 +18,7 @@ from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_core.operations.settle import Failure, Fate, ack, archive, nack, release
 from pgqrs_core.operations.traffic import incoming, put_back
+from pgqrs_core.outcomes import Outcomes
 from pgqrs_native.message import Message
 
 if TYPE_CHECKING:
@@ -251,21 +252,26 @@ def _report(
     errors: Sequence[str | None] | None = None,
 ) -> None:
     now = time.time()
-    outcomes = [
-        Outcome(
-            (delivery := message._delivery).id,
-            kind,
-            delivery.attempt,
-            # Two clocks are compared.
-            waited if (waited := message.claimed_at - delivery.enqueued_at.timestamp()) > 0 else 0.0,
-            None
-            if (began_at := message.began_at) is None or kind == "released"
-            else (message.ended_at or now) - began_at,
-            error,
-        )
-        for message, kind, error in zip(messages, kinds, errors or repeat(None))
+    spent = [
+        None if (began_at := message.began_at) is None or kind == "released" else (message.ended_at or now) - began_at
+        for message, kind in zip(messages, kinds)
     ]
-    plugins.hooks.after_consume(Consumed(queue.name, ADAPTER, outcomes))
+
+    def outcomes() -> list[Outcome]:
+        return [
+            Outcome(
+                (delivery := message._delivery).id,
+                kind,
+                delivery.attempt,
+                # Two clocks are compared.
+                max(message.claimed_at - delivery.enqueued_at.timestamp(), 0.0),
+                seconds,
+                error,
+            )
+            for message, kind, seconds, error in zip(messages, kinds, spent, errors or repeat(None))
+        ]
+
+    plugins.hooks.after_consume(Consumed(queue.name, ADAPTER, Outcomes(kinds, spent, outcomes)))
 
 
 def describe_error(error: BaseException | str, *, trace: bool = True) -> dict[str, Any]:
