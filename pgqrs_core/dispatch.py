@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from contextlib import AbstractContextManager
 from datetime import datetime
+from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pgqrs_core.codecs import CodecStack
@@ -81,12 +82,18 @@ class Hooks:
         observes_consume: ``pgqrs_after_consume``.
         surrounds_enqueue: ``pgqrs_around_enqueue``.
         surrounds_handler: ``pgqrs_around_handler``.
+        after_enqueue: Tells each plugin what was written. Raises nothing of theirs; so for the others.
+        after_claim: What was claimed.
+        after_consume: What became of claimed messages.
     """
 
     __slots__ = (
         "_calls",
         "_lock",
         "_reported",
+        "after_claim",
+        "after_consume",
+        "after_enqueue",
         "codecs",
         "observes_claim",
         "observes_consume",
@@ -141,6 +148,13 @@ class Hooks:
         self.surrounds_enqueue = bool(calls["pgqrs_around_enqueue"])
         self.surrounds_handler = bool(calls["pgqrs_around_handler"])
 
+        def observer(hook: str) -> Callable[[Any], None]:
+            return partial(self._observe, hook, calls[hook])
+
+        self.after_enqueue: Callable[[Enqueued], None] = observer("pgqrs_after_enqueue")
+        self.after_claim: Callable[[Claimed], None] = observer("pgqrs_after_claim")
+        self.after_consume: Callable[[Consumed], None] = observer("pgqrs_after_consume")
+
     def concern_enqueue(self, queue: str, drafts: Sequence[Draft]) -> bool:
         """Return whether `before_enqueue` has anything to do; without plugins this is all that a batch costs."""
         return self.transforms_enqueue or self.codecs.concerns_drafts(queue, drafts)
@@ -191,18 +205,6 @@ class Hooks:
             except InvalidArgument as error:
                 raise call.failed(hook, f"it left a message that cannot be read: {error}") from error
 
-    def after_enqueue(self, event: Enqueued) -> None:
-        """Tell each plugin what was written. Raises nothing of theirs."""
-        self._observe("pgqrs_after_enqueue", event)
-
-    def after_claim(self, event: Claimed) -> None:
-        """Tell each plugin what was claimed. Raises nothing of theirs."""
-        self._observe("pgqrs_after_claim", event)
-
-    def after_consume(self, event: Consumed) -> None:
-        """Tell each plugin what became of claimed messages. Raises nothing of theirs."""
-        self._observe("pgqrs_after_consume", event)
-
     def around_enqueue(self, batch: EnqueueBatch) -> AbstractContextManager[None]:
         """Return what plugins put around the writing of a batch. It raises nothing of theirs, and swallows nothing."""
         return _Around(self, "pgqrs_around_enqueue", batch)
@@ -211,15 +213,15 @@ class Hooks:
         """Return what plugins put around a handler. It raises nothing of theirs, and swallows nothing."""
         return _Around(self, "pgqrs_around_handler", handling)
 
-    def _observe(self, hook: str, event: object) -> None:
+    def _observe(self, hook: str, calls: Sequence[_Call], event: object) -> None:
         # In one frame, as in `_Around`: this runs between two waits for the server, where each costs a microsecond or two.
-        for call in self._calls[hook]:
-            began = time.perf_counter()
+        for call in calls:
+            began = perf_counter()
             try:
                 call.function(event)
             except Exception as error:
                 self._failed(call, hook, error)
-            if (seconds := time.perf_counter() - began) > SLOW_SECONDS:
+            if (seconds := perf_counter() - began) > SLOW_SECONDS:
                 self._slow(call, hook, seconds)
 
     def _failed(self, call: _Call, hook: str, error: Exception) -> None:
@@ -262,7 +264,7 @@ class _Around(AbstractContextManager[None]):
         entered: list[tuple[_Call, AbstractContextManager[object]]] = []
         self._entered = entered
         for call in self._hooks._calls[self._hook]:
-            began = time.perf_counter()
+            began = perf_counter()
             try:
                 manager: Any = call.function(self._event)
                 if manager is not None:
@@ -270,17 +272,17 @@ class _Around(AbstractContextManager[None]):
                     entered.append((call, manager))
             except Exception as error:
                 self._hooks._failed(call, self._hook, error)
-            if (seconds := time.perf_counter() - began) > SLOW_SECONDS:
+            if (seconds := perf_counter() - began) > SLOW_SECONDS:
                 self._hooks._slow(call, self._hook, seconds)
 
     def __exit__(self, *ended: object) -> None:
         for call, manager in reversed(self._entered):
-            began = time.perf_counter()
+            began = perf_counter()
             try:
                 manager.__exit__(*ended)
             except Exception as error:
                 self._hooks._failed(call, self._hook, error)
-            if (seconds := time.perf_counter() - began) > SLOW_SECONDS:
+            if (seconds := perf_counter() - began) > SLOW_SECONDS:
                 self._hooks._slow(call, self._hook, seconds)
 
 

@@ -20,7 +20,6 @@ from pgqrs_core.errors import PgqrsError, Unavailable
 from pgqrs_core.events import Consumed, Outcome, OutcomeKind
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_core.operations.settle import Failure, ack, nack, release
-from pgqrs_core.outcomes import Outcomes
 from pgqrs_core.threads import join
 
 if TYPE_CHECKING:
@@ -180,10 +179,9 @@ class Settler:
         hooks = self._engine.plugins.hooks
         if hooks.observes_consume:
             kinds = [_kind(verdict, fate) for verdict, fate in zip(group, fates)]
-            outcomes = Outcomes(
-                kinds, [verdict.seconds for verdict in group], lambda: list(map(_outcome, group, kinds))
-            )
-            hooks.after_consume(Consumed(queue.name, self._adapter, outcomes))
+            spent = [verdict.seconds for verdict in group]
+            event = Consumed(queue.name, self._adapter, kinds, spent, lambda: list(map(_outcome, group, kinds)))
+            hooks.after_consume(event)
 
 
 def _settle(group: list[Verdict], doorbell: Any) -> Op[list[Any]]:

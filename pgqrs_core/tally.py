@@ -22,7 +22,6 @@ import msgspec
 
 from pgqrs_core.events import Enqueued
 from pgqrs_core.hookspecs import hookimpl
-from pgqrs_core.outcomes import Outcomes
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -64,27 +63,8 @@ class Sums(msgspec.Struct):
     handled: list[float] = []
 
 
-class _Found(msgspec.Struct, frozen=True, gc=False):
-    """What is kept of a claim: not the bodies."""
-
-    queue: str
-    adapter: str
-    seconds: float
-    claimed_at: float
-    enqueued_at: list[datetime]
-    fresh: list[datetime]
-
-
-class _Settled(msgspec.Struct, frozen=True, gc=False):
-    """What is kept of messages that were settled: not the messages."""
-
-    queue: str
-    adapter: str
-    kinds: Sequence[OutcomeKind]
-    seconds: Sequence[float | None]
-
-
-_Note: TypeAlias = "Enqueued | _Found | _Settled"
+#: What is kept of an event: what adds it up, the queue, the adapter, and what that needs. Never a message.
+_Note: TypeAlias = "tuple[Callable[..., None], str, str, tuple[Any, ...]]"
 
 
 class Tally:
@@ -122,21 +102,23 @@ class Tally:
     @hookimpl
     def pgqrs_after_enqueue(self, event: Enqueued) -> None:
         """Note what was enqueued."""
-        self._note(event, event.count)
+        self._note((_add_enqueued, event.queue, event.adapter, (event.count, event.seconds)), event.count)
 
     @hookimpl
     def pgqrs_after_claim(self, event: Claimed) -> None:
         """Note what was claimed, and how long it had waited."""
         found = event.deliveries
-        every = [one.enqueued_at for one in found]
+        since = [one.enqueued_at for one in found]
         fresh = [one.enqueued_at for one in found if one.attempt == 1 and one.lane >= 0]
-        self._note(_Found(event.queue, event.adapter, event.seconds, event.claimed_at, every, fresh), len(found))
+        self._note(
+            (_add_claimed, event.queue, event.adapter, (event.seconds, event.claimed_at, since, fresh)), len(found)
+        )
 
     @hookimpl
     def pgqrs_after_consume(self, event: Consumed) -> None:
         """Note what became of messages, and how long their handlers took."""
-        found = Outcomes.of(event.outcomes)
-        self._note(_Settled(event.queue, event.adapter, found.kinds, found.seconds_in_handler), len(found))
+        kinds = event.kinds
+        self._note((_add_settled, event.queue, event.adapter, (kinds, event.seconds_in_handler)), len(kinds))
 
     def _note(self, note: _Note, weight: int) -> None:
         self._notes.append(note)
@@ -154,12 +136,11 @@ class Tally:
         self._weight = 0
         found: dict[tuple[str, str], Sums] = {}
         for _ in range(len(self._notes)):
-            note = self._notes.popleft()
-            key = note.queue, note.adapter
-            sums = found.get(key)
+            add, queue, adapter, what = self._notes.popleft()
+            sums = found.get((queue, adapter))
             if sums is None:
-                sums = found[key] = Sums()
-            _ADD[type(note)](sums, note)
+                sums = found[queue, adapter] = Sums()
+            add(sums, *what)
         for (queue, adapter), sums in found.items():
             self.write(queue, adapter, sums)
 
@@ -192,19 +173,19 @@ class Tally:
                 _log.exception("figures of %s could not be written and are lost", type(self).__name__)
 
 
-def _add_enqueued(sums: Sums, event: Enqueued) -> None:
-    sums.enqueued += event.count
-    sums.enqueue_seconds.append(event.seconds)
+def _add_enqueued(sums: Sums, count: int, seconds: float) -> None:
+    sums.enqueued += count
+    sums.enqueue_seconds.append(seconds)
 
 
-def _add_found(sums: Sums, found: _Found) -> None:
-    waited = _ages(found.enqueued_at, found.claimed_at)
+def _add_claimed(sums: Sums, seconds: float, now: float, since: list[datetime], fresh: list[datetime]) -> None:
+    waited = _ages(since, now)
     sums.claimed.append(len(waited))
-    sums.claim_seconds.append(found.seconds)
-    sums.longest.append(max(waited))
+    sums.claim_seconds.append(seconds)
+    sums.longest.append(max(waited, default=0.0))
     sums.waited += waited
     # Mostly they are the same messages.
-    sums.pickups += waited if len(found.fresh) == len(waited) else _ages(found.fresh, found.claimed_at)
+    sums.pickups += waited if len(fresh) == len(since) else _ages(fresh, now)
 
 
 def _ages(since: list[datetime], now: float) -> list[float]:
@@ -214,14 +195,12 @@ def _ages(since: list[datetime], now: float) -> list[float]:
     return [max(now - one.timestamp(), 0.0) for one in since]
 
 
-def _add_settled(sums: Sums, found: _Settled) -> None:
+def _add_settled(sums: Sums, kinds: Sequence[OutcomeKind], seconds: Sequence[float | None]) -> None:
     settled = sums.settled
-    for kind in set(found.kinds):
-        settled[kind] = settled.get(kind, 0) + found.kinds.count(kind)
-    sums.handled += [max(seconds, 0.0) for seconds in found.seconds if seconds is not None]
+    for kind in set(kinds):
+        settled[kind] = settled.get(kind, 0) + kinds.count(kind)
+    sums.handled += [max(one, 0.0) for one in seconds if one is not None]
 
-
-_ADD: Final[dict[type, Any]] = {Enqueued: _add_enqueued, _Found: _add_found, _Settled: _add_settled}
 
 _all: Final[WeakSet[Tally]] = WeakSet()
 

@@ -18,7 +18,6 @@ from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_core.operations.settle import Failure, Fate, ack, archive, nack, release
 from pgqrs_core.operations.traffic import incoming, put_back
-from pgqrs_core.outcomes import Outcomes
 from pgqrs_native.message import Message
 
 if TYPE_CHECKING:
@@ -271,7 +270,7 @@ def _report(
             for message, kind, seconds, error in zip(messages, kinds, spent, errors or repeat(None))
         ]
 
-    plugins.hooks.after_consume(Consumed(queue.name, ADAPTER, Outcomes(kinds, spent, outcomes)))
+    plugins.hooks.after_consume(Consumed(queue.name, ADAPTER, kinds, spent, outcomes))
 
 
 def describe_error(error: BaseException | str, *, trace: bool = True) -> dict[str, Any]:

@@ -147,7 +147,7 @@ def _discard(queue: Queue, batch: ConsumeBatch, plugins: Plugins, now: float) ->
     if plugins.hooks.observes_consume:
         outcomes = [_outcome(item, "acked" if kept else "lost", now) for (item, _), kept in zip(batch.dropped, held)]
         outcomes += [_outcome(item, fate, now, reason) for (item, reason), fate in zip(batch.buried, fates)]
-        plugins.hooks.after_consume(Consumed(queue.name, batch.adapter, outcomes))
+        plugins.hooks.after_consume(Consumed.of(queue.name, batch.adapter, outcomes))
 
 
 def _outcome(item: Delivery, kind: OutcomeKind, now: float, error: str | None = None) -> Outcome:

@@ -50,7 +50,7 @@ def test_events_are_added_up_by_queue_and_adapter_and_each_is_written_once() -> 
     plugins.hooks.after_enqueue(enqueued(3))
     plugins.hooks.after_enqueue(enqueued(2, "other"))
     plugins.hooks.after_claim(Claimed("jobs", "native", found, 1_000_000.0, 0.125, managed=False))
-    plugins.hooks.after_consume(Consumed("jobs", "native", outcomes))
+    plugins.hooks.after_consume(Consumed.of("jobs", "native", outcomes))
     assert tally.written == []
     tally.flush()
     tally.flush()
