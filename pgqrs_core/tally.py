@@ -63,8 +63,8 @@ class Sums(msgspec.Struct):
     handled: list[float] = []
 
 
-#: What is kept of an event: what adds it up, the queue, the adapter, and what that needs. Never a message.
-_Note: TypeAlias = "tuple[Callable[..., None], str, str, tuple[Any, ...]]"
+#: What is kept of an event: what adds it up, the queue, the adapter, what happened and for how long. Never a message.
+_Note: TypeAlias = "tuple[Callable[[Sums, Any, Any], None], str, str, Any, Any]"
 
 
 class Tally:
@@ -79,6 +79,8 @@ class Tally:
 
     def __init__(self, *, within: float | None = None) -> None:
         self._within = within
+        #: With how many messages there is something to arrange.
+        self._enough = _MOST if within is None else 1
         self._begin()
         _all.add(self)
         if within is not None:
@@ -99,33 +101,38 @@ class Tally:
         with self._writing:
             self._write()
 
+    # The hooks say three times what a method could say once: each frame costs a microsecond where they run.
+
     @hookimpl
     def pgqrs_after_enqueue(self, event: Enqueued) -> None:
         """Note what was enqueued."""
-        self._note((_add_enqueued, event.queue, event.adapter, (event.count, event.seconds)), event.count)
+        self._notes.append((_add_enqueued, event.queue, event.adapter, event.count, event.seconds))
+        self._weight += event.count
+        if self._weight >= self._enough:
+            self._arrange()
 
     @hookimpl
     def pgqrs_after_claim(self, event: Claimed) -> None:
         """Note what was claimed, and how long it had waited."""
-        found = event.deliveries
-        since = [one.enqueued_at for one in found]
-        fresh = [one.enqueued_at for one in found if one.attempt == 1 and one.lane >= 0]
-        self._note(
-            (_add_claimed, event.queue, event.adapter, (event.seconds, event.claimed_at, since, fresh)), len(found)
-        )
+        facts = [(one.enqueued_at, one.attempt == 1 and one.lane >= 0) for one in event.deliveries]
+        self._notes.append((_add_claimed, event.queue, event.adapter, (event.claimed_at, facts), event.seconds))
+        self._weight += len(facts)
+        if self._weight >= self._enough:
+            self._arrange()
 
     @hookimpl
     def pgqrs_after_consume(self, event: Consumed) -> None:
         """Note what became of messages, and how long their handlers took."""
-        kinds = event.kinds
-        self._note((_add_settled, event.queue, event.adapter, (kinds, event.seconds_in_handler)), len(kinds))
+        self._notes.append((_add_settled, event.queue, event.adapter, event.kinds, event.seconds_in_handler))
+        self._weight += len(event.kinds)
+        if self._weight >= self._enough:
+            self._arrange()
 
-    def _note(self, note: _Note, weight: int) -> None:
-        self._notes.append(note)
-        self._weight += weight
+    def _arrange(self) -> None:
+        """Have the notes written: by the thread, or here and now if they are many."""
         if self._within is not None:
             self._ring(self._within)
-        # If another thread is at it already, it takes this one along, or the next one does.
+        # If another thread is at it already, it takes them along, or the next one does.
         if self._weight >= _MOST and self._writing.acquire(blocking=False):
             try:
                 self._write()
@@ -136,11 +143,11 @@ class Tally:
         self._weight = 0
         found: dict[tuple[str, str], Sums] = {}
         for _ in range(len(self._notes)):
-            add, queue, adapter, what = self._notes.popleft()
+            add, queue, adapter, what, times = self._notes.popleft()
             sums = found.get((queue, adapter))
             if sums is None:
                 sums = found[queue, adapter] = Sums()
-            add(sums, *what)
+            add(sums, what, times)
         for (queue, adapter), sums in found.items():
             self.write(queue, adapter, sums)
 
@@ -178,14 +185,14 @@ def _add_enqueued(sums: Sums, count: int, seconds: float) -> None:
     sums.enqueue_seconds.append(seconds)
 
 
-def _add_claimed(sums: Sums, seconds: float, now: float, since: list[datetime], fresh: list[datetime]) -> None:
-    waited = _ages(since, now)
+def _add_claimed(sums: Sums, found: tuple[float, list[tuple[datetime, bool]]], seconds: float) -> None:
+    now, facts = found
+    waited = _ages([since for since, _ in facts], now)
     sums.claimed.append(len(waited))
     sums.claim_seconds.append(seconds)
     sums.longest.append(max(waited, default=0.0))
     sums.waited += waited
-    # Mostly they are the same messages.
-    sums.pickups += waited if len(fresh) == len(since) else _ages(fresh, now)
+    sums.pickups += [wait for wait, (_, is_first) in zip(waited, facts) if is_first]
 
 
 def _ages(since: list[datetime], now: float) -> list[float]:

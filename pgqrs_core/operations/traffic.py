@@ -89,7 +89,7 @@ def announce(
 
 
 def _size(drafts: Sequence[Draft]) -> int:
-    return sum([len(draft.body) for draft in drafts])
+    return len(drafts[0].body) if len(drafts) == 1 else sum([len(draft.body) for draft in drafts])
 
 
 def incoming(
@@ -111,8 +111,9 @@ def incoming(
     is also the adapter that dead-letters what has used up its attempts.
     """
     hooks = plugins.hooks
-    looks: list[float] = []
     watch = hooks.observes_claim
+    # Who does not wait looks once, and at once.
+    looks = [clock()] if watch else []
     found = yield from receive(
         queue,
         marks,
@@ -120,7 +121,7 @@ def incoming(
         lease=lease,
         patience=patience,
         bury=bury,
-        on_look=(lambda: looks.append(clock())) if watch else None,
+        on_look=(lambda: looks.append(clock())) if watch and patience > 0 else None,
     )
     if found and watch:
         now = clock()
