@@ -53,39 +53,32 @@ def headers_of(drafts: Iterable[Draft]) -> dict[int, dict[str, Any] | None]:
     return {id(draft.headers): draft.headers for draft in drafts}
 
 
-def inject(drafts: Sequence[Draft], known: dict[int, dict[str, Any] | None], span: Span, inner: Context) -> None:
-    """Put a trace context into the headers that carry none. Drafts that shared their headers share them still.
+def inject(drafts: Sequence[Draft], known: dict[int, dict[str, Any] | None], span: Span, outer: Context) -> None:
+    """Put a span's context into the headers that carry none. Drafts that shared their headers share them still.
 
     Args:
         drafts: what is about to be enqueued.
         known: their different headers.
         span: what they are to name.
-        inner: the context that it is in, for baggage and for propagators of other kinds.
+        outer: the context around it, for baggage and for propagators of other kinds.
     """
-    carrier = _carrier(span.get_span_context(), inner)
+    carrier = _carrier(span, outer)
     if not carrier:
         return
-    fields = _fields(propagate.get_global_textmap())
-    changed: dict[int, dict[str, Any]] = {}
-    for place, headers in known.items():
-        if not headers:
-            changed[place] = carrier
-        else:
-            changed[place] = {**headers, **carrier} if fields.isdisjoint(headers) else headers
+    changed = {place: _merged(headers, carrier) if headers else carrier for place, headers in known.items()}
     for draft in drafts:
         # What is known keeps the old headers, so no identity is used twice.
         draft.headers = changed[id(draft.headers)]
 
 
-def links_of_headers(known: Iterable[dict[str, Any] | None]) -> list[Link]:
+def links_of_headers(known: dict[int, dict[str, Any] | None]) -> list[Link]:
     """Return links to the trace contexts that headers carry before they are stored."""
-    fields = _fields(propagate.get_global_textmap())
-    return _links(_extract(headers) for headers in known if headers and not fields.isdisjoint(headers))
+    return _links(_extract(headers) for headers in known.values() if headers and _is_bound(headers))
 
 
 def links_of(stored: Iterable[str | None]) -> list[Link]:
     """Return links to the contexts that stored headers carry, each once: a batch that was sent together has one."""
-    return _links(map(_remote, filter(None, dict.fromkeys(stored))))
+    return _links(_line(text) or _extract(_texts(text)) for text in dict.fromkeys(stored) if text)
 
 
 def with_parent(stored: str, outer: Context) -> Context:
@@ -95,31 +88,34 @@ def with_parent(stored: str, outer: Context) -> Context:
     return propagate.extract(_texts(stored), outer)
 
 
-def _carrier(span: SpanContext, inner: Context) -> dict[str, Any]:
-    if not _is_w3c(propagate.get_global_textmap()) or baggage.get_all(inner):
-        carrier: dict[str, Any] = {}
-        propagate.inject(carrier, inner)
-        return carrier
-    if not span.is_valid:
-        return {}
-    carrier = {"traceparent": f"00-{span.trace_id:032x}-{span.span_id:016x}-{span.trace_flags:02x}"}
-    if span.trace_state:
-        carrier["tracestate"] = span.trace_state.to_header()
+def _carrier(span: Span, outer: Context) -> dict[str, Any]:
+    carrier: dict[str, Any] = {}
+    if not _is_w3c(propagate.get_global_textmap()) or (outer and baggage.get_all(outer)):
+        propagate.inject(carrier, trace.set_span_in_context(span, outer))
+    elif (at := span.get_span_context()).is_valid:
+        carrier["traceparent"] = f"00-{at.trace_id:032x}-{at.span_id:016x}-{at.trace_flags:02x}"
+        if at.trace_state:
+            carrier["tracestate"] = at.trace_state.to_header()
     return carrier
 
 
+def _merged(headers: dict[str, Any], carrier: dict[str, Any]) -> dict[str, Any]:
+    return headers if _is_bound(headers) else {**headers, **carrier}
+
+
+def _is_bound(headers: dict[str, Any]) -> bool:
+    """Tell whether headers carry a context already."""
+    return not _fields(propagate.get_global_textmap()).isdisjoint(headers)
+
+
 def _links(found: Iterable[SpanContext]) -> list[Link]:
-    distinct: dict[tuple[int, int], SpanContext] = {}
+    distinct: dict[tuple[int, int], Link] = {}
     for one in found:
         if one.is_valid:
-            distinct[one.trace_id, one.span_id] = one
+            distinct[one.trace_id, one.span_id] = Link(one)
             if len(distinct) == MOST_LINKS:
                 break
-    return [Link(one) for one in distinct.values()]
-
-
-def _remote(stored: str) -> SpanContext:
-    return _line(stored) or _extract(_texts(stored))
+    return list(distinct.values())
 
 
 def _line(stored: str) -> SpanContext | None:

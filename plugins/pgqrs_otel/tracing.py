@@ -51,11 +51,10 @@ class Tracing:
         if len(batch.drafts) > 1:
             attributes[BATCH_COUNT] = len(batch.drafts)
         known = headers_of(batch.drafts)
-        links = links_of_headers(known.values())
+        links = links_of_headers(known)
         span = self._tracer.start_span(f"enqueue {batch.queue}", outer, SpanKind.PRODUCER, attributes, links)
-        inner = trace.set_span_in_context(span, outer)
-        inject(batch.drafts, known, span, inner)
-        return _Work(span, inner, batch)
+        inject(batch.drafts, known, span, outer)
+        return _Work(span, trace.set_span_in_context(span, outer), batch)
 
     @hookimpl
     def pgqrs_after_claim(self, event: Claimed) -> None:
