@@ -14,6 +14,8 @@ from functools import partial
 from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
+import msgspec
+
 from pgqrs_core.codecs import CodecStack
 from pgqrs_core.errors import InvalidArgument, PgqrsError, PluginError
 from pgqrs_core.messages import MAX_PRIORITY, MAX_SECONDS, check_number
@@ -250,40 +252,36 @@ class Hooks:
             return True
 
 
-class _Around(AbstractContextManager[None]):
+class _Around(msgspec.Struct):
     """What plugins put around something. Written out: contextlib's generators take longer than all of this."""
 
-    __slots__ = ("_entered", "_event", "_hook", "_hooks")
-
-    def __init__(self, hooks: Hooks, hook: str, event: object) -> None:
-        self._hooks = hooks
-        self._hook = hook
-        self._event = event
+    hooks: Hooks
+    hook: str
+    event: object
+    entered: list[tuple[_Call, AbstractContextManager[object]]] = []
 
     def __enter__(self) -> None:
-        entered: list[tuple[_Call, AbstractContextManager[object]]] = []
-        self._entered = entered
-        for call in self._hooks._calls[self._hook]:
+        for call in self.hooks._calls[self.hook]:
             began = perf_counter()
             try:
-                manager: Any = call.function(self._event)
+                manager: Any = call.function(self.event)
                 if manager is not None:
                     manager.__enter__()
-                    entered.append((call, manager))
+                    self.entered.append((call, manager))
             except Exception as error:
-                self._hooks._failed(call, self._hook, error)
+                self.hooks._failed(call, self.hook, error)
             if (seconds := perf_counter() - began) > SLOW_SECONDS:
-                self._hooks._slow(call, self._hook, seconds)
+                self.hooks._slow(call, self.hook, seconds)
 
     def __exit__(self, *ended: object) -> None:
-        for call, manager in reversed(self._entered):
+        for call, manager in reversed(self.entered):
             began = perf_counter()
             try:
                 manager.__exit__(*ended)
             except Exception as error:
-                self._hooks._failed(call, self._hook, error)
+                self.hooks._failed(call, self.hook, error)
             if (seconds := perf_counter() - began) > SLOW_SECONDS:
-                self._hooks._slow(call, self._hook, seconds)
+                self.hooks._slow(call, self.hook, seconds)
 
 
 def _check_draft(draft: Draft, queue: str) -> None:

@@ -200,7 +200,9 @@ def settling(
     # In the caller's transaction nothing has happened yet.
     if plugins.hooks.observes_consume and doorbell is not None:
         kind: OutcomeKind = {"ack": "acked", "archive": "archived", "release": "released"}[action]  # type: ignore[assignment]
-        _report(plugins, queue, messages, [kind if alive else "lost" for alive in kept])
+        _report(
+            plugins, queue, messages, [kind] * len(kept) if all(kept) else [kind if alive else "lost" for alive in kept]
+        )
     return kept
 
 

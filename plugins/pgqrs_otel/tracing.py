@@ -16,6 +16,7 @@ from contextlib import AbstractContextManager
 from types import TracebackType
 from typing import TYPE_CHECKING
 
+import msgspec
 from opentelemetry import context, trace
 from opentelemetry.trace import Link, Span, SpanKind, Status, StatusCode
 
@@ -24,6 +25,8 @@ from pgqrs_otel.conventions import ATTEMPT, BATCH_COUNT, ERROR_TYPE, MESSAGE_ID,
 from pgqrs_otel.passing import MOST_LINKS, headers_of, inject, links_of, links_of_headers, with_parent
 
 if TYPE_CHECKING:
+    from contextvars import Token
+
     from opentelemetry.context import Context
     from opentelemetry.trace import TracerProvider
 
@@ -51,7 +54,7 @@ class Tracing:
         if len(batch.drafts) > 1:
             attributes[BATCH_COUNT] = len(batch.drafts)
         known = headers_of(batch.drafts)
-        links = links_of_headers(known)
+        links = links_of_headers(known) if any(known.values()) else None
         span = self._tracer.start_span(f"enqueue {batch.queue}", outer, SpanKind.PRODUCER, attributes, links)
         inject(batch.drafts, known, span, outer)
         return _Work(span, trace.set_span_in_context(span, outer), batch)
@@ -102,43 +105,41 @@ class Tracing:
         """Tell whether nobody collects spans. Once a provider is set, it stays."""
         if not self._collected:
             provider = self._provider or trace.get_tracer_provider()
-            self._collected = not isinstance(provider, (trace.ProxyTracerProvider, trace.NoOpTracerProvider))
+            # Not by isinstance: they are abstract, and of such it is asked in Python.
+            self._collected = type(provider) not in (trace.ProxyTracerProvider, trace.NoOpTracerProvider)
         return not self._collected
 
 
-class _Work(AbstractContextManager[None]):
+class _Work(msgspec.Struct):
     """Makes a span the current one, and ends it with what became of its work.
 
     Written out: a generator, as contextlib would have it, takes longer than all of this.
     """
 
-    __slots__ = ("_batch", "_handling", "_inner", "_span", "_token")
-
-    def __init__(
-        self, span: Span, inner: Context, batch: EnqueueBatch | None = None, handling: Handling | None = None
-    ) -> None:
-        self._span = span
-        self._inner = inner
-        self._batch = batch
-        self._handling = handling
+    span: Span
+    inner: Context
+    batch: EnqueueBatch | None = None
+    handling: Handling | None = None
+    token: Token[Context] | None = None
 
     def __enter__(self) -> None:
-        self._token = context.attach(self._inner)
+        self.token = context.attach(self.inner)
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace_back: TracebackType | None
     ) -> None:
-        context.detach(self._token)
-        span = self._span
+        if self.token is not None:
+            context.detach(self.token)
+        span = self.span
         if span.is_recording():
-            if self._batch is not None and len(self._batch.ids) == 1:
-                span.set_attribute(MESSAGE_ID, str(self._batch.ids[0]))
+            if self.batch is not None and len(self.batch.ids) == 1:
+                span.set_attribute(MESSAGE_ID, str(self.batch.ids[0]))
             if error is not None:
                 span.set_attribute(ERROR_TYPE, type(error).__qualname__)
                 span.set_status(Status(StatusCode.ERROR, f"{type(error).__name__}: {error}"))
                 span.record_exception(error)
-            elif self._handling is not None and self._handling.failures:
-                _record_failures(span, self._handling)
+            elif self.handling is not None and self.handling.failures:
+                _record_failures(span, self.handling)
         span.end()
 
 
