@@ -8,10 +8,13 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from contextlib import AbstractContextManager
 from datetime import datetime
+from functools import partial
+from time import perf_counter
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+import msgspec
 
 from pgqrs_core.codecs import CodecStack
 from pgqrs_core.errors import InvalidArgument, PgqrsError, PluginError
@@ -81,12 +84,18 @@ class Hooks:
         observes_consume: ``pgqrs_after_consume``.
         surrounds_enqueue: ``pgqrs_around_enqueue``.
         surrounds_handler: ``pgqrs_around_handler``.
+        after_enqueue: Tells each plugin what was written. Raises nothing of theirs; so for the others.
+        after_claim: What was claimed.
+        after_consume: What became of claimed messages.
     """
 
     __slots__ = (
         "_calls",
         "_lock",
         "_reported",
+        "after_claim",
+        "after_consume",
+        "after_enqueue",
         "codecs",
         "observes_claim",
         "observes_consume",
@@ -141,6 +150,13 @@ class Hooks:
         self.surrounds_enqueue = bool(calls["pgqrs_around_enqueue"])
         self.surrounds_handler = bool(calls["pgqrs_around_handler"])
 
+        def observer(hook: str) -> Callable[[Any], None]:
+            return partial(self._observe, hook, calls[hook])
+
+        self.after_enqueue: Callable[[Enqueued], None] = observer("pgqrs_after_enqueue")
+        self.after_claim: Callable[[Claimed], None] = observer("pgqrs_after_claim")
+        self.after_consume: Callable[[Consumed], None] = observer("pgqrs_after_consume")
+
     def concern_enqueue(self, queue: str, drafts: Sequence[Draft]) -> bool:
         """Return whether `before_enqueue` has anything to do; without plugins this is all that a batch costs."""
         return self.transforms_enqueue or self.codecs.concerns_drafts(queue, drafts)
@@ -191,18 +207,6 @@ class Hooks:
             except InvalidArgument as error:
                 raise call.failed(hook, f"it left a message that cannot be read: {error}") from error
 
-    def after_enqueue(self, event: Enqueued) -> None:
-        """Tell each plugin what was written. Raises nothing of theirs."""
-        self._observe("pgqrs_after_enqueue", event)
-
-    def after_claim(self, event: Claimed) -> None:
-        """Tell each plugin what was claimed. Raises nothing of theirs."""
-        self._observe("pgqrs_after_claim", event)
-
-    def after_consume(self, event: Consumed) -> None:
-        """Tell each plugin what became of claimed messages. Raises nothing of theirs."""
-        self._observe("pgqrs_after_consume", event)
-
     def around_enqueue(self, batch: EnqueueBatch) -> AbstractContextManager[None]:
         """Return what plugins put around the writing of a batch. It raises nothing of theirs, and swallows nothing."""
         return _Around(self, "pgqrs_around_enqueue", batch)
@@ -211,28 +215,16 @@ class Hooks:
         """Return what plugins put around a handler. It raises nothing of theirs, and swallows nothing."""
         return _Around(self, "pgqrs_around_handler", handling)
 
-    def _observe(self, hook: str, event: object) -> None:
-        # As `_contain` does, but in one frame: this runs between two waits for the server, where each costs a microsecond.
-        for call in self._calls[hook]:
-            began = time.perf_counter()
+    def _observe(self, hook: str, calls: Sequence[_Call], event: object) -> None:
+        # In one frame, as in `_Around`: this runs between two waits for the server, where each costs a microsecond or two.
+        for call in calls:
+            began = perf_counter()
             try:
                 call.function(event)
             except Exception as error:
                 self._failed(call, hook, error)
-            if (seconds := time.perf_counter() - began) > SLOW_SECONDS:
+            if (seconds := perf_counter() - began) > SLOW_SECONDS:
                 self._slow(call, hook, seconds)
-
-    def _contain(self, call: _Call, hook: str, function: Callable[..., object], *arguments: object) -> object:
-        """Call something of a plugin's; what it raises is logged once, and so is slowness."""
-        began = time.perf_counter()
-        result = None
-        try:
-            result = function(*arguments)
-        except Exception as error:
-            self._failed(call, hook, error)
-        if (seconds := time.perf_counter() - began) > SLOW_SECONDS:
-            self._slow(call, hook, seconds)
-        return result
 
     def _failed(self, call: _Call, hook: str, error: Exception) -> None:
         if self._first_time(call.plugin, hook, type(error).__qualname__):
@@ -260,32 +252,36 @@ class Hooks:
             return True
 
 
-class _Around(AbstractContextManager[None]):
+class _Around(msgspec.Struct):
     """What plugins put around something. Written out: contextlib's generators take longer than all of this."""
 
-    __slots__ = ("_entered", "_event", "_hook", "_hooks")
-
-    def __init__(self, hooks: Hooks, hook: str, event: object) -> None:
-        self._hooks = hooks
-        self._hook = hook
-        self._event = event
-        self._entered: list[tuple[_Call, AbstractContextManager[object]]] = []
+    hooks: Hooks
+    hook: str
+    event: object
+    entered: list[tuple[_Call, AbstractContextManager[object]]] = []
 
     def __enter__(self) -> None:
-        contain, hook = self._hooks._contain, self._hook
-        for call in self._hooks._calls[hook]:
-            manager: Any = contain(call, hook, call.function, self._event)
-            if manager is not None and contain(call, hook, _enter, manager):
-                self._entered.append((call, manager))
+        for call in self.hooks._calls[self.hook]:
+            began = perf_counter()
+            try:
+                manager: Any = call.function(self.event)
+                if manager is not None:
+                    manager.__enter__()
+                    self.entered.append((call, manager))
+            except Exception as error:
+                self.hooks._failed(call, self.hook, error)
+            if (seconds := perf_counter() - began) > SLOW_SECONDS:
+                self.hooks._slow(call, self.hook, seconds)
 
     def __exit__(self, *ended: object) -> None:
-        for call, manager in reversed(self._entered):
-            self._hooks._contain(call, self._hook, manager.__exit__, *ended)
-
-
-def _enter(manager: AbstractContextManager[object]) -> bool:
-    manager.__enter__()
-    return True
+        for call, manager in reversed(self.entered):
+            began = perf_counter()
+            try:
+                manager.__exit__(*ended)
+            except Exception as error:
+                self.hooks._failed(call, self.hook, error)
+            if (seconds := perf_counter() - began) > SLOW_SECONDS:
+                self.hooks._slow(call, self.hook, seconds)
 
 
 def _check_draft(draft: Draft, queue: str) -> None:

@@ -16,7 +16,8 @@ object             may set   fields                              meaning
 ``Handling``       frozen    ``queue adapter messages            about to be handled
                              failures``
 ``Handled``        frozen    ``message_id attempt raw_headers``  one message of it
-``Consumed``       frozen    ``queue adapter outcomes``          settled
+``Consumed``       frozen    ``queue adapter outcomes kinds      settled
+                             seconds_in_handler details``
 ``Outcome``        frozen    ``message_id kind attempt           what became of one message
                              seconds_in_queue
                              seconds_in_handler error``
@@ -25,7 +26,7 @@ object             may set   fields                              meaning
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import msgspec
@@ -259,9 +260,24 @@ class Consumed(msgspec.Struct, frozen=True):
     Attributes:
         queue: The queue's name.
         adapter: Which front end consumed.
-        outcomes: One for each message.
+        kinds: What became of each message.
+        seconds_in_handler: How long each one's handler ran, as in `Outcome`.
+        details: Puts the outcomes together: of a batch of acks they would cost more than all else that observers need.
     """
 
     queue: str
     adapter: str
-    outcomes: Sequence[Outcome]
+    kinds: Sequence[OutcomeKind]
+    seconds_in_handler: Sequence[float | None]
+    details: Callable[[], Sequence[Outcome]]
+
+    @classmethod
+    def of(cls, queue: str, adapter: str, outcomes: Sequence[Outcome]) -> Consumed:
+        """Return the event of outcomes that are there already."""
+        spent = [one.seconds_in_handler for one in outcomes]
+        return cls(queue, adapter, [one.kind for one in outcomes], spent, lambda: outcomes)
+
+    @property
+    def outcomes(self) -> Sequence[Outcome]:
+        """One for each message, put together at each access. Whoever only counts looks at ``kinds``."""
+        return self.details()

@@ -178,8 +178,10 @@ class Settler:
                 )
         hooks = self._engine.plugins.hooks
         if hooks.observes_consume:
-            outcomes = [_outcome(verdict, fate) for verdict, fate in zip(group, fates)]
-            hooks.after_consume(Consumed(queue.name, self._adapter, outcomes))
+            kinds = [_kind(verdict, fate) for verdict, fate in zip(group, fates)]
+            spent = [verdict.seconds for verdict in group]
+            event = Consumed(queue.name, self._adapter, kinds, spent, lambda: list(map(_outcome, group, kinds)))
+            hooks.after_consume(event)
 
 
 def _settle(group: list[Verdict], doorbell: Any) -> Op[list[Any]]:
@@ -194,9 +196,12 @@ def _settle(group: list[Verdict], doorbell: Any) -> Op[list[Any]]:
     return (yield from release(queue, leases, doorbell, counts=kind == "requeue"))
 
 
-def _outcome(verdict: Verdict, fate: object) -> Outcome:
+def _kind(verdict: Verdict, fate: Any) -> OutcomeKind:
     # An ack answers with whether the lease held, a rejection with the fate by its name.
-    kind: Any = fate if isinstance(fate, str) else _KINDS[verdict.kind] if fate else "lost"
+    return fate if isinstance(fate, str) else _KINDS[verdict.kind] if fate else "lost"  # type: ignore[return-value]
+
+
+def _outcome(verdict: Verdict, kind: OutcomeKind) -> Outcome:
     delivery = verdict.delivery
     error = (verdict.error or _REJECTED)["message"] if verdict.kind in ("requeue", "reject") else None
     waited = max(verdict.claimed_at - delivery.enqueued_at.timestamp(), 0.0)

@@ -20,13 +20,14 @@ from weakref import WeakSet
 
 import msgspec
 
-from pgqrs_core.events import Consumed, Enqueued
+from pgqrs_core.events import Enqueued
 from pgqrs_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
+    from datetime import datetime
 
-    from pgqrs_core.events import Claimed, OutcomeKind
+    from pgqrs_core.events import Claimed, Consumed, OutcomeKind
 
 __all__ = ["Sums", "Tally"]
 
@@ -62,17 +63,8 @@ class Sums(msgspec.Struct):
     handled: list[float] = []
 
 
-class _Found(msgspec.Struct, frozen=True, gc=False):
-    """What is kept of a claim: not the bodies."""
-
-    queue: str
-    adapter: str
-    seconds: float
-    waited: list[float]
-    pickups: list[float]
-
-
-_Note: TypeAlias = "Enqueued | _Found | Consumed"
+#: What is kept of an event: what adds it up, the queue, the adapter, what happened and for how long. Never a message.
+_Note: TypeAlias = "tuple[Callable[[Sums, Any, Any], None], str, str, Any, Any]"
 
 
 class Tally:
@@ -87,6 +79,8 @@ class Tally:
 
     def __init__(self, *, within: float | None = None) -> None:
         self._within = within
+        #: With how many messages there is something to arrange.
+        self._enough = _MOST if within is None else 1
         self._begin()
         _all.add(self)
         if within is not None:
@@ -107,30 +101,38 @@ class Tally:
         with self._writing:
             self._write()
 
+    # The hooks say three times what a method could say once: each frame costs a microsecond where they run.
+
     @hookimpl
     def pgqrs_after_enqueue(self, event: Enqueued) -> None:
         """Note what was enqueued."""
-        self._note(event, event.count)
+        self._notes.append((_add_enqueued, event.queue, event.adapter, event.count, event.seconds))
+        self._weight += event.count
+        if self._weight >= self._enough:
+            self._arrange()
 
     @hookimpl
     def pgqrs_after_claim(self, event: Claimed) -> None:
         """Note what was claimed, and how long it had waited."""
-        now, found = event.claimed_at, event.deliveries
-        waited = [now - one.enqueued_at.timestamp() for one in found]
-        pickups = [wait for wait, one in zip(waited, found) if one.attempt == 1 and one.lane >= 0]
-        self._note(_Found(event.queue, event.adapter, event.seconds, waited, pickups), len(found))
+        facts = [(one.enqueued_at, one.attempt == 1 and one.lane >= 0) for one in event.deliveries]
+        self._notes.append((_add_claimed, event.queue, event.adapter, (event.claimed_at, facts), event.seconds))
+        self._weight += len(facts)
+        if self._weight >= self._enough:
+            self._arrange()
 
     @hookimpl
     def pgqrs_after_consume(self, event: Consumed) -> None:
         """Note what became of messages, and how long their handlers took."""
-        self._note(event, len(event.outcomes))
+        self._notes.append((_add_settled, event.queue, event.adapter, event.kinds, event.seconds_in_handler))
+        self._weight += len(event.kinds)
+        if self._weight >= self._enough:
+            self._arrange()
 
-    def _note(self, note: _Note, weight: int) -> None:
-        self._notes.append(note)
-        self._weight += weight
+    def _arrange(self) -> None:
+        """Have the notes written: by the thread, or here and now if they are many."""
         if self._within is not None:
             self._ring(self._within)
-        # If another thread is at it already, it takes this one along, or the next one does.
+        # If another thread is at it already, it takes them along, or the next one does.
         if self._weight >= _MOST and self._writing.acquire(blocking=False):
             try:
                 self._write()
@@ -141,12 +143,11 @@ class Tally:
         self._weight = 0
         found: dict[tuple[str, str], Sums] = {}
         for _ in range(len(self._notes)):
-            note = self._notes.popleft()
-            key = note.queue, note.adapter
-            sums = found.get(key)
+            add, queue, adapter, what, times = self._notes.popleft()
+            sums = found.get((queue, adapter))
             if sums is None:
-                sums = found[key] = Sums()
-            _ADD[type(note)](sums, note)
+                sums = found[queue, adapter] = Sums()
+            add(sums, what, times)
         for (queue, adapter), sums in found.items():
             self.write(queue, adapter, sums)
 
@@ -179,28 +180,34 @@ class Tally:
                 _log.exception("figures of %s could not be written and are lost", type(self).__name__)
 
 
-def _add_enqueued(sums: Sums, event: Enqueued) -> None:
-    sums.enqueued += event.count
-    sums.enqueue_seconds.append(event.seconds)
+def _add_enqueued(sums: Sums, count: int, seconds: float) -> None:
+    sums.enqueued += count
+    sums.enqueue_seconds.append(seconds)
 
 
-def _add_found(sums: Sums, found: _Found) -> None:
-    sums.claimed.append(len(found.waited))
-    sums.claim_seconds.append(found.seconds)
-    sums.longest.append(max([0.0, *found.waited]))
-    sums.waited += [max(wait, 0.0) for wait in found.waited]
-    sums.pickups += [max(wait, 0.0) for wait in found.pickups]
+def _add_claimed(sums: Sums, found: tuple[float, list[tuple[datetime, bool]]], seconds: float) -> None:
+    now, facts = found
+    waited = _ages([since for since, _ in facts], now)
+    sums.claimed.append(len(waited))
+    sums.claim_seconds.append(seconds)
+    sums.longest.append(max(waited, default=0.0))
+    sums.waited += waited
+    sums.pickups += [wait for wait, (_, is_first) in zip(waited, facts) if is_first]
 
 
-def _add_consumed(sums: Sums, event: Consumed) -> None:
-    settled, handled = sums.settled, sums.handled
-    for one in event.outcomes:
-        settled[one.kind] = settled.get(one.kind, 0) + 1
-        if one.seconds_in_handler is not None:
-            handled.append(max(one.seconds_in_handler, 0.0))
+def _ages(since: list[datetime], now: float) -> list[float]:
+    # Messages that were enqueued together are mostly claimed together, and have one time.
+    if since and since.count(since[0]) == len(since):
+        return [max(now - since[0].timestamp(), 0.0)] * len(since)
+    return [max(now - one.timestamp(), 0.0) for one in since]
 
 
-_ADD: Final[dict[type, Any]] = {Enqueued: _add_enqueued, _Found: _add_found, Consumed: _add_consumed}
+def _add_settled(sums: Sums, kinds: Sequence[OutcomeKind], seconds: Sequence[float | None]) -> None:
+    settled = sums.settled
+    for kind in set(kinds):
+        settled[kind] = settled.get(kind, 0) + kinds.count(kind)
+    sums.handled += [max(one, 0.0) for one in seconds if one is not None]
+
 
 _all: Final[WeakSet[Tally]] = WeakSet()
 

@@ -200,7 +200,9 @@ def settling(
     # In the caller's transaction nothing has happened yet.
     if plugins.hooks.observes_consume and doorbell is not None:
         kind: OutcomeKind = {"ack": "acked", "archive": "archived", "release": "released"}[action]  # type: ignore[assignment]
-        _report(plugins, queue, messages, [kind if alive else "lost" for alive in kept])
+        _report(
+            plugins, queue, messages, [kind] * len(kept) if all(kept) else [kind if alive else "lost" for alive in kept]
+        )
     return kept
 
 
@@ -251,21 +253,26 @@ def _report(
     errors: Sequence[str | None] | None = None,
 ) -> None:
     now = time.time()
-    outcomes = [
-        Outcome(
-            (delivery := message._delivery).id,
-            kind,
-            delivery.attempt,
-            # Two clocks are compared.
-            waited if (waited := message.claimed_at - delivery.enqueued_at.timestamp()) > 0 else 0.0,
-            None
-            if (began_at := message.began_at) is None or kind == "released"
-            else (message.ended_at or now) - began_at,
-            error,
-        )
-        for message, kind, error in zip(messages, kinds, errors or repeat(None))
+    spent = [
+        None if (began_at := message.began_at) is None or kind == "released" else (message.ended_at or now) - began_at
+        for message, kind in zip(messages, kinds)
     ]
-    plugins.hooks.after_consume(Consumed(queue.name, ADAPTER, outcomes))
+
+    def outcomes() -> list[Outcome]:
+        return [
+            Outcome(
+                (delivery := message._delivery).id,
+                kind,
+                delivery.attempt,
+                # Two clocks are compared.
+                max(message.claimed_at - delivery.enqueued_at.timestamp(), 0.0),
+                seconds,
+                error,
+            )
+            for message, kind, seconds, error in zip(messages, kinds, spent, errors or repeat(None))
+        ]
+
+    plugins.hooks.after_consume(Consumed(queue.name, ADAPTER, kinds, spent, outcomes))
 
 
 def describe_error(error: BaseException | str, *, trace: bool = True) -> dict[str, Any]:

@@ -55,9 +55,11 @@ def written(
     drafts = prepared(queue.name, drafts, plugins=plugins, adapter=adapter)
     if not plugins.hooks.observes_enqueue or doorbell is None:
         return (yield from enqueue(queue, drafts, doorbell))
+    # Counted while they are in the processor's caches: afterwards each would cost as much as all of them do now.
+    size = _size(drafts)
     began = clock()
     ids = yield from enqueue(queue, drafts, doorbell)
-    announce(queue.name, drafts, ids, clock() - began, plugins=plugins, adapter=adapter)
+    plugins.hooks.after_enqueue(Enqueued(queue.name, adapter, ids, len(ids), size, clock() - began))
     return ids
 
 
@@ -83,8 +85,11 @@ def announce(
 ) -> None:
     """Tell plugins what was stored and committed."""
     if plugins.hooks.observes_enqueue:
-        size = sum([len(draft.body) for draft in drafts])
-        plugins.hooks.after_enqueue(Enqueued(queue, adapter, ids, len(ids), size, seconds))
+        plugins.hooks.after_enqueue(Enqueued(queue, adapter, ids, len(ids), _size(drafts), seconds))
+
+
+def _size(drafts: Sequence[Draft]) -> int:
+    return len(drafts[0].body) if len(drafts) == 1 else sum([len(draft.body) for draft in drafts])
 
 
 def incoming(
@@ -106,8 +111,9 @@ def incoming(
     is also the adapter that dead-letters what has used up its attempts.
     """
     hooks = plugins.hooks
-    looks: list[float] = []
     watch = hooks.observes_claim
+    # Who does not wait looks once, and at once.
+    looks = [clock()] if watch else []
     found = yield from receive(
         queue,
         marks,
@@ -115,7 +121,7 @@ def incoming(
         lease=lease,
         patience=patience,
         bury=bury,
-        on_look=(lambda: looks.append(clock())) if watch else None,
+        on_look=(lambda: looks.append(clock())) if watch and patience > 0 else None,
     )
     if found and watch:
         now = clock()
@@ -142,7 +148,7 @@ def _discard(queue: Queue, batch: ConsumeBatch, plugins: Plugins, now: float) ->
     if plugins.hooks.observes_consume:
         outcomes = [_outcome(item, "acked" if kept else "lost", now) for (item, _), kept in zip(batch.dropped, held)]
         outcomes += [_outcome(item, fate, now, reason) for (item, reason), fate in zip(batch.buried, fates)]
-        plugins.hooks.after_consume(Consumed(queue.name, batch.adapter, outcomes))
+        plugins.hooks.after_consume(Consumed.of(queue.name, batch.adapter, outcomes))
 
 
 def _outcome(item: Delivery, kind: OutcomeKind, now: float, error: str | None = None) -> Outcome:

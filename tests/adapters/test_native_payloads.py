@@ -417,6 +417,8 @@ class Watching:
 
     def __init__(self) -> None:
         self.seen: list[Any] = []
+        self.columns: list[Any] = []
+        self.details: list[Any] = []
 
     @hookimpl
     def pgqrs_after_enqueue(self, event: Enqueued) -> None:
@@ -425,6 +427,8 @@ class Watching:
     @hookimpl
     def pgqrs_after_consume(self, event: Consumed) -> None:
         self.seen += [(one.kind, one.attempt, one.error) for one in event.outcomes]
+        self.columns += zip(event.kinds, event.seconds_in_handler)
+        self.details += [(one.kind, one.seconds_in_handler) for one in event.outcomes]
 
 
 def test_observers_see_what_was_stored_and_what_became_of_it(native: Native) -> None:
@@ -449,6 +453,8 @@ def test_observers_see_what_was_stored_and_what_became_of_it(native: Native) -> 
         ("nacked", 1, "two"),
         ("dead", 1, "no"),
     ]
+    assert watching.columns == watching.details
+    assert [kind for kind, seconds in watching.columns if seconds is None] == ["released"]
 
 
 def test_observers_see_what_a_read_dead_lettered(native: Native) -> None:

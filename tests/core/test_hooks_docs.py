@@ -101,7 +101,7 @@ def test_the_example_plugin_does_what_it_says(capsys: pytest.CaptureFixture[str]
     hooks.before_enqueue(sent)
     received = ConsumeBatch("jobs", "native", [young, old])  # type: ignore[list-item]
     hooks.before_consume(received)
-    hooks.after_consume(Consumed("jobs", "native", [Outcome(1, "acked", 1, 0.1, 0.2)]))
+    hooks.after_consume(Consumed.of("jobs", "native", [Outcome(1, "acked", 1, 0.1, 0.2)]))
 
     assert sent.drafts[0].headers == {"origin": "shop"}
     assert [one.id for one in received.deliveries] == [1]

@@ -117,7 +117,7 @@ def claimed(*ids: int) -> ConsumeBatch:
 WRITTEN = Enqueued("jobs", "native", [1, 2], 2, 20, 0.001)
 TAKEN = Claimed("jobs", "native", [], 1_700_000_000.0, 0.001, managed=True)
 HANDLING = Handling("jobs", "native", [Handled(1, 1, '{"tenant":"a"}')])
-SETTLED = Consumed("jobs", "native", [Outcome(1, "acked", 1, 0.5, 0.1)])
+SETTLED = Consumed.of("jobs", "native", [Outcome(1, "acked", 1, 0.5, 0.1)])
 
 
 # Loading

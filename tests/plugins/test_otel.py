@@ -14,19 +14,21 @@ import pytest
 
 pytest.importorskip("opentelemetry.sdk")
 
-from opentelemetry import trace
+from opentelemetry import baggage, propagate, trace
+from opentelemetry.context import Context
+from opentelemetry.propagators.textmap import TextMapPropagator
 from opentelemetry.sdk.metrics import MeterProvider
 from opentelemetry.sdk.metrics.export import InMemoryMetricReader
 from opentelemetry.sdk.trace import ReadableSpan, TracerProvider
 from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
-from opentelemetry.trace import SpanKind, StatusCode
+from opentelemetry.trace import SpanContext, SpanKind, StatusCode, TraceState
 from pgqrs_native import Client
-from pgqrs_otel import record_metrics
+from pgqrs_otel import passing, record_metrics
 from pgqrs_otel.tracing import Tracing
 
 from pgqrs_core.errors import QueueNotFound
-from pgqrs_core.events import EnqueueBatch
+from pgqrs_core.events import Draft, EnqueueBatch
 from pgqrs_core.hookspecs import hookimpl
 from pgqrs_core.plugins import Plugins
 
@@ -356,6 +358,100 @@ def test_without_a_provider_contexts_are_passed_on_all_the_same(pgqrs_dsn: str, 
 
     assert with_one.headers["traceparent"].split("-")[2] == f"{request.get_span_context().span_id:016x}"
     assert without.headers == {}
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"traceparent": PARENT},
+        {"traceparent": PARENT[:-2] + "00", "tenant": "a", "n": [1, {"x": None}]},
+        {"traceparent": PARENT[:-2] + "03"},
+        {"traceparent": PARENT, "tracestate": "a=1,b=2"},
+        {"traceparent": PARENT, "baggage": "user=ada"},
+        {"traceparent": PARENT, "tracestate": 7},
+        {"traceparent": f" {PARENT}\t"},
+        {"traceparent": f"{PARENT}-more"},
+        {"traceparent": f"01{PARENT[2:]}-more"},
+        {"traceparent": f"ff{PARENT[2:]}"},
+        {"traceparent": PARENT.upper()},
+        {"traceparent": f"00-{'0' * 32}-{'1' * 16}-01"},
+        {"traceparent": f"00-{'1' * 32}-{'0' * 16}-01"},
+        {"traceparent": "", "baggage": "user=ada"},
+        {"traceparent": None},
+        {"traceparent": PARENT, "odd": "\ud800"},
+        {"tenant": "a"},
+    ],
+)
+def test_what_is_read_directly_is_what_the_propagator_reads(headers: dict[str, Any]) -> None:
+    stored = json.dumps(headers)
+    texts = {key: value for key, value in headers.items() if isinstance(value, str)}
+    expected = propagate.extract(texts, Context())
+    span = trace.get_current_span(expected).get_span_context()
+
+    found = passing.with_parent(stored, Context())
+
+    assert trace.get_current_span(found).get_span_context() == span
+    assert baggage.get_all(found) == baggage.get_all(expected)
+    assert [link.context for link in passing.links_of([stored, stored, None])] == [span] * span.is_valid
+
+
+@pytest.mark.parametrize("state", [None, TraceState([("a", "1")])])
+@pytest.mark.parametrize("user", [None, "ada"])
+@pytest.mark.parametrize("flags", [0, 1])
+def test_what_is_written_directly_is_what_the_propagator_writes(
+    state: TraceState | None, user: str | None, flags: int
+) -> None:
+    outer = baggage.set_baggage("user", user, Context()) if user else Context()
+    span = trace.NonRecordingSpan(SpanContext(0xAF76, 0xB7AD, False, trace.TraceFlags(flags), state))
+    expected: dict[str, str] = {}
+    propagate.inject(expected, trace.set_span_in_context(span, outer))
+    drafts = [Draft("jobs", b"", "x"), Draft("jobs", b"", "x", {"mine": 1}), Draft("jobs", b"", "x", {"baggage": "b"})]
+
+    passing.inject(drafts, passing.headers_of(drafts), span, outer)
+
+    assert [draft.headers for draft in drafts] == [expected, {"mine": 1, **expected}, {"baggage": "b"}]
+
+
+def test_another_propagator_is_asked_for_what_it_writes_and_reads(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Own(TextMapPropagator):
+        fields = {"own"}  # noqa: RUF012
+
+        def inject(self, carrier: Any, context: Any = None, setter: Any = None) -> None:
+            carrier["own"] = f"{trace.get_current_span(context).get_span_context().span_id:x}"
+
+        def extract(self, carrier: Any, context: Any = None, getter: Any = None) -> Context:
+            span = SpanContext(1, int(carrier.get("own", "0"), 16), True)
+            return trace.set_span_in_context(trace.NonRecordingSpan(span), context)
+
+    monkeypatch.setattr(propagate, "_HTTP_TEXT_FORMAT", Own())
+    draft = Draft("jobs", b"", "x")
+    passing.inject(
+        [draft], passing.headers_of([draft]), trace.NonRecordingSpan(SpanContext(1, 0xB7AD, False)), Context()
+    )
+    stored = json.dumps({**(draft.headers or {}), "traceparent": PARENT})
+
+    assert draft.headers == {"own": "b7ad"}
+    assert [link.context.span_id for link in passing.links_of([stored])] == [0xB7AD]
+    assert trace.get_current_span(passing.with_parent(stored, Context())).get_span_context().span_id == 0xB7AD
+
+
+def test_a_span_has_so_many_links_and_no_more() -> None:
+    stored = [json.dumps({"traceparent": f"00-{'a' * 32}-{n:016x}-01"}) for n in range(1, 1000)]
+
+    assert len(passing.links_of(stored)) == passing.MOST_LINKS
+
+
+def test_a_provider_that_is_set_late_is_used_from_then_on(monkeypatch: pytest.MonkeyPatch, spans: Spans) -> None:
+    tracing, batch = Tracing(), EnqueueBatch("jobs", "native", [Draft("jobs", b"", "x")])
+    assert tracing.pgqrs_around_enqueue(batch) is None
+
+    monkeypatch.setattr(trace, "_TRACER_PROVIDER", spans.provider)
+    work = tracing.pgqrs_around_enqueue(batch)
+    assert work is not None
+    with work:
+        pass
+
+    assert f"{spans.one('enqueue jobs').context.span_id:016x}" in (batch.drafts[0].headers or {})["traceparent"]
 
 
 # Kombu and Celery

@@ -499,7 +499,7 @@ def test_events_without_messages_or_handlers_are_no_trouble(registry: CollectorR
 
     recorder.pgqrs_after_enqueue(Enqueued("q", "x", [], 0, 0, 0.0))
     recorder.pgqrs_after_claim(Claimed("q", "x", [], 0.0, 0.0, managed=False))
-    recorder.pgqrs_after_consume(Consumed("q", "x", [Outcome(1, "released", 1, 0.0)]))
+    recorder.pgqrs_after_consume(Consumed.of("q", "x", [Outcome(1, "released", 1, 0.0)]))
 
     assert value(scrape(registry), "pgqrs_messages_settled_total", outcome="released") == 1
     assert value(scrape(registry), "pgqrs_handler_seconds_count") == 0

@@ -50,13 +50,34 @@ def test_events_are_added_up_by_queue_and_adapter_and_each_is_written_once() -> 
     plugins.hooks.after_enqueue(enqueued(3))
     plugins.hooks.after_enqueue(enqueued(2, "other"))
     plugins.hooks.after_claim(Claimed("jobs", "native", found, 1_000_000.0, 0.125, managed=False))
-    plugins.hooks.after_consume(Consumed("jobs", "native", outcomes))
+    plugins.hooks.after_consume(Consumed.of("jobs", "native", outcomes))
     assert tally.written == []
     tally.flush()
     tally.flush()
 
     jobs = Sums(3, [0.25], [4], [0.125], [5.0], [2.0, 5.0, 1.0, 0.0], [2.0, 0.0], {"acked": 2, "dead": 1}, [0.5, 0.0])
     assert tally.written == [("jobs", "native", jobs), ("other", "native", Sums(2, [0.25]))]
+
+
+def test_outcomes_that_nobody_looks_at_are_not_put_together() -> None:
+    def details() -> list[Outcome]:
+        raise AssertionError("nobody should ask")
+
+    tally = Kept()
+    tally.pgqrs_after_consume(Consumed("jobs", "native", ["acked", "lost", "acked"], [0.5, None, 0.25], details))
+    tally.flush()
+
+    assert tally.written == [("jobs", "native", Sums(settled={"acked": 2, "lost": 1}, handled=[0.5, 0.25]))]
+
+
+def test_messages_that_were_enqueued_together_have_one_age() -> None:
+    tally = Kept()
+    tally.pgqrs_after_claim(
+        Claimed("jobs", "native", [delivery(n, 2.0, attempt=n) for n in (1, 2, 3)], 1_000_000.0, 0.5, managed=False)
+    )
+    tally.flush()
+
+    assert tally.written == [("jobs", "native", Sums(0, [], [3], [0.5], [2.0], [2.0, 2.0, 2.0], [2.0]))]
 
 
 def test_notes_do_not_grow_without_end_if_nobody_asks() -> None:

@@ -31,7 +31,7 @@ def test_rows_are_greeted_as_configured():
 
 def test_the_journal_writes_what_it_counted_once():
     one = hello.Hello("hi")
-    one.pgqrs_after_consume(Consumed("q", "native", [Outcome(1, "acked", 1, 0.1), Outcome(2, "acked", 1, 0.1)]))
+    one.pgqrs_after_consume(Consumed.of("q", "native", [Outcome(1, "acked", 1, 0.1), Outcome(2, "acked", 1, 0.1)]))
 
     first, second = play(JOURNAL.write(), []), play(JOURNAL.write())
 
