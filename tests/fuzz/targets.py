@@ -223,6 +223,9 @@ TARGETS = {
             b"embedded://",
             b"postgresql://u:S3CR3T%40@h",
             b"postgresql:///?password=S3CR3T&user=u&host=/tmp",
+            # Was shown as it is: libpq takes no host for the local socket.
+            b"pgqrs://u:S3CR3T@",
+            b"pgqrs:///d?user=u&pass%77ord=S3CR3T",
             # Was a UnicodeEncodeError where a host stands alone.
             b"h\xda",
             b"h\0",
