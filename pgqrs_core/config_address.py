@@ -62,8 +62,8 @@ _DEFAULTS: Final[Mapping[str, str]] = {
     "tcp_user_timeout": "30000",
 }
 
-#: Parameters of a URL that hold passwords: ``password``, ``sslpassword``.
-_SECRETS: Final = re.compile(r"(?i)(?<=[?&])([a-z_]*password=)[^&]*")
+#: Parameters of a URL.
+_PARAMETERS: Final = re.compile(r"(?<=[?&])([^=&]*)=[^&]*")
 
 #: What no part of an address can hold: libpq would take a NUL for the end, and lone surrogates are in no encoding.
 _UNFIT: Final = re.compile("[\0\ud800-\udfff]")
@@ -105,10 +105,16 @@ def masked(url: str, mask: str = "**") -> str:
     """Return a URL with every password in it replaced by ``mask``, whether or not it is well formed."""
     scheme, separator, rest = url.partition("://")
     # A password with an unescaped '/', '?' or '@' must not be shown either: the last '@' that may end it does.
-    end = rest.rfind("@", 0, rest.find("?") if "@" in rest.partition("?")[0] else len(rest))
+    before_query = rest.partition("?")[0]
+    end = (before_query if "@" in before_query else rest).rfind("@")
     user, colon, _ = rest[: max(end, 0)].partition(":")
     shown = f"{user}:{mask}{rest[end:]}" if colon else rest
-    return f"{scheme}{separator}{_SECRETS.sub(lambda found: found[1] + mask, shown)}"
+    return f"{scheme}{separator}{_PARAMETERS.sub(lambda found: _masked_parameter(found, mask), shown)}"
+
+
+def _masked_parameter(found: re.Match[str], mask: str) -> str:
+    """Hide ``password`` and ``sslpassword``, whose letters libpq takes percent-encoded, too."""
+    return f"{found[1]}={mask}" if unquote(found[1]).lower().endswith("password") else found[0]
 
 
 def split_schema(url: str) -> tuple[str, str | None]:

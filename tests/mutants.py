@@ -48,7 +48,7 @@ ENQUEUE = f"{OPERATIONS} -k (Enqueue)or(Doorbell)and(not(fits))"
 MARKS = "tests/core/test_marks.py -k not(broken)"
 STATEMENTS = "tests/postgres/test_statements.py"
 SQL_TEXT = "tests/core/test_sql.py"
-SIMULATION = "tests/model/test_simulation.py -k not(seeded)and(not(twenty))"
+SIMULATION = "tests/model/test_simulation.py -k (once)or(hundreds)"
 KEYS = "tests/postgres/test_keys.py -k not(async)"
 MACHINE = "tests/model/test_machine.py -k not(async)"
 ENGINE = "tests/postgres/test_engine.py -k not(async)"
@@ -87,7 +87,7 @@ def place_of(mutant: Mutant, lines: list[str]) -> tuple[str, str]:
 def first_failure(folder: Path, test: str, limit: float) -> str | None:
     """Run tests until one fails; return its name, or None if all pass. One that hangs has noticed."""
     paths = [str(folder / name) for name in ("", "adapters", "plugins", "tests/mutation")]
-    environment = {**os.environ, "PYTHONPATH": ":".join(paths), "PYTHONDONTWRITEBYTECODE": "1", "PGQRS_SCHEDULES": "5"}
+    environment = {**os.environ, "PYTHONPATH": ":".join(paths), "PYTHONDONTWRITEBYTECODE": "1"}
     command = [
         sys.executable,
         "-m",

@@ -899,6 +899,8 @@ def test_the_schema_is_taken_out_of_a_url_and_nothing_else_is_touched(url: str, 
         ("pgqrs://u@h:5432/db", "pgqrs://u@h:5432/db"),
         ("pgqrs://h/db?user=u&password=secret&schema=s", "pgqrs://h/db?user=u&password=**&schema=s"),
         ("pgqrs://h/db?sslpassword=secret", "pgqrs://h/db?sslpassword=**"),
+        ("pgqrs://u:secret@", "pgqrs://u:**@"),
+        ("pgqrs://h/db?user=u&pass%77ord=secret", "pgqrs://h/db?user=u&pass%77ord=**"),
         ("pgqrs://", "pgqrs://"),
     ],
 )

@@ -488,6 +488,18 @@ class TestWithoutStragglers:
 
         assert len(table.consumers[0]._pending) <= module._PENDING
 
+    def test_claims_that_are_merged_in_waiting_keep_their_lanes(self) -> None:
+        now = [5.0]
+        marks = Marks(lambda: now[0])
+        for number in range(1, module._PENDING + 2):
+            marks.start()
+            marks.finish(Seen({9 if number == module._PENDING else 0: number}, 1, 2), full=False)
+        now[0] += LAG
+        marks.start()
+        marks.finish(Seen({0: 1000}, 1, 2), full=False)
+
+        assert (marks.mark(0), marks.mark(9)) == (module._PENDING + 1, module._PENDING)
+
 
 class TestIdsWithoutANumber:
     """A transaction draws an id, and a moment later takes the number by which snapshots show it."""
@@ -532,6 +544,16 @@ class TestIdsWithoutANumber:
 
         # The second batch was full before lane 0.
         assert (marks.mark(9), marks.mark(0)) == (0, 0)
+
+    def test_a_full_claim_has_read_all_lanes_before_the_last_that_it_took_from(self) -> None:
+        now = [5.0]
+        marks = Marks(lambda: now[0])
+        for highest in ({0: 12}, {9: 11, 0: 13}):
+            marks.start()
+            marks.finish(Seen(highest, 100, 100), full=True)
+            now[0] += 0.5
+
+        assert marks.mark(0) == 12
 
     def test_a_snapshot_is_as_old_as_the_beginning_of_its_claim(self) -> None:
         """However late its answer came."""

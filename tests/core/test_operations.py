@@ -272,6 +272,14 @@ class TestReceive:
     def test_the_least_patience_is_a_wait(self) -> None:
         assert play(self.op(0.01), [], 0.0, []).names == ["claim", "wait", "claim"]
 
+    def test_whoever_times_its_looks_is_told_of_each(self) -> None:
+        looks: list[int] = []
+        op = claim.receive(JOBS, Marks(), limit=1, lease=30.0, patience=5.0, on_look=lambda: looks.append(1))
+
+        played = play(op, [], 3.5, [], 0.0, [])
+
+        assert len(looks) == played.names.count("claim") == 3
+
     def test_without_patience_it_does_not_wait(self) -> None:
         assert play(self.op(0.0), []).result == []
 
