@@ -5,10 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from datetime import datetime, timezone
 from functools import partial
 from statistics import median
-from typing import Any, Final, NamedTuple
+from typing import Final, NamedTuple
 
 from opentelemetry import trace
 from opentelemetry.sdk.metrics import MeterProvider
@@ -22,19 +21,14 @@ from pgqrs_otel.tracing import Tracing
 from pgqrs_prometheus.recorder import Recorder
 from prometheus_client import CollectorRegistry
 
+from benchmarks.answered import in_a_loop, without_plugins
 from benchmarks.load import BATCH
 from benchmarks.measure import interleave
 from benchmarks.payloads import BYTES
 from benchmarks.report import Figure, Target, at_least, at_most, compare, single
 from benchmarks.server import Setting
-from pgqrs_core.effects import Op
-from pgqrs_core.events import Claimed, Draft, Enqueued
+from pgqrs_core.events import Claimed, Enqueued
 from pgqrs_core.hookspecs import hookimpl
-from pgqrs_core.marks import Marks
-from pgqrs_core.messages import Queue, QueueOptions
-from pgqrs_core.operations.claim import receive
-from pgqrs_core.operations.enqueue import enqueue
-from pgqrs_core.operations.traffic import incoming, outgoing
 from pgqrs_core.plugins import Plugins
 from pgqrs_core.tally import Tally
 
@@ -75,7 +69,11 @@ def run(setting: Setting) -> list[Figure]:
         sides = {
             name: _Side(stack.enter_context(_client(setting.dsn, plugin)), plugin) for name, plugin in plugins.items()
         }
-        return [*_without(setting), *_batches(setting, sides, queue), *_singles(setting, sides, queue)]
+        found = [
+            *without_plugins(setting),
+            *in_a_loop(setting, {name: side.client.engine.plugins for name, side in sides.items()}),
+        ]
+        return [*found, *_batches(setting, sides, queue), *_singles(setting, sides, queue)]
 
 
 def _plugin(name: str) -> object | None:
@@ -205,54 +203,3 @@ def _timed(work: Callable[[], object]) -> tuple[float, float]:
 def _added(name: str, cpu: list[float], without: list[float], target: Target | None) -> Figure:
     added = [(one - other) * 1e6 for one, other in zip(cpu, without)]
     return single(f"{name}: added Python CPU", "µs/message", added, target)
-
-
-def _without(setting: Setting) -> list[Figure]:
-    """What the hooks take that nobody implements: operations with and without them, on a server that answers at once."""
-    queue, plugins = Queue(1, "jobs", "jobs", QueueOptions()), Plugins.core()
-    drafts = [Draft("jobs", BYTES, "application/octet-stream")]
-    row = (0, 1, 1, 0, datetime.now(timezone.utc), "application/octet-stream", None, BYTES, 1, 1, 2)
-    common: dict[str, Any] = {"limit": 1, "lease": 30.0, "patience": 0.0}
-    pairs: dict[str, tuple[Callable[[], Any], Callable[[], Any]]] = {
-        "enqueue": (
-            lambda: _answer(outgoing(queue, drafts, plugins=plugins, adapter="native", doorbell=None), [(1, False)]),
-            lambda: _answer(enqueue(queue, drafts), [(1, False)]),
-        ),
-        "claim": (
-            lambda: _answer(incoming(queue, Marks(), plugins=plugins, adapter="native", **common), [row]),
-            lambda: _answer(receive(queue, Marks(), **common), [row]),
-        ),
-    }
-    return [
-        single(
-            f"hooks without a plugin, {name}: added",
-            "µs/batch",
-            [one - other for one, other in zip(_micros(setting, hooked), _micros(setting, bare))],
-            at_most(2),
-        )
-        for name, (hooked, bare) in pairs.items()
-    ]
-
-
-def _answer(op: Op[Any], rows: list[tuple[Any, ...]]) -> Any:
-    """Run an operation, giving every statement the same answer."""
-    try:
-        next(op)
-        while True:
-            op.send(rows)
-    except StopIteration as end:
-        return end.value
-
-
-def _micros(setting: Setting, work: Callable[[], object]) -> list[float]:
-    """Return microseconds per call, for each repeat."""
-    calls, found = 200, []
-    for _ in range(setting.repeats):
-        times = []
-        for _ in range(setting.size(50, 10)):
-            began = time.perf_counter()
-            for _ in range(calls):
-                work()
-            times.append((time.perf_counter() - began) / calls * 1e6)
-        found.append(median(times))
-    return found
