@@ -20,8 +20,11 @@ import pytest
 from pgqrs_native import AsyncClient, AsyncWorker, Client, Reject, Retry, Worker
 
 from pgqrs_core.errors import ArchiveDisabled, ConfigurationError, InvalidArgument, QueueNotFound
+from pgqrs_core.testing import PATIENCE, eventually
+from tests.support.database import terminate_others
+from tests.support.processes import child_environment
 
-from .native_support import PATIENCE, Native, Seen, child_environment, eventually, terminate_others
+from .native_support import Native, Seen
 
 if TYPE_CHECKING:
     from pgqrs_core.cluster import Cluster
