@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from pgqrs_core import config_address
 from pgqrs_core.config_file import read_file
 from pgqrs_core.config_sources import PLUGIN_KEYS, Setting, env_names, read_arguments, read_environment
+from pgqrs_core.config_strays import tell_strays
 from pgqrs_core.errors import ConfigurationError
 from pgqrs_core.plugin_settings import NO_SETTINGS, AllSettings
 
@@ -237,6 +238,7 @@ class Config:
         file = os.fspath(path) if path is not None else env.get("PGQRS_CONFIG")
         if not file and os.path.lexists(_FILE):
             file = _FILE
+        tell_strays(env, SETTINGS)
         levels = (
             read_arguments(overrides, SETTINGS),
             read_environment(env, SETTINGS),

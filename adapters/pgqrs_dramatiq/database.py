@@ -22,10 +22,11 @@ from pgqrs_core.engine import Engine
 from pgqrs_core.errors import ConfigurationError, SchemaMissing, TimedOut, Unavailable
 from pgqrs_core.operations import schema
 from pgqrs_dramatiq.deputies import Deputies
+from pgqrs_dramatiq.errors import translated
 from pgqrs_dramatiq.plugin import COMPONENT
 from pgqrs_dramatiq.sql import MIGRATIONS
 
-__all__ = ["MAX_CONNECTIONS", "Database", "configure", "database_for", "persist"]
+__all__ = ["MAX_CONNECTIONS", "Database", "configure", "database_for", "database_of", "persist"]
 
 T = TypeVar("T")
 P = ParamSpec("P")
@@ -210,6 +211,16 @@ def database_for(config: Config, *, create_schema: bool) -> Database:
         if found is None:
             found = _databases[key] = Database(config, create_schema=create_schema)
         return found
+
+
+def database_of(url: str | Config | None, *, schema: str | None, max_connections: int, create_schema: bool) -> Database:
+    """Return the database that the arguments of a backend name; they mean the same for every backend.
+
+    Raises:
+        ConnectionFailed: the address is none.
+    """
+    with translated():
+        return database_for(configure(url, schema, max_connections), create_schema=create_schema)
 
 
 def _after_fork() -> None:

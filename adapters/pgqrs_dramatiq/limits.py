@@ -8,7 +8,7 @@ from dramatiq.rate_limits import RateLimiterBackend
 
 from pgqrs_core.config import Config
 from pgqrs_dramatiq import operations
-from pgqrs_dramatiq.database import MAX_CONNECTIONS, configure, database_for
+from pgqrs_dramatiq.database import MAX_CONNECTIONS, database_of
 from pgqrs_dramatiq.errors import translated
 from pgqrs_dramatiq.waiting import EVENTS, wait_for
 
@@ -39,8 +39,7 @@ class PgqrsRateLimiterBackend(RateLimiterBackend):
         max_connections: int = MAX_CONNECTIONS,
         create_schema: bool = True,
     ) -> None:
-        with translated():
-            self._database = database_for(configure(url, schema, max_connections), create_schema=create_schema)
+        self._database = database_of(url, schema=schema, max_connections=max_connections, create_schema=create_schema)
 
     def add(self, key: str, value: int, ttl: int) -> bool:
         """Set a counter that is absent; tell whether it was."""

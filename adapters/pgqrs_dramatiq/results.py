@@ -12,7 +12,7 @@ from dramatiq.results.backend import DEFAULT_TIMEOUT
 from pgqrs_core.config import Config
 from pgqrs_core.sql import Query
 from pgqrs_dramatiq import operations
-from pgqrs_dramatiq.database import MAX_CONNECTIONS, configure, database_for
+from pgqrs_dramatiq.database import MAX_CONNECTIONS, database_of
 from pgqrs_dramatiq.errors import translated
 from pgqrs_dramatiq.waiting import RESULTS, wait_for
 
@@ -48,8 +48,7 @@ class PgqrsResultBackend(ResultBackend):
         **options: Any,
     ) -> None:
         super().__init__(namespace=namespace, encoder=encoder, **options)
-        with translated():
-            self._database = database_for(configure(url, schema, max_connections), create_schema=create_schema)
+        self._database = database_of(url, schema=schema, max_connections=max_connections, create_schema=create_schema)
 
     def get_result(self, message: Message[Any], *, block: bool = False, timeout: int | None = None) -> Any:
         """Return the result of a message; None is one.

@@ -1,4 +1,7 @@
-"""A worker on asyncio: handlers are coroutines, run as tasks. The threaded twin is :mod:`pgqrs_native.worker`."""
+"""A worker on asyncio: handlers are coroutines, run as tasks.
+
+What it does is in :mod:`pgqrs_native.duties`; the threaded twin is :mod:`pgqrs_native.worker`.
+"""
 
 from __future__ import annotations
 
@@ -6,30 +9,24 @@ import asyncio
 import contextlib
 import inspect
 import logging
-import random
-import secrets
 import signal
-import time
 from collections import deque
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from pgqrs_core.errors import PgqrsError, QueueNotFound, Unavailable
-from pgqrs_core.operations.claim import is_last
-from pgqrs_core.operations.maintenance import elect, maintain, resign
-from pgqrs_core.operations.traffic import incoming
 from pgqrs_native.async_client import AsyncClient
-from pgqrs_native.roster import CLAIM, LATE, PAUSE, TICK, Roster
-from pgqrs_native.routing import Outcome, Task, note_failed, note_refused, note_returned, outcomes_of, sort_out
-from pgqrs_native.settler import portions
-from pgqrs_native.shared import check_archives, marker
-from pgqrs_native.traffic import ADAPTER, surrounding
+from pgqrs_native.courses import follow_async
+from pgqrs_native.duties import LATE, TICK, Duties
+from pgqrs_native.load import Load
+from pgqrs_native.routing import Task, note_failed, note_returned, outcomes_of
+from pgqrs_native.traffic import surrounding
 
 __all__ = ["AsyncWorker"]
 
 _log = logging.getLogger("pgqrs.worker")
 
 
-class AsyncWorker(Roster):
+class AsyncWorker(Duties):
     """Runs coroutines for the messages of some queues until it is stopped. Arguments as for `Worker`.
 
     A handler that is not a coroutine function runs on a thread.
@@ -46,9 +43,7 @@ class AsyncWorker(Roster):
         housekeeping: bool = True,
     ) -> None:
         super().__init__(
-            client.config,
-            client.engine.plugins,
-            _log,
+            client,
             concurrency=concurrency,
             most=100_000,
             prefetch=prefetch,
@@ -56,16 +51,9 @@ class AsyncWorker(Roster):
             on_success=on_success,
             housekeeping=housekeeping,
         )
-        self._client = client
-        self._stopping = asyncio.Event()
         self._changed = asyncio.Event()
         self._waiting: deque[Task] = deque()
         self._running: dict[asyncio.Task[None], Task] = {}
-        self._pending: list[Outcome] = []
-        self._news = asyncio.Event()
-        self._held = 0
-        #: Whether a message on its last attempt is among them: whoever dies with it must not take others along.
-        self._alone = False
         #: Whether a signal came, and whether a second one did.
         self._signalled = False
         self._hurried = False
@@ -77,128 +65,66 @@ class AsyncWorker(Roster):
             QueueNotFound: a queue with a handler does not exist.
             ConfigurationError: there are no handlers.
         """
-        known = [await self._client.engine.queue(name) for name in self._served()]
-        check_archives(known, self._success)
-        settler = asyncio.create_task(self._settle(), name="pgqrs-settler")
-        housekeeper = asyncio.create_task(self._keep_house(), name="pgqrs-housekeeper") if self._housekeeping else None
+        names = await follow_async(self._opening())
+        settler = asyncio.create_task(follow_async(self._settling()), name="pgqrs-settler")
+        housekeeper = (
+            asyncio.create_task(follow_async(self._keeping_house()), name="pgqrs-housekeeper")
+            if self._housekeeping
+            else None
+        )
         before = self._catch_signals() if signals else []
         try:
-            await self._claim(self._routes.queues)
+            await follow_async(self._claiming(names))
         finally:
+            with self._changing() as load:
+                load.stopping, load.claiming = True, False
             try:
                 if not self._hurried:
-                    await self._wind_up(settler)
+                    await self._wind_up(settler, housekeeper)
             finally:
-                self._abandon(settler)
-                if housekeeper is not None:
-                    housekeeper.cancel()
-                    await asyncio.wait({housekeeper}, timeout=TICK)
+                await self._abandon(settler, housekeeper)
                 for one in before:
                     asyncio.get_running_loop().remove_signal_handler(one)
 
     def stop(self) -> None:
         """Stop gracefully; `run` returns when all is settled. To be called in the event loop's thread."""
-        self._stopping.set()
-        self._changed.set()
-        self._client.engine.wakeups.interrupt()
+        with self._changing() as load:
+            load.stopping = True
+        self._engine.wakeups.interrupt()
 
-    async def _claim(self, names: list[str]) -> None:
-        pause = 0.1
-        hungry = list(names)
-        while not self._stopping.is_set():
-            if not await self._room():
-                continue
-            try:
-                hungry = [name for name in hungry if await self._look_into(name)]
-                pause = 0.1
-                if not hungry:
-                    hungry = await self._wait(names)
-            except PgqrsError as error:
-                _log.warning("cannot claim, next try in %.1f s: %s", pause, error)
-                await self._doze(pause * random.uniform(0.5, 1.0))
-                pause = min(pause * 2, TICK)
-                hungry = list(names)
+    # One thread needs no guard, only a bell
 
-    async def _look_into(self, name: str) -> bool:
+    async def _until(self, so: Callable[[], bool], seconds: float | None = None) -> None:
+        over = False
+
+        def end() -> None:
+            nonlocal over
+            over = True
+            self._changed.set()
+
+        timer = None if seconds is None else asyncio.get_running_loop().call_later(seconds, end)
         try:
-            return await self._claim_from(name)
-        except Unavailable:
-            raise
-        except PgqrsError as error:
-            self._aside.put(name, error, TICK if isinstance(error, QueueNotFound) else PAUSE)
-            return False
-
-    async def _doze(self, seconds: float) -> None:
-        with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._stopping.wait(), seconds)
-
-    async def _room(self) -> int:
-        most = self._concurrency + self._prefetch
-        while not self._stopping.is_set() and self._held > self._bearable(most):
-            self._changed.clear()
-            await self._changed.wait()
-        self._alone = False
-        return 0 if self._stopping.is_set() else max(most - self._held, 0)
-
-    def _bearable(self, most: int) -> int:
-        """Return with how many messages in hand to claim more: with none while one of them is on its last attempt."""
-        return 0 if self._alone else most - max(most // 4, 1)
-
-    async def _claim_from(self, name: str) -> bool:
-        room = await self._room()
-        if not room:
-            return True
-        engine = self._client.engine
-        limit = min(room, CLAIM)
-        queue = await engine.queue(name)
-        lease = queue.options.lease_seconds
-        marks = self._marks.take(queue.id)
-        try:
-            found = await engine.on(
-                name,
-                incoming,
-                marks,
-                limit=limit,
-                lease=lease,
-                patience=0.0,
-                plugins=engine.plugins,
-                adapter=ADAPTER,
-                managed=True,
-            )
+            while not (so() or over):
+                # Whoever waits is woken by the bell, however soon another clears it again.
+                self._changed.clear()
+                await self._changed.wait()
         finally:
-            self._marks.give(queue.id, marks)
-        if not found:
-            return False
-        tasks, refused = sort_out(
-            self._routes, queue, found, plugins=engine.plugins, claimed_at=time.time(), lease_seconds=lease
-        )
-        self._held += len(found)
-        self._alone = self._alone or is_last(queue, found)
-        messages = [message for task in tasks for message in task.messages]
-        self._client.keeper.hold(queue, [message.lease for message in messages], lease, marker(messages))
+            if timer is not None:
+                timer.cancel()
+
+    @contextlib.contextmanager
+    def _changing(self) -> Iterator[Load]:
+        yield self._load
+        self._changed.set()
+
+    # Handling, in tasks
+
+    def _begin(self, tasks: list[Task]) -> None:
         self._waiting.extend(tasks)
         self._start_some()
-        if refused:
-            note_refused(refused, _log)
-            self._report(refused)
-        return len(found) == limit or self._alone
-
-    async def _wait(self, names: list[str]) -> list[str]:
-        engine = self._client.engine
-        queues = []
-        for name in self._aside.others(names):
-            try:
-                queues.append(engine.known(name) or await engine.queue(name))
-            except QueueNotFound as error:
-                self._aside.put(name, error, TICK)
-        _, where = await engine.wakeups.wait_any(queues, self._aside.patience(TICK), self._stopping.is_set)
-        if not where and engine.wakeups.watch.is_stale():
-            # The wake-up connection is silent: nobody will say where there is something.
-            where = queues
-        return [*(queue.name for queue in where), *self._aside.due()]
 
     def _start_some(self) -> None:
-        while self._waiting and len(self._running) < self._concurrency and not self._stopping.is_set():
+        while self._waiting and len(self._running) < self._concurrency and not self._load.stopping:
             task = self._waiting.popleft()
             running = asyncio.create_task(self._handle(task))
             self._running[running] = task
@@ -207,14 +133,13 @@ class AsyncWorker(Roster):
     def _ended(self, running: asyncio.Task[None]) -> None:
         self._running.pop(running, None)
         self._start_some()
-        self._changed.set()
 
     async def _handle(self, task: Task) -> None:
         result: Any = None
         failure: BaseException | None = None
         argument = task.messages if task.route.batch is not None else task.messages[0]
         try:
-            with surrounding(self._client.engine.plugins, task.messages) as handling:
+            with surrounding(self._engine.plugins, task.messages) as handling:
                 if inspect.iscoroutinefunction(task.route.function):
                     result = await task.route.function(argument)
                 else:
@@ -223,59 +148,18 @@ class AsyncWorker(Roster):
                         result = await result
                 note_returned(handling, task, result)
         except asyncio.CancelledError as error:
-            failure = TimeoutError(LATE) if self._stopping.is_set() else error
+            failure = TimeoutError(LATE) if self._load.stopping else error
         except BaseException as error:
             failure = error
             note_failed(task, error, _log)
         self._report(outcomes_of(task, result, failure, success=self._success))
 
-    def _report(self, outcomes: list[Outcome]) -> None:
-        self._pending.extend(outcomes)
-        self._changed.set()
-        self._news.set()
+    # Stopping
 
-    async def _settle(self) -> None:
-        pause = 0.05
-        while not (self._stopping.is_set() and not self._held):
-            await self._news.wait()
-            self._news.clear()
-            outcomes, self._pending = self._pending, []
-            failed = await self._write(outcomes)
-            if failed:
-                self._pending = failed + self._pending
-                self._news.set()
-                await asyncio.sleep(pause)
-                pause = min(pause * 2, 1.0)
-            else:
-                pause = 0.05
-
-    async def _write(self, outcomes: list[Outcome]) -> list[Outcome]:
-        engine = self._client.engine
-        done = sum(outcome.action == "none" for outcome in outcomes)
-        self._client.keeper.drop(outcome.message.lease for outcome in outcomes if outcome.action == "none")
-        failed: list[Outcome] = []
-        for portion in portions(outcomes):
-            try:
-                await engine.run(portion.write, engine.plugins, engine.doorbell)
-            except Unavailable as error:
-                _log.warning("%d outcomes could not be written yet: %s", len(portion.outcomes), error)
-                failed += portion.outcomes
-                continue
-            except Exception:
-                # Trying again would not help; without an outcome the messages come back when their leases end.
-                _log.exception("%d outcomes (%s) cannot be written", len(portion.outcomes), portion.action)
-            else:
-                portion.note_lost(_log)
-            self._client.keeper.drop(outcome.message.lease for outcome in portion.outcomes)
-            done += len(portion.outcomes)
-        self._held -= done
-        self._changed.set()
-        return failed
-
-    async def _wind_up(self, settler: asyncio.Task[None]) -> None:
-        self._stopping.set()
-        while self._waiting:
-            self._report([Outcome(message, "release") for message in self._waiting.popleft().messages])
+    async def _wind_up(self, settler: asyncio.Task[None], housekeeper: asyncio.Task[None] | None) -> None:
+        with self._changing() as load:
+            while self._waiting:
+                load.give_back(self._waiting.popleft())
         if self._running:
             _, late = await asyncio.wait(set(self._running), timeout=self._shutdown_timeout)
             if late:
@@ -283,17 +167,21 @@ class AsyncWorker(Roster):
                 for running in late:
                     running.cancel()
                 await asyncio.wait(late, timeout=TICK)
-        self._news.set()
         await asyncio.wait({settler}, timeout=TICK)
+        if housekeeper is not None:
+            await asyncio.wait({housekeeper}, timeout=TICK)
 
-    def _abandon(self, settler: asyncio.Task[None]) -> None:
+    async def _abandon(self, settler: asyncio.Task[None], housekeeper: asyncio.Task[None] | None) -> None:
         """Let go of what is left: nothing runs on, and the leases of what could not be written end by themselves."""
         settler.cancel()
         for running in self._running:
             running.cancel()
         left = [message for task in (*self._running.values(), *self._waiting) for message in task.messages]
-        self._client.keeper.drop(message.lease for message in left)
-        self._client.keeper.drop(outcome.message.lease for outcome in self._pending)
+        self._keeper.drop(message.lease for message in left)
+        self._keeper.drop(outcome.message.lease for outcome in self._load.pending)
+        if housekeeper is not None and not housekeeper.done():
+            housekeeper.cancel()
+            await asyncio.wait({housekeeper}, timeout=TICK)
 
     def _catch_signals(self) -> list[signal.Signals]:
         loop = asyncio.get_running_loop()
@@ -313,19 +201,3 @@ class AsyncWorker(Roster):
                 loop.add_signal_handler(one, on_signal)
                 caught.append(one)
         return caught
-
-    async def _keep_house(self) -> None:
-        engine = self._client.engine
-        me = secrets.randbits(62)
-        interval = self._client.config.queue.cleanup_interval_seconds
-        try:
-            while True:
-                await asyncio.sleep(interval * random.uniform(0.8, 1.0))
-                try:
-                    if await engine.run(elect, me, 3 * interval):
-                        await engine.run(maintain, engine.schema)
-                except PgqrsError as error:
-                    _log.warning("housekeeping is put off: %s", error)
-        finally:
-            with contextlib.suppress(PgqrsError):
-                await engine.run(resign, me)

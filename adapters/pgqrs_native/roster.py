@@ -2,30 +2,21 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from pgqrs_core.errors import ConfigurationError
 from pgqrs_core.messages import check_number
 from pgqrs_native.routing import Routes
-from pgqrs_native.shared import Aside, MarksShelf, check_success
+from pgqrs_native.shared import check_success
 
 if TYPE_CHECKING:
     from pgqrs_core.config import Config
     from pgqrs_core.plugins import Plugins
 
-__all__ = ["CLAIM", "LATE", "PAUSE", "TICK", "Roster"]
+__all__ = ["Roster"]
 
 F = TypeVar("F", bound=Callable[..., Any])
-
-#: Messages claimed by one statement at most.
-CLAIM: Final = 200
-#: Seconds of idleness after which a worker looks whether it was stopped.
-TICK: Final = 5.0
-#: Seconds for which a queue is left alone after an error of its own.
-PAUSE: Final = 0.5
-LATE: Final = "the worker was stopped before the handler finished"
 
 
 class Roster:
@@ -35,7 +26,6 @@ class Roster:
         self,
         config: Config,
         plugins: Plugins,
-        log: logging.Logger,
         *,
         concurrency: int,
         most: int,
@@ -54,8 +44,6 @@ class Roster:
         self._success: Literal["ack", "archive"] = on_success
         self._housekeeping = housekeeping
         self._routes = Routes(plugins)
-        self._marks = MarksShelf()
-        self._aside = Aside(log)
 
     def handler(
         self,

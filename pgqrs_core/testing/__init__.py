@@ -5,5 +5,6 @@ The fixtures are in ``pgqrs_core.testing.postgres``: ``pytest_plugins = ["pgqrs_
 
 from pgqrs_core.testing.proxy import Proxy
 from pgqrs_core.testing.servers import docker_server, find_bindir, throw_away_cluster, with_database
+from pgqrs_core.testing.waiting import PATIENCE, eventually
 
-__all__ = ["Proxy", "docker_server", "find_bindir", "throw_away_cluster", "with_database"]
+__all__ = ["PATIENCE", "Proxy", "docker_server", "eventually", "find_bindir", "throw_away_cluster", "with_database"]

@@ -5,29 +5,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import os
-import sys
 import threading
-import time
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypeVar
 
-import psycopg
 from pgqrs_native import AsyncClient, AsyncWorker, Client, Worker
 
 from pgqrs_core.config import Config
 from pgqrs_core.plugins import Plugins
+from pgqrs_core.testing import PATIENCE
 
 T = TypeVar("T")
-
-#: Seconds after which a test gives up waiting for what should have happened long ago.
-PATIENCE = 30.0
-#: How many connections pgqrs holds on the current database.
-OURS = (
-    "select count(*) from pg_stat_activity "
-    "where datname = current_database() and application_name = 'pgqrs' and pid <> pg_backend_pid()"
-)
 
 
 class Loop:
@@ -223,27 +212,3 @@ class Seen:
     def items(self) -> list[Any]:
         with self._changed:
             return list(self._items)
-
-
-def eventually(ask: Callable[[], T]) -> T:
-    """Ask until the answer is true, and return it. For what only the database can tell."""
-    pause = threading.Event()
-    deadline = time.monotonic() + PATIENCE
-    while not (answer := ask()):
-        assert time.monotonic() < deadline, f"still {answer!r} after {PATIENCE} s"
-        pause.wait(0.02)
-    return answer
-
-
-def terminate_others(connection: psycopg.Connection[Any]) -> int:
-    """End all other connections to the current database; return how many there were."""
-    return connection.execute(
-        "select pg_terminate_backend(pid) from pg_stat_activity "
-        "where datname = current_database() and backend_type = 'client backend' and pid <> pg_backend_pid()"
-    ).rowcount
-
-
-def child_environment(**more: str) -> dict[str, str]:
-    """Return the environment of a child process that imports what this one can."""
-    kept = {key: value for key, value in os.environ.items() if not key.startswith(("PGQRS_", "DATABASE_URL"))}
-    return {**kept, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "PYTHONUNBUFFERED": "1", **more}

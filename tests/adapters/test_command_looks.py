@@ -345,6 +345,19 @@ def test_the_doctor_says_when_there_is_no_server(shell: Shell) -> None:
     assert "s3cret" not in result.out
 
 
+def test_the_doctor_tells_variables_that_look_like_settings_and_are_none(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PGQRS_DSN", "postgresql://u:s3cret@nowhere/x")
+
+    [found] = [one for one in shell.json("doctor")["findings"] if one["check"] == "environment"]
+
+    assert found["status"] == "warn"
+    assert "PGQRS_DSN is no setting" in found["summary"]
+    assert "PGQRS_DATABASE_URL" in found["remedy"]
+    assert "s3cret" not in str(found)
+
+
 def test_the_doctor_shows_broken_and_blocked_plugins(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
     """And adapters that lack something."""
     from pgqrs_core.hookspecs import AdapterInfo, hookimpl

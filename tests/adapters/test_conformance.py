@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import importlib
 import itertools
-import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from pathlib import Path
 from typing import Any
 
 import psycopg
@@ -17,9 +15,7 @@ import pytest
 from pgqrs_core.plugins import Plugins
 from pgqrs_core.testing.adapters import AdapterConformance, Witness
 
-sys.path.insert(0, str(Path(__file__).parent))
-
-from native_support import Native
+from .native_support import Native
 
 BODIES = "select body from pgqrs.q_jobs order by message_id"
 

@@ -21,8 +21,10 @@ from pgqrs_core.errors import (
     SchemaMissing,
     Unavailable,
 )
+from pgqrs_core.testing import eventually
+from tests.support.database import OURS, terminate_others
 
-from .native_support import OURS, Native, eventually, terminate_others
+from .native_support import Native
 
 SOON = 30.0
 

@@ -20,8 +20,9 @@ from pgqrs_core.errors import DecodeError, EncodeError, InvalidArgument, Payload
 from pgqrs_core.events import ConsumeBatch, Consumed, EnqueueBatch, Enqueued
 from pgqrs_core.hookspecs import hookimpl
 from pgqrs_core.plugins import Plugins
+from pgqrs_core.testing import eventually
 
-from .native_support import Native, Seen, eventually
+from .native_support import Native, Seen
 
 
 class Urgency(enum.Enum):

@@ -18,8 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncEngine, AsyncSession, create_async_engin
 from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from pgqrs_core.errors import InvalidArgument, LeaseLost, QueueNotFound
-
-from .native_support import child_environment
+from tests.support.processes import child_environment
 
 INSERT = "insert into orders (number) values (1)"
 

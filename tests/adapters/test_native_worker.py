@@ -20,8 +20,11 @@ import pytest
 from pgqrs_native import AsyncClient, AsyncWorker, Client, Reject, Retry, Worker
 
 from pgqrs_core.errors import ArchiveDisabled, ConfigurationError, InvalidArgument, QueueNotFound
+from pgqrs_core.testing import PATIENCE, eventually
+from tests.support.database import terminate_others
+from tests.support.processes import child_environment
 
-from .native_support import PATIENCE, Native, Seen, child_environment, eventually, terminate_others
+from .native_support import Native, Seen
 
 if TYPE_CHECKING:
     from pgqrs_core.cluster import Cluster
@@ -1065,3 +1068,27 @@ def test_cancelling_an_asynchronous_worker_stops_it_gracefully(pgqrs_dsn: str) -
     asyncio.run(main())
 
     assert finished == [1]
+
+
+def test_a_free_hand_gets_a_message_though_slow_ones_keep_the_others_busy(
+    native: Native, client: Any, jobs: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A worker that is nearly full waits for more to be done, so that claims stay fat, but not for ever."""
+    monkeypatch.setattr("pgqrs_native.duties.TICK", 0.1)
+    seen, enough = Seen(), threading.Event()
+    worker = native.worker(client, concurrency=8, prefetch=0)
+
+    @worker.handler(jobs)
+    def handle(message: Any) -> None:
+        seen.add(message.payload)
+        if message.payload < 7:
+            enough.wait(PATIENCE)
+
+    client.producer.batch_enqueue(jobs, list(range(7)))
+    with native.working(worker):
+        try:
+            seen.wait_for(7)
+            client.producer.enqueue(jobs, 7)
+            assert 7 in seen.wait_for(8)
+        finally:
+            enough.set()

@@ -21,8 +21,10 @@ from psycopg.rows import dict_row
 from pgqrs_core.cluster import server_account
 from pgqrs_core.drivers import session
 from pgqrs_core.errors import LeaseLost
+from pgqrs_core.testing import eventually
+from tests.support.database import terminate_others
 
-from .native_support import Native, Seen, eventually, terminate_others
+from .native_support import Native, Seen
 
 #: Connections to the server that the pooler shares among all its clients.
 SHARED = 3

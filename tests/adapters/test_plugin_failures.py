@@ -15,8 +15,9 @@ from pgqrs_core.errors import PluginError
 from pgqrs_core.hookspecs import hookimpl
 from pgqrs_core.plugins import Plugins
 from pgqrs_core.serializers import JsonSerializer
+from pgqrs_core.testing import eventually
 
-from .native_support import Native, Seen, eventually
+from .native_support import Native, Seen
 
 
 def with_hooks(native: Native, **hooks: Callable[..., Any]) -> Any:

@@ -31,10 +31,7 @@ from pgqrs_core.errors import QueueNotFound
 from pgqrs_core.events import Draft, EnqueueBatch
 from pgqrs_core.hookspecs import hookimpl
 from pgqrs_core.plugins import Plugins
-
-sys.path.insert(0, str(Path(__file__).parents[1] / "adapters"))
-
-from native_support import Native, Seen
+from tests.adapters.native_support import Native, Seen
 
 PATIENCE = 30.0
 PARENT = "00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-01"
@@ -460,9 +457,9 @@ def test_a_provider_that_is_set_late_is_used_from_then_on(monkeypatch: pytest.Mo
 @pytest.fixture
 def kombu_bench(pgqrs_dsn: str, spans: Spans, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     pytest.importorskip("kombu")
-    sys.path.insert(0, str(Path(__file__).parents[1] / "adapters" / "kombu"))
     import pgqrs_kombu.plugin
-    from kombu_support import Bench
+
+    from tests.adapters.kombu.kombu_support import Bench
 
     spans.plugins.register(pgqrs_kombu.plugin, "kombu")
     monkeypatch.setattr("pgqrs_core.engine.default_plugins", lambda *_: spans.plugins)
@@ -473,7 +470,8 @@ def kombu_bench(pgqrs_dsn: str, spans: Spans, monkeypatch: pytest.MonkeyPatch) -
 
 def test_messages_of_kombu_carry_their_producers_context(kombu_bench: Any, spans: Spans) -> None:
     import kombu
-    from kombu_support import Inbox
+
+    from tests.adapters.kombu.kombu_support import Inbox
 
     connection = kombu_bench.connect()
     inbox = Inbox(connection, kombu.Queue("mail"))
@@ -535,8 +533,7 @@ def test_celerys_tasks_run_in_spans_wherever_they_run(pgqrs_dsn: str, tmp_path: 
     import os
     import subprocess
 
-    sys.path.insert(0, str(Path(__file__).parents[1] / "adapters" / "kombu"))
-    from kombu_support import url_of
+    from tests.adapters.kombu.kombu_support import url_of
 
     (tmp_path / "celery_traced.py").write_text(APP)
     notes = tmp_path / "spans"

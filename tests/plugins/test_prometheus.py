@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from pgqrs_core.errors import ConfigurationError
 from pgqrs_core.events import Claimed, Consumed, Enqueued, Outcome
 from pgqrs_core.plugins import Plugins
+from pgqrs_core.testing import eventually
 
 PATIENCE = 30.0
 Scrape = dict[str, list[tuple[dict[str, str], float]]]
@@ -52,14 +53,6 @@ def scrape(registry: CollectorRegistry) -> Scrape:
 def value(found: Scrape, name: str, **labels: str) -> float:
     """Return the sum of the samples that have these labels."""
     return sum(number for its, number in found.get(name, []) if labels.items() <= its.items())
-
-
-def wait_for(ask: Callable[[], Any]) -> Any:
-    pause, deadline = threading.Event(), time.monotonic() + PATIENCE
-    while not (answer := ask()):
-        assert time.monotonic() < deadline, f"still {answer!r}"
-        pause.wait(0.02)
-    return answer
 
 
 @pytest.fixture
@@ -218,8 +211,8 @@ def test_without_the_database_a_scrape_says_so_and_does_not_fail(
 def test_connections_and_wake_ups_are_those_of_all_engines(client: Client, registry: CollectorRegistry) -> None:
     reader = threading.Thread(target=client.consumer.read, args=("jobs",), kwargs={"wait": PATIENCE})
     reader.start()
-    wait_for(lambda: value(scrape(registry), "pgqrs_wakeup_watched_queues") == 1)
-    wait_for(lambda: value(scrape(registry), "pgqrs_wakeup_probes_total") > 0)
+    eventually(lambda: value(scrape(registry), "pgqrs_wakeup_watched_queues") == 1)
+    eventually(lambda: value(scrape(registry), "pgqrs_wakeup_probes_total") > 0)
     client.producer.enqueue("jobs", 1)
     reader.join(PATIENCE)
 
@@ -237,8 +230,7 @@ def test_connections_and_wake_ups_are_those_of_all_engines(client: Client, regis
 
 def test_messages_of_kombu_are_counted_too(pgqrs_dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
     kombu = pytest.importorskip("kombu")
-    sys.path.insert(0, str(Path(__file__).parents[1] / "adapters" / "kombu"))
-    from kombu_support import Bench, Inbox
+    from tests.adapters.kombu.kombu_support import Bench, Inbox
 
     registry, plugins = CollectorRegistry(), Plugins.core()
     for source in ("pgqrs_kombu.plugin",):
@@ -257,7 +249,7 @@ def test_messages_of_kombu_are_counted_too(pgqrs_dsn: str, monkeypatch: pytest.M
         first.ack()
         second.ack()
         third.reject()
-        wait_for(lambda: value(scrape(registry), "pgqrs_messages_settled_total") == 3)
+        eventually(lambda: value(scrape(registry), "pgqrs_messages_settled_total") == 3)
     finally:
         bench.close()
 
@@ -273,9 +265,9 @@ def test_plugins_of_kombu_and_of_celerys_tasks_are_configured_like_all(
     pgqrs_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kombu = pytest.importorskip("kombu")
-    sys.path.insert(0, str(Path(__file__).parents[1] / "adapters" / "kombu"))
-    from kombu_support import url_of
     from pgqrs_kombu import tasks
+
+    from tests.adapters.kombu.kombu_support import url_of
 
     monkeypatch.setenv("PGQRS_PLUGINS_BLOCKED", "prometheus")
     tasks._plugins.cache_clear()

@@ -1,5 +1,6 @@
 """``doctor``: is everything fit for the queues, and is anything in their way?"""
 
+import os
 import time
 from collections.abc import Iterator
 
@@ -7,6 +8,8 @@ import msgspec
 import typer
 from rich.text import Text
 
+from pgqrs_core.config import SETTINGS
+from pgqrs_core.config_strays import strays
 from pgqrs_core.errors import PluginError, Unavailable
 from pgqrs_core.operations.doctor import Circumstances, examine
 from pgqrs_core.operations.findings import Finding
@@ -37,6 +40,7 @@ def doctor(session: Session) -> None:
         lost = True
         remedy = "`pgqrs config show` shows which server is meant."
         findings.append(Finding("connection", "fail", str(error), remedy))
+    findings += _environment()
     findings += _plugins(client.engine.plugins)
     if session.out.json:
         session.out.document(
@@ -91,6 +95,13 @@ def _circumstances(client: Client) -> Circumstances:
         pooled=link.pooled,
         max_connections=client.config.database.max_connections,
     )
+
+
+def _environment() -> Iterator[Finding]:
+    """Yield what looks like a setting and is none."""
+    for name, near in strays(os.environ, SETTINGS).items():
+        summary = f"environment variable {name} is no setting and is ignored"
+        yield Finding("environment", "warn", summary, f"Did you mean {near}? If it is another program's, all is well.")
 
 
 def _plugins(plugins: Plugins) -> Iterator[Finding]:

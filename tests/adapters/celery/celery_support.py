@@ -5,84 +5,47 @@ from __future__ import annotations
 import importlib.util
 import json
 import os
-import signal
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import psycopg
 from celery import Celery
-from kombu_support import PATIENCE, eventually, url_of
+
+from pgqrs_core.testing import PATIENCE
+from tests.adapters.kombu.kombu_support import url_of
+from tests.support.database import Database
+from tests.support.processes import Crew, Process, import_path
 
 HERE = Path(__file__).parent
 
 
-class Worker:
+class Worker(Process):
     """One ``celery worker``."""
 
-    def __init__(self, crew: Crew, name: str, pool: str, arguments: tuple[str, ...], env: dict[str, str]) -> None:
-        self.name = f"{name}@test"
-        self.log_file = crew.directory / f"{name}.log"
-        with self.log_file.open("wb") as log:
-            self.process = subprocess.Popen(
-                [
-                    sys.executable,
-                    *f"-m celery -A celery_app worker -l INFO -P {pool} -n {self.name}".split(),
-                    *arguments,
-                ],
-                stdout=log,
-                stderr=log,
-                env={**crew.environment, **env},
-                cwd=crew.directory,
-                # The children of a killed worker must not outlive the test.
-                start_new_session=True,
-            )
-
-    @property
-    def log(self) -> str:
-        return self.log_file.read_text(errors="replace")
-
-    def ready(self) -> Worker:
-        """Wait until it consumes."""
-        eventually(lambda: " ready." in self.log or self._must_live(), 2 * PATIENCE)
-        return self
-
-    def stop(self, patience: float = PATIENCE) -> None:
+    def stop(self, patience: float = PATIENCE) -> float:
         """Stop it warmly; it must end by itself, and have had no surprise."""
-        self.process.send_signal(signal.SIGTERM)
-        assert self.process.wait(patience) == 0, self.log
+        seconds = super().stop(patience)
         assert "Traceback" not in self.log, self.log
-
-    def kill(self) -> None:
-        """Kill it with all its children, without a word."""
-        if self.process.poll() is None:
-            os.killpg(self.process.pid, signal.SIGKILL)
-            self.process.wait(PATIENCE)
-
-    def _must_live(self) -> bool:
-        assert self.process.poll() is None, self.log
-        return False
+        return seconds
 
 
-class Crew:
+class Workers(Crew[Worker]):
     """Workers on one database, an application to command them, and what their tasks noted."""
 
     def __init__(self, dsn: str, directory: Path) -> None:
-        self.dsn = dsn
-        self.directory = directory
         self.url = url_of(dsn)
-        self._notes = directory / "notes"
-        self._workers: list[Worker] = []
-        self.environment = {
-            **os.environ,
-            "PYTHONPATH": os.pathsep.join([str(HERE), *filter(None, sys.path)]),
-            "TEST_BROKER": self.url,
-            "TEST_NOTES": str(self._notes),
-            "PYTHONWARNINGS": "ignore",
-            "C_FORCE_ROOT": "1",
-        }
+        super().__init__(
+            Worker,
+            directory,
+            PYTHONPATH=import_path(HERE),
+            TEST_BROKER=self.url,
+            PYTHONWARNINGS="ignore",
+            # Or a worker of root's refuses pickle.
+            C_FORCE_ROOT="1",
+        )
+        self.dsn = dsn
+        self.database = Database(dsn)
         self.app = self._load()
 
     def _load(self) -> Celery:
@@ -113,8 +76,8 @@ class Crew:
         """Start a worker and wait until it is ready; ``options`` are transport options."""
         env = {f"TEST_{key.upper()}": value for key, value in env.items()}
         env.update(TEST_OPTIONS=json.dumps(options or {}), TEST_CONF=json.dumps(conf or {}))
-        self._workers.append(Worker(self, name, pool, arguments, env))
-        return self._workers[-1].ready()
+        command = f"-m celery -A celery_app worker -l INFO -P {pool} -n {name}@test".split()
+        return self.run(f"{name}@test", [*command, *arguments], " ready.", **env)
 
     def command(self, *arguments: str, seconds: float | None = None) -> str:
         """Run ``celery`` with these arguments, to its end or for some seconds, and return what it prints."""
@@ -136,19 +99,8 @@ class Crew:
         assert process.returncode == 0, output
         return output
 
-    def notes(self) -> Counter[str]:
-        """What tasks noted, and how often."""
-        return Counter(self._notes.read_text().splitlines()) if self._notes.exists() else Counter()
-
-    def wait_for(self, *lines: str, patience: float = PATIENCE) -> Counter[str]:
-        """Wait until these were noted."""
-        eventually(lambda: set(lines) <= self.notes().keys(), patience)
-        return self.notes()
-
     def sql(self, statement: str, *params: Any) -> list[tuple[Any, ...]]:
-        with psycopg.connect(self.dsn, autocommit=True, application_name="test") as connection:
-            cursor = connection.execute(statement, params or None)  # type: ignore[call-overload]
-            return cursor.fetchall() if cursor.description else []
+        return self.database.sql(statement, *params)
 
     def is_empty(self, queue: str = "celery") -> bool:
         """Whether nothing of a queue is left, held or not."""
@@ -158,7 +110,7 @@ class Crew:
         return self.app.control.inspect(destination=[worker.name], timeout=PATIENCE / 3)
 
     def close(self) -> None:
-        for worker in self._workers:
-            worker.kill()
+        super().close()
         self.app.pool.force_close_all()
         self.app.close()
+        self.database.close()

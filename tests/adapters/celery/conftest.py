@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -10,27 +9,25 @@ import pytest
 
 pytest.importorskip("celery")
 
-sys.path.insert(0, str(Path(__file__).parent))
-sys.path.insert(0, str(Path(__file__).parents[1] / "kombu"))
 
-from celery_support import Crew
+from .celery_support import Workers
 
 
 @pytest.fixture
-def crew(pgqrs_dsn: str, tmp_path: Path) -> Iterator[Crew]:
+def crew(pgqrs_dsn: str, tmp_path: Path) -> Iterator[Workers]:
     """Starts workers on this test's database, and stops them."""
-    made = Crew(pgqrs_dsn, tmp_path)
+    made = Workers(pgqrs_dsn, tmp_path)
     yield made
     made.close()
 
 
 @pytest.fixture
-def make_crew(tmp_path: Path) -> Iterator[Callable[[str], Crew]]:
+def make_crew(tmp_path: Path) -> Iterator[Callable[[str], Workers]]:
     """Makes crews on servers of the test's own."""
-    made: list[Crew] = []
+    made: list[Workers] = []
 
-    def make(dsn: str) -> Crew:
-        made.append(Crew(dsn, tmp_path))
+    def make(dsn: str) -> Workers:
+        made.append(Workers(dsn, tmp_path))
         return made[-1]
 
     yield make

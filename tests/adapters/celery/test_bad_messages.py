@@ -8,23 +8,25 @@ import sys
 from typing import Any
 
 import pytest
-from celery_support import Crew
-from kombu_support import eventually
+
+from pgqrs_core.testing import eventually
+
+from .celery_support import Workers
 
 #: Raises at its first run and works at its second.
 FLAKY = "flaky"
 
 
-def publish_raw(crew: Crew, body: Any, **options: Any) -> None:
+def publish_raw(crew: Workers, body: Any, **options: Any) -> None:
     with crew.app.producer_or_acquire() as producer:
         producer.publish(body, exchange="", routing_key="celery", **options)
 
 
-def dead(crew: Crew) -> list[Any]:
+def dead(crew: Workers) -> list[Any]:
     return [row[0] for row in crew.sql("select last_error from pgqrs.q_celery where lane = -100 order by message_id")]
 
 
-def pgqrs(crew: Crew, *arguments: str) -> str:
+def pgqrs(crew: Workers, *arguments: str) -> str:
     done = subprocess.run(
         [sys.executable, "-c", "from pgqrs_native.command import main; main()", *arguments],
         capture_output=True,
@@ -37,7 +39,7 @@ def pgqrs(crew: Crew, *arguments: str) -> str:
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads", "solo"])
-def test_a_worker_goes_on_after_what_it_cannot_read_or_does_not_know(crew: Crew, pool: str) -> None:
+def test_a_worker_goes_on_after_what_it_cannot_read_or_does_not_know(crew: Workers, pool: str) -> None:
     worker = crew.start(pool)
     # Not accepted, not decodable, no task, an unknown one.
     publish_raw(crew, b"\x80\x04.", content_type="application/x-python-serialize", content_encoding="binary")
@@ -55,7 +57,7 @@ def test_a_worker_goes_on_after_what_it_cannot_read_or_does_not_know(crew: Crew,
     worker.kill()
 
 
-def test_a_failing_task_that_is_not_acked_is_a_dead_letter_and_can_be_replayed(crew: Crew) -> None:
+def test_a_failing_task_that_is_not_acked_is_a_dead_letter_and_can_be_replayed(crew: Workers) -> None:
     worker = crew.start("prefork", "-c", "1", conf={"task_acks_on_failure_or_timeout": False})
     crew.tasks.fail_once.delay(FLAKY)
     eventually(lambda: len(dead(crew)) == 1)
@@ -68,7 +70,7 @@ def test_a_failing_task_that_is_not_acked_is_a_dead_letter_and_can_be_replayed(c
     worker.kill()
 
 
-def test_a_task_beyond_its_time_limit_is_not_run_again(crew: Crew) -> None:
+def test_a_task_beyond_its_time_limit_is_not_run_again(crew: Workers) -> None:
     worker = crew.start("prefork", "-c", "1", "--time-limit", "1")
     crew.tasks.slow.delay("a", 30)
     crew.wait_for("begin a")

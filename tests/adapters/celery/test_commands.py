@@ -13,11 +13,13 @@ import urllib.request
 from typing import Any
 
 import pytest
-from celery_support import Crew
-from kombu_support import PATIENCE, eventually
+
+from pgqrs_core.testing import PATIENCE, eventually
+
+from .celery_support import Workers
 
 
-def test_amqp_declares_publishes_gets_and_deletes(crew: Crew) -> None:
+def test_amqp_declares_publishes_gets_and_deletes(crew: Workers) -> None:
     def amqp(*arguments: str) -> str:
         return crew.command("amqp", *arguments)
 
@@ -33,7 +35,7 @@ def test_amqp_declares_publishes_gets_and_deletes(crew: Crew) -> None:
     assert crew.sql("select count(*) from pgqrs.queues where name = 'inbox'") == [(0,)]
 
 
-def test_bindings_are_listed(crew: Crew) -> None:
+def test_bindings_are_listed(crew: Workers) -> None:
     worker = crew.start("solo")
 
     lines = [line.split() for line in crew.command("list", "bindings").splitlines()]
@@ -42,7 +44,7 @@ def test_bindings_are_listed(crew: Crew) -> None:
     worker.stop()
 
 
-def test_status_inspect_and_purge_answer(crew: Crew) -> None:
+def test_status_inspect_and_purge_answer(crew: Workers) -> None:
     worker = crew.start("solo", queues="other")
     crew.tasks.say.delay("never")
 
@@ -52,7 +54,7 @@ def test_status_inspect_and_purge_answer(crew: Crew) -> None:
     worker.stop()
 
 
-def test_events_are_dumped(crew: Crew) -> None:
+def test_events_are_dumped(crew: Workers) -> None:
     worker = crew.start("threads", "-c", "2", "-E")
     printed: list[str] = []
     dump = threading.Thread(target=lambda: printed.append(crew.command("events", "--dump", seconds=12)))
@@ -68,7 +70,7 @@ def test_events_are_dumped(crew: Crew) -> None:
     worker.stop()
 
 
-def test_a_pool_grows_and_shrinks_with_its_load(crew: Crew) -> None:
+def test_a_pool_grows_and_shrinks_with_its_load(crew: Workers) -> None:
     worker = crew.start("prefork", "--autoscale=3,1", AUTOSCALE_KEEPALIVE="1")
     inspect = crew.inspect(worker)
 
@@ -85,7 +87,7 @@ def test_a_pool_grows_and_shrinks_with_its_load(crew: Crew) -> None:
     worker.stop()
 
 
-def test_flower_sees_workers_and_tasks(crew: Crew) -> None:
+def test_flower_sees_workers_and_tasks(crew: Workers) -> None:
     pytest.importorskip("flower")
     worker = crew.start("threads", "-c", "2", "-E")
     with socket.socket() as probe:

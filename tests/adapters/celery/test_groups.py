@@ -8,30 +8,31 @@ from typing import Any
 import psycopg
 import pytest
 from celery import chain, group
-from celery_support import Crew
 from pgqrs_kombu import batch, in_transaction
+
+from .celery_support import Workers
 
 
 @pytest.fixture
-def connected(crew: Crew) -> Crew:
+def connected(crew: Workers) -> Workers:
     """A process that has published before."""
     crew.tasks.say.delay("first")
     return crew
 
 
-def commits(crew: Crew) -> list[tuple[Any, ...]]:
+def commits(crew: Workers) -> list[tuple[Any, ...]]:
     """Which transactions wrote the messages, and how many each."""
     return crew.sql("select count(*) from pgqrs.q_celery group by xmin::text order by 1")
 
 
-def test_a_group_is_one_transaction(connected: Crew) -> None:
+def test_a_group_is_one_transaction(connected: Workers) -> None:
     say = connected.tasks.say
     group([say.s(number) for number in range(10)], app=connected.app).apply_async()
 
     assert commits(connected) == [(1,), (10,)]
 
 
-def test_a_group_with_a_member_that_cannot_be_sent_is_not_sent(connected: Crew) -> None:
+def test_a_group_with_a_member_that_cannot_be_sent_is_not_sent(connected: Workers) -> None:
     say = connected.tasks.say
     broken = group([say.s(1), say.s(object()), say.s(3)], app=connected.app)
 
@@ -43,7 +44,7 @@ def test_a_group_with_a_member_that_cannot_be_sent_is_not_sent(connected: Crew) 
     assert commits(connected) == [(1,), (1,)]
 
 
-def test_a_chain_within_a_group_goes_with_it(connected: Crew) -> None:
+def test_a_chain_within_a_group_goes_with_it(connected: Workers) -> None:
     say = connected.tasks.say
     group([say.s(1), chain(say.si(2), say.si(3))], app=connected.app).apply_async()
 
@@ -51,7 +52,7 @@ def test_a_chain_within_a_group_goes_with_it(connected: Crew) -> None:
     assert commits(connected) == [(1,), (2,)]
 
 
-def test_in_a_batch_of_the_callers_a_group_waits_for_its_end(connected: Crew) -> None:
+def test_in_a_batch_of_the_callers_a_group_waits_for_its_end(connected: Workers) -> None:
     say = connected.tasks.say
     with batch():
         group([say.s(1), say.s(2)], app=connected.app).apply_async()
@@ -61,14 +62,14 @@ def test_in_a_batch_of_the_callers_a_group_waits_for_its_end(connected: Crew) ->
     assert commits(connected) == [(1,), (3,)]
 
 
-def test_a_batch_that_raises_publishes_nothing(connected: Crew) -> None:
+def test_a_batch_that_raises_publishes_nothing(connected: Workers) -> None:
     with pytest.raises(ZeroDivisionError), batch():
         connected.tasks.say.delay(1 / 0 if connected.tasks.say.delay("lost") else 0)
 
     assert commits(connected) == [(1,)]
 
 
-def test_a_batch_in_the_callers_transaction_is_his_to_commit(connected: Crew) -> None:
+def test_a_batch_in_the_callers_transaction_is_his_to_commit(connected: Workers) -> None:
     with psycopg.connect(connected.dsn) as connection:
         with in_transaction(connection), batch():
             for number in range(5):
@@ -78,7 +79,7 @@ def test_a_batch_in_the_callers_transaction_is_his_to_commit(connected: Crew) ->
     assert commits(connected) == [(1,), (5,)]
 
 
-def test_a_batch_is_written_piece_by_piece_where_it_is_limited(connected: Crew) -> None:
+def test_a_batch_is_written_piece_by_piece_where_it_is_limited(connected: Workers) -> None:
     with batch(max_size=4):
         for number in range(10):
             connected.tasks.say.delay(number)
@@ -86,7 +87,7 @@ def test_a_batch_is_written_piece_by_piece_where_it_is_limited(connected: Crew) 
     assert commits(connected) == [(1,), (2,), (4,), (4,)]
 
 
-def test_a_group_is_sent_again_when_the_connection_was_lost_before_it_was_stored(connected: Crew) -> None:
+def test_a_group_is_sent_again_when_the_connection_was_lost_before_it_was_stored(connected: Workers) -> None:
     say = connected.tasks.say
     with psycopg.connect(connected.dsn, autocommit=True, application_name="test") as killer:
         killer.execute(
@@ -98,7 +99,7 @@ def test_a_group_is_sent_again_when_the_connection_was_lost_before_it_was_stored
     assert commits(connected) == [(1,), (10,)]
 
 
-def test_threads_do_not_share_a_batch(connected: Crew) -> None:
+def test_threads_do_not_share_a_batch(connected: Workers) -> None:
     say = connected.tasks.say
     gate = threading.Barrier(4)
 

@@ -8,10 +8,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
-from celery_support import Crew
-from kombu_support import eventually
 
-from pgqrs_core.testing import Proxy
+from pgqrs_core.testing import Proxy, eventually
+
+from .celery_support import Workers
 
 if TYPE_CHECKING:
     from pgqrs_core.cluster import Cluster
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 BRIEF = {"lease": 2.0}
 
 
-def test_a_task_three_times_as_long_as_its_lease_runs_once(crew: Crew) -> None:
+def test_a_task_three_times_as_long_as_its_lease_runs_once(crew: Workers) -> None:
     one = crew.start("prefork", "-c", "1", name="one", options=BRIEF)
     two = crew.start("solo", name="two", options=BRIEF)
     crew.tasks.slow.delay("a", 6)
@@ -31,7 +31,7 @@ def test_a_task_three_times_as_long_as_its_lease_runs_once(crew: Crew) -> None:
     assert set(crew.notes().values()) == {1}
 
 
-def test_what_a_killed_worker_ran_runs_elsewhere_within_the_lease(crew: Crew) -> None:
+def test_what_a_killed_worker_ran_runs_elsewhere_within_the_lease(crew: Workers) -> None:
     one = crew.start("prefork", "-c", "1", name="one", options=BRIEF)
     crew.tasks.slow.delay("a", 1)
     crew.wait_for("begin a")
@@ -41,7 +41,7 @@ def test_what_a_killed_worker_ran_runs_elsewhere_within_the_lease(crew: Crew) ->
     two.stop()
 
 
-def test_a_warm_stop_gives_back_what_had_not_begun(crew: Crew) -> None:
+def test_a_warm_stop_gives_back_what_had_not_begun(crew: Workers) -> None:
     worker = crew.start("prefork", "-c", "1", prefetch="4")
     for number in range(6):
         crew.tasks.slow.delay(number, 2)
@@ -53,7 +53,7 @@ def test_a_warm_stop_gives_back_what_had_not_begun(crew: Crew) -> None:
 
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
-def test_a_task_that_ends_after_its_connection_was_lost_is_acked_and_not_run_again(crew: Crew, pool: str) -> None:
+def test_a_task_that_ends_after_its_connection_was_lost_is_acked_and_not_run_again(crew: Workers, pool: str) -> None:
     worker = crew.start(pool, "-c", "1", options=BRIEF)
     crew.tasks.slow.delay("a", 4)
     crew.wait_for("begin a")
@@ -73,7 +73,7 @@ def test_a_task_that_ends_after_its_connection_was_lost_is_acked_and_not_run_aga
 
 @pytest.mark.parametrize("pool", ["prefork", "gevent"])
 def test_a_restart_of_the_server_amid_tasks_loses_none(
-    make_crew: Callable[[str], Crew], pgqrs_private_cluster: Cluster, pool: str
+    make_crew: Callable[[str], Workers], pgqrs_private_cluster: Cluster, pool: str
 ) -> None:
     if pool == "gevent":
         pytest.importorskip("gevent")
@@ -95,7 +95,7 @@ def test_a_restart_of_the_server_amid_tasks_loses_none(
     assert worker.process.wait(30) == 0
 
 
-def test_a_task_that_kills_its_worker_ends_as_a_dead_letter(crew: Crew) -> None:
+def test_a_task_that_kills_its_worker_ends_as_a_dead_letter(crew: Workers) -> None:
     crew.start("prefork", "-c", "1", options={"max_attempts": 3})
     crew.tasks.die.delay("x")
     crew.wait_for("die x")
@@ -103,7 +103,7 @@ def test_a_task_that_kills_its_worker_ends_as_a_dead_letter(crew: Crew) -> None:
     assert crew.notes()["die x"] == 3
 
 
-def test_children_that_are_replaced_leave_the_workers_connections_alone(crew: Crew) -> None:
+def test_children_that_are_replaced_leave_the_workers_connections_alone(crew: Workers) -> None:
     worker = crew.start("prefork", "-c", "2", "--max-tasks-per-child", "2")
     for number in range(20):
         crew.tasks.say.delay(number)
@@ -114,7 +114,7 @@ def test_children_that_are_replaced_leave_the_workers_connections_alone(crew: Cr
 
 @pytest.mark.parametrize("pool", ["prefork", "threads"])
 def test_a_worker_whose_connections_hang_goes_on_over_new_ones(
-    make_crew: Callable[[str], Crew], pgqrs_dsn: str, pool: str
+    make_crew: Callable[[str], Workers], pgqrs_dsn: str, pool: str
 ) -> None:
     with Proxy(pgqrs_dsn) as proxy:
         crew = make_crew(proxy.dsn)
@@ -123,7 +123,7 @@ def test_a_worker_whose_connections_hang_goes_on_over_new_ones(
         crew.wait_for("begin a")
         proxy.freeze()
         # Not through what hangs.
-        near = Crew(pgqrs_dsn, crew.directory)
+        near = Workers(pgqrs_dsn, crew.directory)
         near.tasks.say.delay("next")
         crew.wait_for("say next", "end a", patience=60)
         eventually(near.is_empty, 60)

@@ -9,8 +9,11 @@ from typing import Any
 
 import pytest
 from celery import group
-from celery_support import Crew
-from kombu_support import drain, eventually
+
+from pgqrs_core.testing import eventually
+from tests.adapters.kombu.kombu_support import drain
+
+from .celery_support import Workers
 
 POOLS = [
     pytest.param("prefork", ("-c", "2")),
@@ -24,7 +27,7 @@ POOLS = [
 
 
 @pytest.mark.parametrize(("pool", "arguments"), POOLS)
-def test_a_worker_runs_tasks_answers_and_stops(crew: Crew, pool: str, arguments: tuple[str, ...]) -> None:
+def test_a_worker_runs_tasks_answers_and_stops(crew: Workers, pool: str, arguments: tuple[str, ...]) -> None:
     worker = crew.start(pool, *arguments)
     tasks, inspect = crew.tasks, crew.inspect(worker)
     for number in range(50):
@@ -44,7 +47,7 @@ def test_a_worker_runs_tasks_answers_and_stops(crew: Crew, pool: str, arguments:
     assert crew.sql("select name from pgqrs.kombu_queues where ephemeral") == []
 
 
-def test_a_running_task_is_seen_and_others_can_be_revoked(crew: Crew) -> None:
+def test_a_running_task_is_seen_and_others_can_be_revoked(crew: Workers) -> None:
     worker = crew.start("prefork", "-c", "1", prefetch="2")
     tasks, inspect = crew.tasks, crew.inspect(worker)
     running = tasks.slow.delay("a", 4)
@@ -62,7 +65,7 @@ def test_a_running_task_is_seen_and_others_can_be_revoked(crew: Crew) -> None:
     assert "say never" not in crew.notes()
 
 
-def test_etas_are_held_by_the_database_or_on_request_by_the_worker(crew: Crew) -> None:
+def test_etas_are_held_by_the_database_or_on_request_by_the_worker(crew: Workers) -> None:
     worker = crew.start("threads", "-c", "1")
     eta = datetime.now(timezone.utc) + timedelta(hours=1)
     crew.tasks.say.apply_async(("later",), eta=eta)
@@ -78,7 +81,7 @@ def test_etas_are_held_by_the_database_or_on_request_by_the_worker(crew: Crew) -
     assert crew.sql("select count(*) from pgqrs.q_celery where lease_until < now()") == [(2,)]
 
 
-def test_rate_limits_pool_sizes_and_consumers_can_be_changed(crew: Crew) -> None:
+def test_rate_limits_pool_sizes_and_consumers_can_be_changed(crew: Workers) -> None:
     worker = crew.start("threads", "-c", "1")
     control: Any = crew.app.control
     options: dict[str, Any] = {"destination": [worker.name], "reply": True, "timeout": 5}
@@ -94,7 +97,7 @@ def test_rate_limits_pool_sizes_and_consumers_can_be_changed(crew: Crew) -> None
     assert worker.process.wait(30) == 0
 
 
-def test_events_reach_a_listener_under_load(crew: Crew) -> None:
+def test_events_reach_a_listener_under_load(crew: Workers) -> None:
     seen: list[str] = []
     with crew.app.connection() as connection:
         receiver = crew.app.events.Receiver(connection, handlers={"*": lambda event: seen.append(event["type"])})
@@ -119,7 +122,7 @@ def _capture(receiver: Any, over: threading.Event) -> None:
             drain(connection, 0.5)
 
 
-def test_a_worker_finds_its_neighbours(crew: Crew) -> None:
+def test_a_worker_finds_its_neighbours(crew: Workers) -> None:
     one = crew.start("solo", name="one", options={"gossip": True})
     two = crew.start("solo", name="two", options={"gossip": True})
     assert "sync with 1 nodes" in two.log
@@ -129,7 +132,7 @@ def test_a_worker_finds_its_neighbours(crew: Crew) -> None:
         worker.stop()
 
 
-def test_fifty_queues_on_one_worker(crew: Crew) -> None:
+def test_fifty_queues_on_one_worker(crew: Workers) -> None:
     names = [f"q{number}" for number in range(50)]
     worker = crew.start("threads", "-c", "4", queues=",".join(names))
     for name in names:

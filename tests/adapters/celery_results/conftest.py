@@ -77,4 +77,4 @@ def workers(backend_url: str, broker: Broker, tmp_path: Path) -> Iterator[Worker
     """Starts worker processes, and ends those that are left."""
     workers = Workers(backend_url, broker, tmp_path)
     yield workers
-    workers.end()
+    workers.close()

@@ -12,8 +12,10 @@ from celery import Celery, states
 from celery.result import AsyncResult
 from psycopg.conninfo import conninfo_to_dict
 
+from pgqrs_core.testing import eventually
+
 from ..test_pgbouncer import Pooler, pooler  # noqa: F401, TID252 - the fixture
-from .support import ask, eventually
+from .support import ask
 from .test_chords import Published, begin, finish
 
 

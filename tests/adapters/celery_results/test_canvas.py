@@ -10,7 +10,9 @@ import pytest
 from celery import Celery, chain, chord, group, states
 from celery.exceptions import ChordError
 
-from .support import Workers, ask, eventually, notes_in
+from pgqrs_core.testing import eventually
+
+from .support import Workers, ask, notes_in
 
 
 def canvas(app: Celery) -> dict[str, tuple[Any, Any]]:
@@ -114,7 +116,7 @@ def test_a_failing_member_of_a_hundred_fails_the_body_and_calls_its_errback(app:
         result.get(timeout=30)
     eventually(lambda: result.state == states.FAILURE)
     assert isinstance(app.AsyncResult(result.id).result, ChordError)
-    eventually(lambda: notes_in(workers.notes) == [{"error": result.id}])
+    eventually(lambda: notes_in(workers.notes_file) == [{"error": result.id}])
     # The other members ran; their results are there.
     done = [member.state for member in result.parent.results]
     assert (done.count(states.SUCCESS), done.count(states.FAILURE)) == (99, 1)
@@ -132,7 +134,7 @@ def test_two_workers_share_a_chord_and_its_body_runs_once(app: Celery, workers: 
     values = [result.get(timeout=30) for result in results]
 
     assert values == [45 + 10 * n for n in range(10)]
-    assert sorted(note["value"] for note in notes_in(workers.notes)) == values
+    assert sorted(note["value"] for note in notes_in(workers.notes_file)) == values
 
 
 def test_a_failure_in_a_chain_reaches_its_end(app: Celery, workers: Workers) -> None:

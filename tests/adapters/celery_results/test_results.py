@@ -18,8 +18,9 @@ from celery.result import AsyncResult, GroupResult
 from kombu.exceptions import ContentDisallowed, EncodeError
 
 from pgqrs_core.errors import SchemaError, SchemaMissing, Unavailable
+from pgqrs_core.testing import eventually
 
-from .support import ask, eventually, request_of
+from .support import ask, request_of
 
 EVERYTHING: dict[str, Any] = {
     "id": "t1",

@@ -19,8 +19,9 @@ from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import AsyncResult, GroupResult
 
 from pgqrs_core.errors import Unavailable
+from pgqrs_core.testing import eventually
 
-from .support import Broker, ask, eventually, make_app
+from .support import Broker, ask, make_app
 
 BACKENDS = """
 select pid, query from pg_stat_activity

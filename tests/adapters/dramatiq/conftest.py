@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -10,11 +9,10 @@ import pytest
 
 pytest.importorskip("dramatiq")
 
-sys.path.insert(0, str(Path(__file__).parent))
-
 import dramatiq
-from dramatiq_support import Crew, Station
 from pgqrs_dramatiq import PgqrsBroker
+
+from .dramatiq_support import Station, Workers
 
 
 @pytest.fixture
@@ -34,8 +32,8 @@ def broker(station: Station) -> PgqrsBroker:
 
 
 @pytest.fixture
-def crew(pgqrs_dsn: str, tmp_path: Path) -> Iterator[Crew]:
+def crew(pgqrs_dsn: str, tmp_path: Path) -> Iterator[Workers]:
     """Starts real ``dramatiq`` processes on this test's database, and ends them."""
-    made = Crew(pgqrs_dsn, tmp_path)
+    made = Workers(pgqrs_dsn, tmp_path)
     yield made
     made.close()

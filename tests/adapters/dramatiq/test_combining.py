@@ -7,12 +7,14 @@ from typing import Any
 
 import dramatiq
 import pytest
-from dramatiq_support import Station, eventually
 from pgqrs_dramatiq import PgqrsBroker, Refused
 from pgqrs_dramatiq.combining import Combiner
 
 from pgqrs_core.errors import InvalidArgument, Unavailable
 from pgqrs_core.events import Draft
+from pgqrs_core.testing import eventually
+
+from .dramatiq_support import Station
 
 
 def draft(number: int) -> Draft:

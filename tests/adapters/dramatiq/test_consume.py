@@ -12,12 +12,14 @@ import psycopg
 import pytest
 from dramatiq.errors import QueueNotFound
 from dramatiq.middleware import Middleware
-from dramatiq_support import Station, eventually, quiet, send, take
 from pgqrs_dramatiq import PgqrsBroker
 
 from pgqrs_core.hookspecs import hookimpl
 from pgqrs_core.operations import maintenance
 from pgqrs_core.operations.queues import alter_queue
+from pgqrs_core.testing import eventually
+
+from .dramatiq_support import Station, quiet, send, take
 
 
 class TestWaiting:

@@ -13,10 +13,11 @@ import pytest
 from dramatiq.brokers.stub import StubBroker
 from dramatiq.encoder import Encoder, PickleEncoder
 from dramatiq.middleware import Middleware, MiddlewareError
-from dramatiq_support import Station, take
 from pgqrs_dramatiq import PgqrsBroker
 
 from pgqrs_core.operations.dead import list_dead
+
+from .dramatiq_support import Station, take
 
 
 class Spy(Middleware):

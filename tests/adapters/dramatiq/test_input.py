@@ -8,10 +8,12 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq.errors import BrokerError, ConnectionFailed, QueueNotFound
-from dramatiq_support import Station, eventually, noting
 from pgqrs_dramatiq import PgqrsBroker, PgqrsRateLimiterBackend, PgqrsResultBackend, Refused
 
 from pgqrs_core.errors import SchemaMissing, Unavailable
+from pgqrs_core.testing import eventually
+
+from .dramatiq_support import Station, noting
 
 MESSAGE = dramatiq.Message("default", "act", (), {}, {})
 

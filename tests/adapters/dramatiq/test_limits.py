@@ -10,8 +10,11 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq.rate_limits import Barrier, BucketRateLimiter, ConcurrentRateLimiter, WindowRateLimiter
-from dramatiq_support import Station, eventually
 from pgqrs_dramatiq import PgqrsRateLimiterBackend
+
+from pgqrs_core.testing import eventually
+
+from .dramatiq_support import Station
 
 
 @pytest.fixture

@@ -10,11 +10,13 @@ import dramatiq
 import pytest
 from dramatiq.middleware import Middleware, SkipMessage
 from dramatiq.results import Results, ResultTimeout
-from dramatiq_support import Station, eventually
 
 from pgqrs_core.events import ConsumeBatch, Consumed, Enqueued, Handling
 from pgqrs_core.hookspecs import hookimpl
 from pgqrs_core.plugins import Plugins
+from pgqrs_core.testing import eventually
+
+from .dramatiq_support import Station
 
 
 class Diary:

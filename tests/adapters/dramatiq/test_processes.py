@@ -14,19 +14,22 @@ import psutil
 import pytest
 from dramatiq.encoder import PickleEncoder
 from dramatiq.results import ResultFailure
-from dramatiq_support import PATIENCE, Crew, eventually
+
+from pgqrs_core.testing import PATIENCE, eventually
+
+from .dramatiq_support import Workers
 
 
-def times_of(crew: Crew, word: str) -> list[float]:
+def times_of(crew: Workers, word: str) -> list[float]:
     return sorted(float(line.split()[1]) for line in crew.notes().elements() if line.startswith(f"{word} "))
 
 
-def done(crew: Crew, count: int, prefix: str = "") -> bool:
+def done(crew: Workers, count: int, prefix: str = "") -> bool:
     return sum(value for line, value in crew.notes().items() if line.startswith(prefix)) >= count
 
 
 @pytest.mark.parametrize("start", [(), ("--use-spawn",)], ids=["fork", "spawn"])
-def test_processes_and_threads_share_the_work_and_each_message_runs_once(crew: Crew, start: tuple[str, ...]) -> None:
+def test_processes_and_threads_share_the_work_and_each_message_runs_once(crew: Workers, start: tuple[str, ...]) -> None:
     crew.broker.declare_queue("default")
     crew.broker.enqueue_many([dramatiq.Message("default", "say", (f"word {n}",), {}, {}) for n in range(500)])
     crew.start(*start, processes=2)
@@ -37,7 +40,7 @@ def test_processes_and_threads_share_the_work_and_each_message_runs_once(crew: C
     assert set(crew.notes().values()) == {1}
 
 
-def test_immediate_and_delayed_retries_come_when_they_should(crew: Crew) -> None:
+def test_immediate_and_delayed_retries_come_when_they_should(crew: Workers) -> None:
     crew.start()
     crew.send("fail", "failing")
     crew.send("again", "again")
@@ -53,7 +56,7 @@ def test_immediate_and_delayed_retries_come_when_they_should(crew: Crew) -> None
     assert [reason["type"] for reason in crew.station.dead()] == ["ValueError"]
 
 
-def test_a_queue_that_is_not_asked_for_is_left_to_others(crew: Crew) -> None:
+def test_a_queue_that_is_not_asked_for_is_left_to_others(crew: Workers) -> None:
     crew.start("--queues", "other")
     crew.send("say", "default")
     crew.send("say_other", "word", queue="other")
@@ -65,7 +68,7 @@ def test_a_queue_that_is_not_asked_for_is_left_to_others(crew: Crew) -> None:
     assert crew.station.rows() == 1
 
 
-def test_what_a_killed_worker_held_comes_again_after_its_lease(crew: Crew) -> None:
+def test_what_a_killed_worker_held_comes_again_after_its_lease(crew: Workers) -> None:
     first = crew.start(lease="2", threads=2)
     crew.send("work", "slow", 60)
     eventually(lambda: done(crew, 1, "begin slow"))
@@ -81,7 +84,7 @@ def test_what_a_killed_worker_held_comes_again_after_its_lease(crew: Crew) -> No
     assert crew.station.sql("select attempt from pgqrs.q_default") == [(2,)]
 
 
-def test_a_task_that_is_longer_than_its_lease_runs_once(crew: Crew) -> None:
+def test_a_task_that_is_longer_than_its_lease_runs_once(crew: Workers) -> None:
     crew.start(lease="1", processes=2)
     crew.send("work", "slow", 3)
 
@@ -91,7 +94,7 @@ def test_a_task_that_is_longer_than_its_lease_runs_once(crew: Crew) -> None:
     assert sum(value for line, value in crew.notes().items() if line.startswith("begin")) == 1
 
 
-def test_a_stopping_worker_gives_back_at_once_what_it_has_not_begun(crew: Crew) -> None:
+def test_a_stopping_worker_gives_back_at_once_what_it_has_not_begun(crew: Workers) -> None:
     first = crew.start(threads=1)
     crew.send("work", "long", 3)
     eventually(lambda: done(crew, 1, "begin long"))
@@ -112,7 +115,7 @@ def test_a_stopping_worker_gives_back_at_once_what_it_has_not_begun(crew: Crew) 
     assert "Traceback" not in first.log
 
 
-def test_an_idle_worker_stops_at_once_and_leaves_nothing_behind(crew: Crew) -> None:
+def test_an_idle_worker_stops_at_once_and_leaves_nothing_behind(crew: Workers) -> None:
     process = crew.start()
     crew.send("say", "word")
     crew.wait_for("word")
@@ -122,7 +125,7 @@ def test_an_idle_worker_stops_at_once_and_leaves_nothing_behind(crew: Crew) -> N
     assert crew.station.sql("select count(*) from pgqrs.waiters") == [(0,)]
 
 
-def test_a_reload_loses_nothing(crew: Crew) -> None:
+def test_a_reload_loses_nothing(crew: Workers) -> None:
     process = crew.start()
     crew.send("say", "before")
     crew.send("say", "late", delay=2_000)
@@ -135,14 +138,14 @@ def test_a_reload_loses_nothing(crew: Crew) -> None:
     assert set(crew.notes().values()) == {1}
 
 
-def test_a_message_that_kills_its_worker_does_not_do_so_for_ever(crew: Crew) -> None:
+def test_a_message_that_kills_its_worker_does_not_do_so_for_ever(crew: Workers) -> None:
     crew.send("die", "died")
     crew.station.sql("update pgqrs.queues set options = (options::jsonb || '{\"max_attempts\": 2}')::json")
     for name in ("one", "two", "three"):
         crew.start(name=name, lease="1", processes=1)
         if name != "three":
             eventually(lambda name=name: crew.notes()["died"] == ("one", "two").index(name) + 1)
-            eventually(lambda: crew._processes[-1].process.poll() is not None)
+            eventually(lambda: crew.processes[-1].process.poll() is not None)
             crew.station.let_leases_end()
 
     eventually(lambda: [reason["type"] for reason in crew.station.dead()] == ["AttemptsExhausted"])
@@ -150,7 +153,7 @@ def test_a_message_that_kills_its_worker_does_not_do_so_for_ever(crew: Crew) -> 
 
 
 @pytest.mark.parametrize("encoder", ["json", "pickle"])
-def test_async_actors_return_results_to_another_process(crew: Crew, encoder: str) -> None:
+def test_async_actors_return_results_to_another_process(crew: Workers, encoder: str) -> None:
     before = dramatiq.get_encoder()
     if encoder == "pickle":
         dramatiq.set_encoder(PickleEncoder())
@@ -164,7 +167,7 @@ def test_async_actors_return_results_to_another_process(crew: Crew, encoder: str
         dramatiq.set_encoder(before)
 
 
-def test_dead_letters_are_listed_and_replayed_by_the_command(crew: Crew) -> None:
+def test_dead_letters_are_listed_and_replayed_by_the_command(crew: Workers) -> None:
     pytest.importorskip("typer")
     crew.start()
     sent = crew.send("broken")
@@ -189,7 +192,7 @@ def test_dead_letters_are_listed_and_replayed_by_the_command(crew: Crew) -> None
     eventually(lambda: crew.station.sql(again, died[0]))
 
 
-def test_forks_run_beside_the_workers(crew: Crew) -> None:
+def test_forks_run_beside_the_workers(crew: Workers) -> None:
     process = crew.start(forks="1")
 
     crew.wait_for("fork")
@@ -199,7 +202,7 @@ def test_forks_run_beside_the_workers(crew: Crew) -> None:
     process.stop()
 
 
-def test_prometheus_counts_by_queue(crew: Crew, tmp_path: object) -> None:
+def test_prometheus_counts_by_queue(crew: Workers, tmp_path: object) -> None:
     pytest.importorskip("prometheus_client")
     crew.environment.update(dramatiq_prom_port="19191", dramatiq_prom_db=f"{tmp_path}/prom")
     crew.start(prometheus="1")
@@ -218,7 +221,7 @@ def test_prometheus_counts_by_queue(crew: Crew, tmp_path: object) -> None:
     assert all(line.endswith(" 0.0") for line in delayed)
 
 
-def test_greenlets_run_messages_too(crew: Crew) -> None:
+def test_greenlets_run_messages_too(crew: Workers) -> None:
     pytest.importorskip("gevent")
     script = crew.directory / "gevent_main.py"
     script.write_text(
@@ -238,7 +241,7 @@ def test_greenlets_run_messages_too(crew: Crew) -> None:
     worker.stop()
 
 
-def test_a_worker_does_not_grow_with_what_is_delayed(crew: Crew) -> None:
+def test_a_worker_does_not_grow_with_what_is_delayed(crew: Workers) -> None:
     process = crew.start()
     crew.send("say", "first")
     crew.wait_for("first")

@@ -8,8 +8,11 @@ import time
 import dramatiq
 import pytest
 from dramatiq.errors import QueueNotFound
-from dramatiq_support import Station, eventually, noting, quiet, send, take
 from pgqrs_dramatiq import MessageFailed, PgqrsBroker
+
+from pgqrs_core.testing import eventually
+
+from .dramatiq_support import Station, noting, quiet, send, take
 
 
 class TestQueues:

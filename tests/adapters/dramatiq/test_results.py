@@ -12,10 +12,12 @@ import pytest
 from dramatiq.encoder import PickleEncoder
 from dramatiq.middleware import CurrentMessage, GroupCallbacks
 from dramatiq.results import ResultFailure, ResultMissing, Results, ResultTimeout
-from dramatiq_support import Station, eventually, quiet
 from pgqrs_dramatiq import PgqrsBroker, PgqrsResultBackend
 
 from pgqrs_core.config import Config
+from pgqrs_core.testing import eventually
+
+from .dramatiq_support import Station, quiet
 
 
 @pytest.fixture

@@ -9,11 +9,13 @@ from typing import Any
 import dramatiq
 import pytest
 from dramatiq.middleware import CurrentMessage, Middleware, MiddlewareError
-from dramatiq_support import Station, eventually, quiet, take
 from pgqrs_dramatiq import PgqrsBroker
 from pgqrs_dramatiq.publishing import Publisher
 
 from pgqrs_core.errors import Unavailable
+from pgqrs_core.testing import eventually
+
+from .dramatiq_support import Station, quiet, take
 
 
 class TestTimes:

@@ -12,11 +12,13 @@ from dramatiq.errors import ConnectionClosed, ConnectionFailed
 from dramatiq.middleware import Retries, Shutdown, ShutdownNotifications, TimeLimit, TimeLimitExceeded
 from dramatiq.middleware.threading import raise_thread_exception
 from dramatiq.rate_limits import ConcurrentRateLimiter
-from dramatiq_support import Station, eventually, noting, quiet
 from pgqrs_dramatiq import PgqrsBroker
 
 from pgqrs_core.cluster import Cluster
 from pgqrs_core.drivers import sync
+from pgqrs_core.testing import eventually
+
+from .dramatiq_support import Station, noting, quiet
 
 
 @pytest.fixture(autouse=True)

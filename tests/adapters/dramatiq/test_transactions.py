@@ -9,9 +9,10 @@ from typing import Any
 import dramatiq
 import psycopg
 import pytest
-from dramatiq_support import Station, take
 from pgqrs_dramatiq import PgqrsBroker, Refused
 from psycopg.conninfo import conninfo_to_dict
+
+from .dramatiq_support import Station, take
 
 
 @contextmanager

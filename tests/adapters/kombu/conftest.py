@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 pytest.importorskip("kombu")
 
-sys.path.insert(0, str(Path(__file__).parent))
 
-from kombu_support import Bench
+from .kombu_support import Bench
 
 
 @pytest.fixture

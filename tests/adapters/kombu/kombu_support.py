@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import Any
 
 import pgqrs_kombu  # noqa: F401 - makes the scheme known
 import psycopg
 from kombu import Connection, Consumer, Exchange, Queue
 from pgqrs_kombu.url import masked
 
-T = TypeVar("T")
-
-#: Seconds after which a test gives up.
-PATIENCE = 30.0
+from pgqrs_core.testing import PATIENCE
+from tests.support import processes
+from tests.support.database import Database
 
 
 def url_of(dsn: str, **more: str) -> str:
@@ -30,14 +24,13 @@ def url_of(dsn: str, **more: str) -> str:
     return masked(Client(), include_password=True, mask="")
 
 
-class Bench:
+class Bench(Database):
     """Connections to one database, and a direct one to look behind them."""
 
     def __init__(self, dsn: str) -> None:
-        self.dsn = dsn
+        super().__init__(dsn)
         self.url = url_of(dsn)
         self._open: list[Connection] = []
-        self._sql: psycopg.Connection[Any] | None = None
 
     def connect(self, url: str | None = None, **options: Any) -> Connection:
         """Open a connection; ``options`` are transport options."""
@@ -45,41 +38,14 @@ class Bench:
         self._open.append(connection)
         return connection
 
-    def sql(self, statement: str, *params: Any) -> list[tuple[Any, ...]]:
-        """Run a statement of the test's own."""
-        if self._sql is None:
-            self._sql = psycopg.connect(self.dsn, autocommit=True, application_name="test")
-        cursor = self._sql.execute(statement, params or None)  # type: ignore[call-overload]
-        return cursor.fetchall() if cursor.description else []
-
-    def rows(self, queue: str) -> int:
-        """How many messages a durable queue's table holds, whatever their state."""
-        found = self.sql("select table_suffix from pgqrs.queues where name = %s", queue)
-        return self.sql(f'select count(*) from pgqrs."q_{found[0][0]}" where lane > -100')[0][0] if found else 0
-
-    def dead(self, queue: str) -> list[Any]:
-        """The last errors of a queue's dead letters."""
-        suffix = self.sql("select table_suffix from pgqrs.queues where name = %s", queue)[0][0]
-        return [row[0] for row in self.sql(f'select last_error from pgqrs."q_{suffix}" where lane = -100')]
-
     def python(self, script: str, *arguments: str) -> str:
-        """Run a script in another process, and return what it prints."""
-        done = subprocess.run(
-            [sys.executable, "-c", script, self.url, *arguments],
-            capture_output=True,
-            text=True,
-            timeout=2 * PATIENCE,
-            check=False,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        )
-        assert done.returncode == 0, done.stderr
-        return done.stdout
+        """Run a script in another process, with this database's address, and return what it prints."""
+        return processes.python(script, self.url, *arguments)
 
     def close(self) -> None:
         for connection in self._open:
             connection.release()
-        if self._sql is not None:
-            self._sql.close()
+        super().close()
 
 
 class Inbox:
@@ -120,16 +86,6 @@ def drain(connection: Connection, timeout: float) -> bool:
     except TimeoutError:
         return False
     return True
-
-
-def eventually(ask: Callable[[], T], patience: float = PATIENCE) -> T:
-    """Ask until the answer is true, and return it."""
-    pause = threading.Event()
-    deadline = time.monotonic() + patience
-    while not (answer := ask()):
-        assert time.monotonic() < deadline, f"still {answer!r} after {patience} s"
-        pause.wait(0.02)
-    return answer
 
 
 def plain(name: str = "jobs", **options: Any) -> Queue:

@@ -7,13 +7,15 @@ from typing import Any
 
 import pytest
 from kombu import Exchange, Producer, Queue
-from kombu_support import Bench, Inbox, eventually
 from pgqrs_crypto import plugin as crypto
 from pgqrs_kombu import mail
 from pgqrs_kombu import plugin as transport
 from pgqrs_zstd import plugin as zstd
 
 from pgqrs_core.plugins import Plugins
+from pgqrs_core.testing import eventually
+
+from .kombu_support import Bench, Inbox
 
 pytest.importorskip("cryptography")
 pytest.importorskip("zstandard")

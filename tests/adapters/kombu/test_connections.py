@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 from kombu import Connection, Producer, Queue
 from kombu.exceptions import OperationalError
-from kombu_support import Bench, Inbox, eventually, plain, url_of
 from pgqrs_native import Client
 
 from pgqrs_core.drivers import sync
 from pgqrs_core.errors import ConfigurationError, SchemaError
+from pgqrs_core.testing import eventually
+
+from .kombu_support import Bench, Inbox, plain, url_of
 
 FORKING = """
 import os, sys

@@ -8,10 +8,12 @@ import threading
 import psycopg
 import pytest
 from kombu import Producer, Queue
-from kombu_support import Bench, Inbox, drain, eventually
 from pgqrs_kombu import batch
 
 from pgqrs_core.pace import GATHER
+from pgqrs_core.testing import eventually
+
+from .kombu_support import Bench, Inbox, drain
 
 HOLD_AND_DIE = """
 import os, signal, sys

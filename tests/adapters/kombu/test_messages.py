@@ -10,7 +10,6 @@ import pytest
 from amqp.exceptions import PreconditionFailed
 from kombu import Producer, Queue
 from kombu.simple import SimpleQueue
-from kombu_support import Bench, Inbox, eventually, plain
 from pgqrs_native import Client
 
 from pgqrs_core.drivers.sync import Connections
@@ -18,6 +17,9 @@ from pgqrs_core.effects import Execute
 from pgqrs_core.events import ConsumeBatch, EnqueueBatch
 from pgqrs_core.hookspecs import hookimpl
 from pgqrs_core.plugins import Plugins
+from pgqrs_core.testing import eventually
+
+from .kombu_support import Bench, Inbox, plain
 
 
 @pytest.mark.parametrize("ephemeral", [False, True])

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 from amqp.exceptions import ChannelError, NotFound, PreconditionFailed
 from kombu import Exchange, Producer, Queue
-from kombu_support import Bench, Inbox, eventually, plain
+
+from pgqrs_core.testing import eventually
+
+from .kombu_support import Bench, Inbox, plain
 
 PUBLISH = """
 import sys

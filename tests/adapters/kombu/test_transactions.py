@@ -7,11 +7,12 @@ from typing import Any
 import psycopg
 import pytest
 from kombu import Exchange, Producer, Queue
-from kombu_support import Bench, Inbox
 from pgqrs_kombu import in_transaction
 from psycopg.conninfo import conninfo_to_dict
 
 from pgqrs_core.errors import InvalidArgument
+
+from .kombu_support import Bench, Inbox
 
 
 def declared(bench: Bench) -> Producer:

@@ -1,0 +1,77 @@
+"""What a worker has in hand, and what follows from it. Pure: no I/O, no clock and no locks; its owner has those."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from pgqrs_core.messages import Delivery, Queue
+from pgqrs_core.operations.claim import is_last
+from pgqrs_native.routing import Outcome, Task
+
+__all__ = ["Load"]
+
+
+class Load:
+    """The messages that a worker has claimed and not yet settled, and how far it is on its way to its end.
+
+    A worker claims while `is_light`, works, is told to stop (`stopping`), claims no more (`claiming` is False), settles
+    what it holds until it `is_done`, and is `abandoned` when nobody waits for that any longer.
+
+    Args:
+        most: how many messages to hold.
+    """
+
+    __slots__ = ("_alone", "_most", "abandoned", "claiming", "held", "pending", "stopping")
+
+    def __init__(self, most: int) -> None:
+        self._most = most
+        #: Messages claimed and not yet settled.
+        self.held = 0
+        #: Whether a message on its last attempt is among them: whoever dies with it must not take others along.
+        self._alone = False
+        #: What is to be written of handled messages.
+        self.pending: list[Outcome] = []
+        self.stopping = False
+        self.claiming = True
+        #: Whether nobody waits for outcomes to be written any more.
+        self.abandoned = False
+
+    @property
+    def is_light(self) -> bool:
+        """Whether to claim more. A full worker refills when a good part is done, so that claims stay fat."""
+        return self.held <= (0 if self._alone else self._most - max(self._most // 4, 1))
+
+    @property
+    def room(self) -> int:
+        """For how many messages there is room: for none while one of those in hand is on its last attempt."""
+        alone = self._alone and self.held > 0
+        return 0 if self.stopping or alone else max(self._most - self.held, 0)
+
+    def take(self, queue: Queue, found: Sequence[Delivery], limit: int) -> bool:
+        """Note what a claim for ``limit`` messages has brought; tell whether the queue may hold more."""
+        self._alone = (self._alone and self.held > 0) or is_last(queue, found)
+        self.held += len(found)
+        return len(found) == limit or self._alone
+
+    def report(self, outcomes: Iterable[Outcome]) -> None:
+        """Note outcomes that are to be written."""
+        self.pending.extend(outcomes)
+
+    def give_back(self, task: Task) -> None:
+        """Note that a task will not be begun."""
+        self.report([Outcome(message, "release") for message in task.messages])
+
+    def take_pending(self) -> list[Outcome]:
+        """Return what is to be written, which is then somebody else's care."""
+        outcomes, self.pending = self.pending, []
+        return outcomes
+
+    def settle(self, count: int, failed: list[Outcome]) -> None:
+        """Note that ``count`` messages are out of hand, and that some outcomes are still to be written."""
+        self.held -= count
+        self.pending = failed + self.pending
+
+    @property
+    def is_done(self) -> bool:
+        """Whether no message is in hand, and none will come."""
+        return not (self.claiming or self.held)
