@@ -55,8 +55,12 @@ def _parse(text: str, place: int) -> tuple[str, bytes]:
         raise ValueError(f"entry {place} {expected}")
     reason = None
     try:
-        key = base64.b64decode(encoded.strip().replace("-", "+").replace("_", "/"), validate=True)
-        if len(key) != _BYTES:
+        encoded = encoded.strip().replace("-", "+").replace("_", "/")
+        key = base64.b64decode(encoded, validate=True)
+        if base64.b64encode(key).decode() != encoded:
+            # Before Python 3.11 too many equals signs are let pass.
+            reason = f"entry {place} ({name!r}) {expected}"
+        elif len(key) != _BYTES:
             reason = f"entry {place} ({name!r}) {expected}; it has {len(key)} bytes"
     except (binascii.Error, ValueError):
         reason = f"entry {place} ({name!r}) {expected}"
