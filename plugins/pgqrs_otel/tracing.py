@@ -13,8 +13,9 @@ process QUEUE   consumer  the producer's span, or for a batch a link to each pro
 from __future__ import annotations
 
 from contextlib import AbstractContextManager
+from time import monotonic
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import msgspec
 from opentelemetry import context, trace
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 
 __all__ = ["Tracing"]
 
+#: Seconds between two questions whether there is a provider by now. Each looks into the environment.
+_ASK: Final = 0.1
+
 
 class Tracing:
     """A plugin that traces with one provider, the global one by default."""
@@ -42,6 +46,7 @@ class Tracing:
         self._provider = provider
         self._tracer = trace.get_tracer("pgqrs", tracer_provider=provider)
         self._collected = False
+        self._ask_at = 0.0
 
     @hookimpl
     def pgqrs_around_enqueue(self, batch: EnqueueBatch) -> AbstractContextManager[None] | None:
@@ -103,10 +108,15 @@ class Tracing:
 
     def _is_idle(self) -> bool:
         """Tell whether nobody collects spans. Once a provider is set, it stays."""
-        if not self._collected:
-            provider = self._provider or trace.get_tracer_provider()
-            # Not by isinstance: they are abstract, and of such it is asked in Python.
-            self._collected = type(provider) not in (trace.ProxyTracerProvider, trace.NoOpTracerProvider)
+        if self._collected:
+            return False
+        now = monotonic()
+        if now < self._ask_at:
+            return True
+        self._ask_at = now + _ASK
+        provider = self._provider or trace.get_tracer_provider()
+        # Not by isinstance: they are abstract, and of such it is asked in Python.
+        self._collected = type(provider) not in (trace.ProxyTracerProvider, trace.NoOpTracerProvider)
         return not self._collected
 
 

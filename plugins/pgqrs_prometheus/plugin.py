@@ -19,16 +19,15 @@ _making = threading.Lock()
 _made: list[Recorder] = []
 
 
-def _recorder() -> Recorder:
-    if not _made:
-        # Of two that are made at once neither could register all of its names.
-        with _making:
-            if not _made:
-                # Imported with the first message, not with the first engine.
-                from pgqrs_prometheus.recorder import Recorder
+def _make() -> list[Recorder]:
+    # Of two that are made at once neither could register all of its names.
+    with _making:
+        if not _made:
+            # Imported with the first message, not with the first engine.
+            from pgqrs_prometheus.recorder import Recorder
 
-                _made.append(Recorder())
-    return _made[0]
+            _made.append(Recorder())
+    return _made
 
 
 @hookimpl
@@ -44,14 +43,14 @@ if find_spec("prometheus_client") is not None:
     @hookimpl
     def pgqrs_after_enqueue(event: Enqueued) -> None:
         """Count what was enqueued."""
-        _recorder().pgqrs_after_enqueue(event)
+        (_made or _make())[0].pgqrs_after_enqueue(event)
 
     @hookimpl
     def pgqrs_after_claim(event: Claimed) -> None:
         """Count what was claimed, and how long it had waited."""
-        _recorder().pgqrs_after_claim(event)
+        (_made or _make())[0].pgqrs_after_claim(event)
 
     @hookimpl
     def pgqrs_after_consume(event: Consumed) -> None:
         """Count what became of it, and how long handlers took."""
-        _recorder().pgqrs_after_consume(event)
+        (_made or _make())[0].pgqrs_after_consume(event)

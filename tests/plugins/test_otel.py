@@ -438,11 +438,14 @@ def test_a_span_has_so_many_links_and_no_more() -> None:
     assert len(passing.links_of(stored)) == passing.MOST_LINKS
 
 
-def test_a_provider_that_is_set_late_is_used_from_then_on(monkeypatch: pytest.MonkeyPatch, spans: Spans) -> None:
+def test_a_provider_that_is_set_late_is_used_soon(monkeypatch: pytest.MonkeyPatch, spans: Spans) -> None:
+    now = [100.0]
+    monkeypatch.setattr("pgqrs_otel.tracing.monotonic", lambda: now[0])
     tracing, batch = Tracing(), EnqueueBatch("jobs", "native", [Draft("jobs", b"", "x")])
     assert tracing.pgqrs_around_enqueue(batch) is None
 
     monkeypatch.setattr(trace, "_TRACER_PROVIDER", spans.provider)
+    now[0] += 0.1
     work = tracing.pgqrs_around_enqueue(batch)
     assert work is not None
     with work:
