@@ -97,5 +97,5 @@ def test_kombu_and_the_native_client_compete_for_the_same_messages(crowd: Crowd)
     crowd.release()
 
     assert crowd.finish_within(20) == []
-    assert crowd.count("sent") >= 400
+    assert crowd.count("sent") > 300
     assert all(one.noted("claimed") for one in crowd.actors if one.role == "consumer")
