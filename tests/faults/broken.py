@@ -97,16 +97,16 @@ def _replace_settle(name: str, operation: Any) -> None:
         setattr(module, name, operation)
 
 
-def ack_what_is_dropped() -> None:
-    """A message that Celery had not begun when its connection was lost, and that is acked in place of being given back."""
-    from pgqrs_kombu.qos import QoS
+def ack_what_is_given_back() -> None:
+    """What Kombu's consumer has claimed, and not delivered for want of room or of its connection, and acks all the same."""
+    from pgqrs_kombu import intake
 
-    rightly = QoS._settle
+    rightly = intake.Verdict
 
-    def wrongly(self: Any, kind: Any, tags: Any) -> None:
-        rightly(self, "ack" if kind == "release" and self._lost else kind, tags)
+    def wrongly(kind: Any, *rest: Any) -> Any:
+        return rightly("ack" if kind == "release" else kind, *rest)
 
-    QoS._settle = wrongly
+    intake.Verdict = wrongly
 
 
 def forget_retries() -> None:
@@ -149,6 +149,6 @@ BUGS: Final[dict[str, Callable[[], None]]] = {
     "nack that deletes": forget_failures,
     "extension that does nothing": extend_nothing,
     "enqueue outside the transaction": commit_alone,
-    "ack of what a lost connection drops": ack_what_is_dropped,
+    "ack of what is given back": ack_what_is_given_back,
     "retry that is not stored": forget_retries,
 }

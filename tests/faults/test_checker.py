@@ -224,7 +224,7 @@ CAUGHT: dict[str, tuple[set[str], dict[str, Any]]] = {
     "nack that deletes": ({"LOST"}, {}),
     "extension that does nothing": ({"DOUBLED"}, {}),
     "enqueue outside the transaction": ({"PHANTOM"}, {}),
-    "ack of what a lost connection drops": ({"UNHANDLED"}, CELERY),
+    "ack of what is given back": ({"UNHANDLED"}, CELERY),
     "retry that is not stored": ({"LOST"}, DRAMATIQ),
 }
 

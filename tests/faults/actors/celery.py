@@ -11,7 +11,7 @@ import kombu
 import pgqrs_kombu
 from celery import Celery as Application
 from celery.exceptions import Reject
-from kombu.exceptions import OperationalError
+from kombu.exceptions import BatchPublishError, OperationalError
 
 from actors.handling import Failed, Handler
 from actors.kombu import url_of
@@ -52,7 +52,8 @@ def _application(dsn: str, options: Options, handle: Callable[[str, int], None] 
 class Celery:
     """Calls tasks."""
 
-    errors = (PgqrsError, OSError, OperationalError)
+    errors = (PgqrsError, OSError, OperationalError, BatchPublishError)
+    doubts = (BatchPublishError,)
     sizes = (1, 1, 1, 5)
 
     def __init__(self, dsn: str, options: Options) -> None:

@@ -44,6 +44,7 @@ class Dramatiq:
     """Sends messages."""
 
     errors = (PgqrsError, OSError, BrokerError)
+    doubts = ()
     sizes = (1, 1, 3, 20)
 
     def __init__(self, dsn: str, options: Options) -> None:

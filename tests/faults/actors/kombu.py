@@ -12,6 +12,7 @@ from pgqrs_kombu.url import masked
 
 from actors.options import Options
 from actors.pulling import Held
+from kombu.exceptions import BatchPublishError
 from pgqrs_core.errors import PgqrsError
 
 __all__ = ["Kombu", "url_of"]
@@ -29,7 +30,8 @@ def url_of(dsn: str) -> str:
 class Kombu:
     """Publishes, and has messages delivered."""
 
-    errors = (PgqrsError, OSError)
+    errors = (PgqrsError, OSError, BatchPublishError)
+    doubts = (BatchPublishError,)
     sizes = (1, 1, 1, 5)
     kinds = ("ack", "ack", "ack", "nack")
     renews_itself = True

@@ -20,6 +20,7 @@ class Native:
     """Enqueues, and asks for messages."""
 
     errors = (PgqrsError, OSError)
+    doubts = ()
     sizes = (1, 1, 3, 20)
     kinds = ("ack", "ack", "ack", "nack", "archive", "release")
     renews_itself = False

@@ -19,8 +19,9 @@ __all__ = ["Sender", "produce"]
 class Sender(Protocol):
     """What a producer needs of an adapter."""
 
-    #: What it raises when it cannot store something.
+    #: What it raises when it cannot store something, and beside `EnqueueUnknown` when nobody knows whether it has.
     errors: tuple[type[Exception], ...]
+    doubts: tuple[type[Exception], ...]
     #: How many messages to send at once, by chance.
     sizes: tuple[int, ...]
 
@@ -51,7 +52,7 @@ def produce(sender: Sender, dsn: str, notes: Notes, name: str, options: Options)
         try:
             ids = _send(sender, dsn, keys, chance, options)
         except (_Aborted, *sender.errors) as error:
-            _note_failure(notes, keys, error)
+            _note_failure(notes, keys, error, (EnqueueUnknown, *sender.doubts))
             time.sleep(0.05)
         else:
             for key, id_given in zip(keys, ids, strict=True):
@@ -67,10 +68,10 @@ def _send(sender: Sender, dsn: str, keys: list[str], chance: random.Random, opti
     return sender.send(keys, chance.choice([0, 0, 5]), chance.choice([None, None, 0.05]))
 
 
-def _note_failure(notes: Notes, keys: list[str], error: BaseException) -> None:
+def _note_failure(notes: Notes, keys: list[str], error: BaseException, doubts: tuple[type[Exception], ...]) -> None:
     """Nothing was stored, they say, unless somewhere among the causes stands that nobody knows."""
     cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, EnqueueUnknown):
+    while cause is not None and not isinstance(cause, doubts):
         cause = cause.__cause__
     if cause is not None:
         notes("unknown", keys=keys)
