@@ -8,11 +8,11 @@ from typing import Any
 
 import kombu
 import pgqrs_kombu
+from kombu.exceptions import BatchPublishError
 from pgqrs_kombu.url import masked
 
 from actors.options import Options
 from actors.pulling import Held
-from kombu.exceptions import BatchPublishError
 from pgqrs_core.errors import PgqrsError
 
 __all__ = ["Kombu", "url_of"]
