@@ -33,7 +33,7 @@ ROUND: Final = 30.0
 HOLD: Final = 75.0
 #: Seconds between two rounds of housekeeping.
 _HOUSE: Final = 600.0
-#: Seconds between two looks at deliveries of lost connections; how many looks until garbage is collected for the first time.
+#: Seconds between two looks at deliveries of lost connections; how many of them until garbage is collected first.
 _LOOK: Final = 0.5
 _COLLECT_AT: Final = 2
 
