@@ -256,6 +256,8 @@ def test_nothing_is_lost_by_any_adapter_when_the_server_that_they_share_is_kille
     for kind in ("native", "kombu", "celery", "dramatiq"):
         for role in ("producer", "consumer"):
             scene.crowd.start(role, **KINDS[kind])
+    scene.crowd.release()
+    until(lambda: all(one.noted("claimed") for one in scene.crowd.of("consumer")), "each consumer has something to do")
     # To the native client all of them are messages.
     for queue in ("tasks", "actors"):
         scene.crowd.start("consumer", queue=queue, lease=1.0)
@@ -267,7 +269,6 @@ def test_nothing_is_lost_by_any_adapter_when_the_server_that_they_share_is_kille
         scene.crowd.flow(200)
 
     assert scene.crowd.finish(limit=120) == []
-    assert all(one.noted("claimed") for one in scene.crowd.actors if one.role == "consumer")
 
 
 @pytest.mark.parametrize("fault", FAULTS)
