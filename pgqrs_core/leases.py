@@ -42,13 +42,14 @@ class Renewal(NamedTuple):
 
 
 class _Held:
-    __slots__ = ("due_at", "on_lost", "queue", "seconds")
+    __slots__ = ("due_at", "on_lost", "queue", "seconds", "settling")
 
     def __init__(self, queue: Queue, seconds: float, due_at: float, on_lost: Callable[[Lease], None] | None) -> None:
         self.queue = queue
         self.seconds = seconds
         self.due_at = due_at
         self.on_lost = on_lost
+        self.settling = False
 
 
 class Ledger:
@@ -79,6 +80,12 @@ class Ledger:
         """Renew these no more: they were settled, or are about to be."""
         for lease in leases:
             self._held.pop(lease, None)
+
+    def settling(self, leases: Iterable[Lease]) -> None:
+        """Renew these still, but say of none that it is lost: it may be settled, and whoever does that learns which."""
+        for lease in leases:
+            if lease in self._held:
+                self._held[lease].settling = True
 
     def due(self) -> list[Renewal]:
         """Return what should be renewed now, those due soon after included."""
@@ -111,6 +118,8 @@ class Ledger:
                 held.due_at = due_at
                 continue
             del self._held[lease]
+            if held.settling:
+                continue
             fields = {"queue": renewal.queue.name, "message_id": lease.message_id, "worker": worker_name()}
             _log.warning(
                 "the lease on message %d of queue %r was lost", lease.message_id, renewal.queue.name, extra=fields
@@ -165,6 +174,11 @@ class LeaseKeeper:
         """Renew these no more."""
         with self._changed:
             self._ledger.drop(leases)
+
+    def settling(self, leases: Iterable[Lease]) -> None:
+        """These are about to be settled; see `Ledger.settling`."""
+        with self._changed:
+            self._ledger.settling(leases)
 
     def close(self) -> None:
         """Stop renewing."""

@@ -148,6 +148,7 @@ class Settler:
             groups.setdefault((verdict.kind, verdict.queue.id), []).append(verdict)
         while groups:
             key, group = groups.popitem()
+            self._keeper.settling(verdict.delivery.lease for verdict in group)
             try:
                 fates = self._engine.run(_settle, group, self._engine.doorbell)
             except Unavailable:

@@ -15,9 +15,9 @@ from kombu.utils.uuid import uuid
 from pgqrs_core.marks import Marks
 from pgqrs_core.settling import Verdict
 from pgqrs_kombu import envelope, mail, topology
-from pgqrs_kombu.batch import PublishBatch
 from pgqrs_kombu.declarations import Declarations
 from pgqrs_kombu.errors import no_route, not_found, translated
+from pgqrs_kombu.gathering import PublishBatch
 from pgqrs_kombu.qos import QoS
 from pgqrs_kombu.source import Source
 

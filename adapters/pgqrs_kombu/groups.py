@@ -16,7 +16,7 @@ from pgqrs_core.errors import Unavailable
 from pgqrs_kombu.outbox import batch, current_batch
 
 if TYPE_CHECKING:
-    from pgqrs_kombu.batch import Gathering
+    from pgqrs_kombu.gathering import Gathering
 
 __all__ = ["publish_groups_together"]
 

@@ -19,7 +19,7 @@ from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
-    from pgqrs_kombu.batch import Gathering
+    from pgqrs_kombu.gathering import Gathering
 
 __all__ = ["MAX_SIZE", "batch", "current_batch", "current_connection", "in_transaction"]
 
@@ -77,7 +77,7 @@ def batch(max_size: int = MAX_SIZE) -> Iterator[Gathering]:
         Unavailable: at the end, if the server is away. Nothing was stored.
         BatchPublishError: at the end, if the server went away during the commit; it may or may not have taken place.
     """
-    from pgqrs_kombu.batch import Gathering
+    from pgqrs_kombu.gathering import Gathering
 
     outer = _batch.get()
     if outer is not None:

@@ -33,7 +33,7 @@ ROUND: Final = 30.0
 HOLD: Final = 75.0
 #: Seconds between two rounds of housekeeping.
 _HOUSE: Final = 600.0
-#: Seconds between two looks at deliveries of lost connections; how many looks until garbage is collected once.
+#: Seconds between two looks at deliveries of lost connections; how many of them until garbage is collected first.
 _LOOK: Final = 0.5
 _COLLECT_AT: Final = 2
 
@@ -49,6 +49,7 @@ class Upkeep:
         self._held: Counter[int] = Counter()
         self._lost: list[QoS] = []
         self._looks = 0
+        self._collect_at = _COLLECT_AT
         self._round_at = 0.0
         self._house_at = 0.0
         #: Ephemeral queues that are used here and were found to be gone.
@@ -87,7 +88,7 @@ class Upkeep:
         """Look after deliveries of a lost connection."""
         with self._changed:
             self._lost.append(qos)
-            self._looks = 0
+            self._looks, self._collect_at = 0, _COLLECT_AT
             self._start()
             self._changed.notify()
 
@@ -127,8 +128,10 @@ class Upkeep:
 
     def _look(self) -> None:
         self._looks += 1
-        if self._looks == _COLLECT_AT:
-            # What was dropped may hang in a circle of references.
+        if self._looks >= self._collect_at:
+            # What was dropped may hang in a circle of references, and Celery drops it when it has connected anew: an idle
+            # process makes no garbage, and would keep it for ever. Beside tasks that run for long, ever more rarely.
+            self._collect_at *= 2
             gc.collect()
         for qos in list(self._lost):
             if not qos.collect():

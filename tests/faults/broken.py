@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pgqrs_native import traffic
 
-from pgqrs_core import doorbell, engine, marks, watch
+from pgqrs_core import doorbell, engine, leases, marks, settling, watch
 from pgqrs_core.operations import claim, settle
 from pgqrs_core.sql import Query, queries
 
@@ -79,7 +79,7 @@ def extend_nothing() -> None:
         return [True] * len(leases)
         yield
 
-    settle.extend = extend
+    settle.extend = leases.extend = extend
 
 
 def commit_alone() -> None:
@@ -93,21 +93,48 @@ def commit_alone() -> None:
 
 
 def _replace_settle(name: str, operation: Any) -> None:
-    for module in (settle, traffic):
+    for module in (settle, traffic, settling):
         setattr(module, name, operation)
 
 
-#: Names a row by its key instead of by its place, so that a row that somebody else has just changed is found all the same.
-_BY_KEY: Final = (
+def ack_what_is_given_back() -> None:
+    """What Kombu's consumer has claimed, and not delivered for want of room or of its connection, and acks all the same."""
+    from pgqrs_kombu import intake
+
+    rightly = intake.Verdict
+
+    def wrongly(kind: Any, *rest: Any) -> Any:
+        return rightly("ack" if kind == "release" else kind, *rest)
+
+    intake.Verdict = wrongly
+
+
+def forget_retries() -> None:
+    """A retry of Dramatiq's that takes its message away and puts nothing in its place."""
+    from pgqrs_dramatiq import publishing
+
+    def replace(queue: Any, lease: Any, *_: Any, **__: Any) -> Any:
+        yield from settle.ack(queue, [lease])
+        return True
+
+    publishing.replace = replace
+
+
+#: Picks rows and comes for them a little later, by their keys instead of their places, so that those which somebody else
+#: has just changed are found all the same.
+_LATER_BY_KEY: Final = (
     ("ctid as place", "row(lane, message_id)::text as place"),
-    ("where q.ctid = any (array(", "where row(q.lane, q.message_id)::text = any (array("),
+    (
+        "where q.ctid = any (array(select place from picked))",
+        "where row(q.lane, q.message_id)::text = any (array(select p.place from picked p, pg_sleep(0.02)))",
+    ),
 )
 
 BUGS: Final[dict[str, Callable[[], None]]] = {
     "": lambda: None,
     "ack without fence": rewrite("ack", (" and q.lease_token = a.token", "")),
     "nack without fence": rewrite("nack", (" and q.lease_token = r.token", "")),
-    "claim without skip locked": rewrite("claim", (" for update skip locked", ""), *_BY_KEY),
+    "claim without a lock": rewrite("claim", (" for update skip locked", ""), *_LATER_BY_KEY),
     "claim that ignores leases": rewrite("claim", ("lease_until <= statement_timestamp()", "true")),
     "attempt not counted": rewrite("claim", ("set attempt = q.attempt + 1", "set attempt = greatest(q.attempt, 1)")),
     "attempt counted twice": rewrite("claim", ("set attempt = q.attempt + 1", "set attempt = q.attempt + 2")),
@@ -122,4 +149,6 @@ BUGS: Final[dict[str, Callable[[], None]]] = {
     "nack that deletes": forget_failures,
     "extension that does nothing": extend_nothing,
     "enqueue outside the transaction": commit_alone,
+    "ack of what is given back": ack_what_is_given_back,
+    "retry that is not stored": forget_retries,
 }

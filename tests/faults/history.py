@@ -8,9 +8,11 @@ checker allows for that.
 ``sending``    ``key at``                                an enqueue begins
 ``sent``       ``key id at``                             it was acknowledged
 ``aborted``    ``key``                                   it was rolled back, or refused for certain
-``claimed``    ``key id token attempt lane lease began ended``
+``claimed``    ``key id token attempt lane lease began ended``; ``handled`` if a handler is to run before an ack
 ``extended``   ``lane id token ok lease began``             the lease runs for so long from ``began`` on
-``settling``   ``what lane id token began``              ack, archive, nack or release begins
+``started``    ``key attempt at``                        a handler begins
+``finished``   ``key attempt at``                        and succeeds
+``settling``   ``what lane id token began``              ack, archive, replace, nack or release begins
 ``settled``    ``what lane id token ok began ended``     and its answer
 ``unnoted``    ``claims``                                somebody died, or lost a reply: so many claims may be missing
 ``crashed``    ``began ended``                           the server lost what it had not flushed: claims, extensions
@@ -34,7 +36,7 @@ __all__ = ["check", "read"]
 
 Event = dict[str, Any]
 
-FINAL: Final = {"ack", "archive"}
+FINAL: Final = {"ack", "archive", "replace"}
 GIVING_BACK: Final = {"nack", "release"}
 
 #: Seconds for which a commit that does not wait for the disk may stay unwritten: three times wal_writer_delay, and some.
@@ -114,6 +116,8 @@ class _Checker:
             *self.stale(),
             *self.resurrected(),
             *self.attempts(),
+            *self.unhandled(),
+            *self.rerun(),
         ]
 
     def lost(self) -> list[str]:
@@ -210,6 +214,32 @@ class _Checker:
             if over and (self.left[key] or any(claim["began"] > min(over) for claim in claims)):
                 found.append(f"RESURRECTED {key}")
         return found
+
+    def unhandled(self) -> list[str]:
+        """A worker acked what no handler had finished: nobody will ever do it."""
+        finished: dict[tuple[str, int], float] = {}
+        for event in self.by_kind["finished"]:
+            of = event["key"], event["attempt"]
+            finished[of] = min(event["at"], finished.get(of, event["at"]))
+        return [
+            f"UNHANDLED {key}: attempt {claim['attempt']}"
+            for key, claims in self.claims.items()
+            for claim in claims
+            if claim.get("handled")
+            and any(
+                event["what"] == "ack" and finished.get((key, claim["attempt"]), float("inf")) > event["began"]
+                for event in self.settling[_lease(claim)]
+            )
+        ]
+
+    def rerun(self) -> list[str]:
+        """A handler began twice with one delivery; unless a crash undid the claim, which was then made again."""
+        begun = Counter((event["key"], event["attempt"]) for event in self.by_kind["started"])
+        return [
+            f"RUN TWICE {key}: attempt {attempt}"
+            for (key, attempt), count in begun.items()
+            if count > 1 and not any(claim["attempt"] == attempt and self._undone(claim) for claim in self.claims[key])
+        ]
 
     def attempts(self) -> list[str]:
         """Each claim counts one up, unless the one before was released; claims that nobody noted count as well."""

@@ -10,7 +10,7 @@ import pytest
 from pgqrs_core.testing import Proxy
 from tests.adapters.test_pgbouncer import Pooler, pooler  # noqa: F401 - a fixture
 
-from .crowd import Crowd
+from .crowd import KINDS, Crowd
 
 pytestmark = pytest.mark.faults
 
@@ -53,18 +53,16 @@ FAULTS: dict[str, Callable[[Proxy], None]] = {
 }
 
 
-@pytest.mark.parametrize("adapter", ["native", "kombu"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fault", FAULTS)
 def test_nothing_is_lost_when(
-    fault: str, adapter: str, proxy: Proxy, pgqrs_dsn: str, gather: Callable[..., Crowd]
+    fault: str, kind: str, proxy: Proxy, pgqrs_dsn: str, gather: Callable[..., Crowd]
 ) -> None:
-    crowd = gather(proxy.dsn, direct=pgqrs_dsn, adapter=adapter, pause=0.005, timeout=1.0, lease=1.0)
+    options = {**KINDS[kind], "lease": 1.0}
+    crowd = gather(proxy.dsn, direct=pgqrs_dsn, pause=0.005, timeout=1.0, **options)
     crowd.begin()
 
     FAULTS[fault](proxy)
-    if adapter == "kombu":
-        # Two consumers, five interruptions, a few tries each.
-        crowd.excuse(claims=2 * 5 * 2 * 8)
     crowd.flow()
 
     assert crowd.finish() == []

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import pytest
 
-from .crowd import Crowd, until
+from .crowd import KINDS, Crowd, until
 
 MESSAGES = 500
 
@@ -78,10 +78,10 @@ FAULTS: dict[str, Callable[[Crowd], None]] = {
 
 
 @pytest.mark.faults
-@pytest.mark.parametrize("adapter", ["native", "kombu"])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("fault", FAULTS)
-def test_nothing_is_lost_when(fault: str, adapter: str, crowd: Crowd) -> None:
-    crowd.options.update(adapter=adapter, pause=0.003, lease=0.6 if adapter == "native" else 1.0)
+def test_nothing_is_lost_when(fault: str, kind: str, crowd: Crowd) -> None:
+    crowd.options.update(pause=0.003, **KINDS[kind])
     crowd.begin()
 
     FAULTS[fault](crowd)
@@ -97,5 +97,30 @@ def test_kombu_and_the_native_client_compete_for_the_same_messages(crowd: Crowd)
     crowd.release()
 
     assert crowd.finish_within(20) == []
-    assert crowd.count("sent") >= 400
+    assert crowd.count("sent") > 300
     assert all(one.noted("claimed") for one in crowd.actors if one.role == "consumer")
+
+
+@pytest.mark.parametrize("adapter", ["celery", "dramatiq"])
+def test_what_a_killed_worker_held_is_run_by_another(adapter: str, crowd: Crowd) -> None:
+    crowd.options.update(pause=0.005, slow=0.05, **KINDS[adapter])
+    crowd.begin()
+
+    crowd.of("consumer")[0].kill()
+    crowd.flow()
+
+    assert crowd.finish() == []
+    # There was something to check: it ran what it did not finish, or held what it did not run.
+    assert all(one.noted("started") for one in crowd.actors if one.role == "consumer")
+    assert max(event["attempt"] for event in crowd.history() if event["op"] == "claimed") > 1
+
+
+@pytest.mark.faults
+@pytest.mark.parametrize("adapter", ["celery", "dramatiq"])
+def test_a_single_worker_gets_messages_in_their_order(adapter: str, crowd: Crowd) -> None:
+    crowd.options.update(plain=True, count=300, concurrency=1, **KINDS[adapter])
+    crowd.start("producer", pause=0.002)
+    crowd.start("consumer")
+    crowd.release()
+
+    assert crowd.finish(alone=True) == []

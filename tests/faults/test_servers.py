@@ -19,7 +19,7 @@ import pytest
 from pgqrs_core.cluster import Cluster
 from pgqrs_core.testing import throw_away_cluster
 
-from .crowd import Crowd, ask, until
+from .crowd import KINDS, Crowd, ask, until
 
 pytestmark = pytest.mark.faults
 
@@ -225,6 +225,50 @@ def scene(pgqrs_bindir: Path, gather: Callable[..., Crowd]) -> Iterator[Scene]:
 
 def ask_version(cluster: Cluster) -> int:
     return int(ask(cluster.dsn, "show server_version_num")[0][0])
+
+
+#: What Celery's and Dramatiq's workers go through, too: all that ends connections, and what makes them wait.
+WORKERS_FAULTS = [
+    "the postmaster is killed",
+    "backends stand still",
+    "the server is restarted",
+    "the server is restarted at once",
+    "all sessions are ended again and again",
+    "all statements are cancelled again and again",
+    "no connections are left",
+    "the table is locked",
+]
+
+
+@pytest.mark.parametrize("kind", ["celery", "celery with prefork", "dramatiq"])
+@pytest.mark.parametrize("fault", WORKERS_FAULTS)
+def test_workers_lose_nothing_when(fault: str, kind: str, scene: Scene) -> None:
+    scene.crowd.options.update(KINDS[kind])
+    scene.crowd.begin()
+
+    FAULTS[fault](scene)
+    scene.crowd.flow()
+
+    assert scene.crowd.finish(limit=120) == []
+
+
+def test_nothing_is_lost_by_any_adapter_when_the_server_that_they_share_is_killed(scene: Scene) -> None:
+    for kind in ("native", "kombu", "celery", "dramatiq"):
+        for role in ("producer", "consumer"):
+            scene.crowd.start(role, **KINDS[kind])
+    scene.crowd.release()
+    until(lambda: all(one.noted("claimed") for one in scene.crowd.of("consumer")), "each consumer has something to do")
+    # To the native client all of them are messages.
+    for queue in ("tasks", "actors"):
+        scene.crowd.start("consumer", queue=queue, lease=1.0)
+    scene.crowd.release()
+    scene.crowd.flow(200)
+
+    for fault in (storm("pg_terminate_backend"), kill_postmaster, restart("fast")):
+        fault(scene)
+        scene.crowd.flow(200)
+
+    assert scene.crowd.finish(limit=120) == []
 
 
 @pytest.mark.parametrize("fault", FAULTS)

@@ -1,5 +1,7 @@
 """The checks that read the code: they are tests, so that one command runs all."""
 
+import ast
+import pkgutil
 import shutil
 import subprocess
 import sys
@@ -53,3 +55,15 @@ def test_nothing_in_the_project_names_a_path_of_the_machine_it_was_written_on():
     ]
 
     assert found == []
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*/pgqrs_*/__init__.py")), ids=lambda path: path.parent.name)
+def test_no_public_name_of_a_package_is_one_of_its_modules(path: Path):
+    """Whoever imports the module, however deep inside, would put it in the place of what users import by that name."""
+    (names,) = [
+        ast.literal_eval(node.value)
+        for node in ast.parse(path.read_text(encoding="utf-8")).body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "__all__"
+    ] or [[]]
+
+    assert set(names) & {module.name for module in pkgutil.iter_modules([str(path.parent)])} == set()

@@ -201,6 +201,34 @@ def test_an_ack_holds_after_the_connection_that_delivered_was_lost(bench: Bench)
     eventually(lambda: bench.rows("q") == 0)
 
 
+def test_what_is_dropped_long_after_its_connection_was_lost_comes_again_in_a_process_that_makes_no_garbage(
+    bench: Bench,
+) -> None:
+    """As Celery's worker drops tasks with an ETA when it has connected anew: request and timer refer to each other."""
+    publish(bench, "x")
+    connection = bench.connect()
+    inbox = Inbox(connection, Queue("q"))
+    circle: list[object] = list(inbox.wait(1))
+    circle.append(circle)
+    inbox.messages.clear()
+    collected: list[str] = []
+
+    def note(phase: str, _: dict[str, int]) -> None:
+        collected.append(phase)
+
+    gc.collect()
+    gc.disable()
+    gc.callbacks.append(note)
+    try:
+        connection.collect()
+        eventually(lambda: "stop" in collected)
+        del inbox, circle
+        assert Inbox(bench.connect(), Queue("q")).bodies(1) == ["x"]
+    finally:
+        gc.callbacks.remove(note)
+        gc.enable()
+
+
 def test_a_stale_lease_cannot_settle(bench: Bench, caplog: pytest.LogCaptureFixture) -> None:
     publish(bench, "x")
     inbox = Inbox(bench.connect(), Queue("q"))
