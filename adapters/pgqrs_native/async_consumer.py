@@ -10,34 +10,21 @@ from typing import Any, TypeVar, overload
 from pgqrs_core.engine import AsyncEngine
 from pgqrs_core.errors import LeaseLost
 from pgqrs_core.leases import AsyncLeaseKeeper
-from pgqrs_core.operations import settle
-from pgqrs_core.operations.settle import Fate
+from pgqrs_native.async_settlements import AsyncSettlements
 from pgqrs_native.message import Message
-from pgqrs_native.shared import (
-    MarksShelf,
-    by_queue,
-    check_errors,
-    check_read,
-    marker,
-    scatter,
-)
-from pgqrs_native.traffic import Mismatch, failing, reading, settling, surrounding
+from pgqrs_native.shared import MarksShelf, check_read, marker
+from pgqrs_native.traffic import Mismatch, reading, surrounding
 
 __all__ = ["AsyncConsumer"]
 
 T = TypeVar("T")
 
 
-class AsyncConsumer:
-    """Takes messages out of queues and settles them.
-
-    Settling is fenced: it only takes effect while the lease that came with the message still holds. Single methods
-    raise `LeaseLost` otherwise; batch methods answer per message and do the others.
-    """
+class AsyncConsumer(AsyncSettlements):
+    """Takes messages out of queues and settles them."""
 
     def __init__(self, engine: AsyncEngine, keeper: AsyncLeaseKeeper) -> None:
-        self._engine = engine
-        self._keeper = keeper
+        super().__init__(engine, keeper)
         self._marks = MarksShelf()
 
     @overload
@@ -139,110 +126,6 @@ class AsyncConsumer:
             )
         finally:
             self._marks.give(number, marks)
-
-    async def dequeue(self, message: Message[Any], *, connection: object = None) -> None:
-        """Remove a handled message; with ``connection``, in its transaction.
-
-        Raises:
-            LeaseLost: it may be somebody else's by now.
-        """
-        if not (await self.dequeue_batch([message], connection=connection))[0]:
-            raise LeaseLost(message.queue, message.id)
-
-    async def dequeue_batch(self, messages: Sequence[Message[Any]], *, connection: object = None) -> list[bool]:
-        """Remove handled messages; False for those whose lease was lost."""
-        return await self._settle("ack", messages, connection)
-
-    async def archive(self, message: Message[Any], *, connection: object = None) -> None:
-        """Move a handled message to the archive.
-
-        Raises:
-            LeaseLost: it may be somebody else's by now.
-            ArchiveDisabled: the queue keeps none.
-        """
-        if not (await self.archive_batch([message], connection=connection))[0]:
-            raise LeaseLost(message.queue, message.id)
-
-    async def archive_batch(self, messages: Sequence[Message[Any]], *, connection: object = None) -> list[bool]:
-        """Move handled messages to the archive; False for those whose lease was lost."""
-        return await self._settle("archive", messages, connection)
-
-    async def release(self, message: Message[Any]) -> None:
-        """Give an untried message back at once, in its old place; the attempt does not count.
-
-        Raises:
-            LeaseLost: it may be somebody else's by now.
-        """
-        if not (await self.release_batch([message]))[0]:
-            raise LeaseLost(message.queue, message.id)
-
-    async def release_batch(self, messages: Sequence[Message[Any]]) -> list[bool]:
-        """Give untried messages back at once; False for those whose lease was lost."""
-        return await self._settle("release", messages, None)
-
-    async def nack(
-        self,
-        message: Message[Any],
-        *,
-        delay: float | None = None,
-        error: BaseException | str | None = None,
-        bury: bool = False,
-    ) -> Fate:
-        """Give a failed message back, to be retried after ``delay`` seconds or the queue's back-off.
-
-        Without attempts left, or with ``bury``, it is dead-lettered with ``error``. Returns ``"nacked"`` or ``"dead"``.
-
-        Raises:
-            LeaseLost: it may be somebody else's by now.
-        """
-        fate = (await self.nack_batch([message], delay=delay, errors=[error], bury=bury))[0]
-        if fate == "lost":
-            raise LeaseLost(message.queue, message.id)
-        return fate
-
-    async def nack_batch(
-        self,
-        messages: Sequence[Message[Any]],
-        *,
-        delay: float | None = None,
-        errors: Sequence[BaseException | str | None] | None = None,
-        bury: bool = False,
-    ) -> list[Fate]:
-        """Give failed messages back; ``"nacked"``, ``"dead"`` or ``"lost"`` for each."""
-        engine = self._engine
-        why = check_errors(messages, errors)
-        answers = []
-        for queue, group in by_queue(messages):
-            self._keeper.drop(message.lease for message in group)
-            fates = await engine.run(
-                failing,
-                queue,
-                group,
-                delay=delay,
-                errors=[why[id(message)] for message in group],
-                bury=bury,
-                plugins=engine.plugins,
-                doorbell=engine.doorbell,
-            )
-            answers.append((group, fates))
-        return scatter(messages, answers)
-
-    async def extend_lock(self, message: Message[Any], lock_time: float) -> None:
-        """Keep a message for ``lock_time`` seconds from now (0.1 to 43,200).
-
-        Raises:
-            LeaseLost: it may be somebody else's by now.
-        """
-        if not (await self.extend_lock_batch([message], lock_time))[0]:
-            raise LeaseLost(message.queue, message.id)
-
-    async def extend_lock_batch(self, messages: Sequence[Message[Any]], lock_time: float) -> list[bool]:
-        """Keep messages for ``lock_time`` seconds from now; False for those whose lease was lost."""
-        answers = [
-            (group, await self._engine.run(settle.extend, queue, [message.lease for message in group], lock_time))
-            for queue, group in by_queue(messages)
-        ]
-        return scatter(messages, answers)
 
     @overload
     def lease(
@@ -348,19 +231,3 @@ class AsyncConsumer:
         for message in messages:
             age = max(time.time() - message.claimed_at, 0.0)
             self._keeper.hold(message._queue, [message.lease], message.lease_seconds, marker([message]), age=age)
-
-    async def _settle(self, action: Any, messages: Sequence[Message[Any]], connection: object) -> list[bool]:
-        engine = self._engine
-        answers = []
-        for queue, group in by_queue(messages):
-            self._keeper.drop(message.lease for message in group)
-            if connection is None:
-                kept = await engine.run(
-                    settling, queue, action, group, plugins=engine.plugins, doorbell=engine.doorbell
-                )
-            else:
-                kept = await engine.run_in(
-                    connection, settling, queue, action, group, plugins=engine.plugins, doorbell=None
-                )
-            answers.append((group, kept))
-        return scatter(messages, answers)
