@@ -18,7 +18,7 @@ from typing_extensions import ParamSpec, Self
 from pgqrs_core.async_wakeups import AsyncWakeups
 from pgqrs_core.config import Config
 from pgqrs_core.doorbell import Doorbell
-from pgqrs_core.drivers import aio, borrowed, sync
+from pgqrs_core.drivers import aio, async_pool, borrowed, pool, sync
 from pgqrs_core.drivers.commits import Errands
 from pgqrs_core.drivers.statements import Statements
 from pgqrs_core.effects import Effect, Execute, Op, Wait
@@ -45,7 +45,7 @@ _UNDEFINED_TABLE = "42P01"
 class _Base:
     """What both engines know: the configuration, the plugins, and the queues seen lately."""
 
-    connections: sync.Connections | aio.Connections
+    connections: pool.Connections | async_pool.Connections
     _wakeups: Wakeups | AsyncWakeups | None = None
 
     def __init__(self, config: str | Config | None = None, *, plugins: Plugins | None = None) -> None:
@@ -136,7 +136,7 @@ class Engine(_Base):
 
     def _begin(self) -> None:
         super()._begin()
-        self.connections: sync.Connections = sync.Connections(**self._pool_options())
+        self.connections: pool.Connections = pool.Connections(**self._pool_options())
         self._wakeups: Wakeups | None = None
 
     def __enter__(self) -> Self:
@@ -232,7 +232,7 @@ class AsyncEngine(_Base):
 
     def _begin(self) -> None:
         super()._begin()
-        self.connections: aio.Connections = aio.Connections(**self._pool_options())
+        self.connections: async_pool.Connections = async_pool.Connections(**self._pool_options())
         self._errands = Errands()
         self._wakeups: AsyncWakeups | None = None
 

@@ -12,7 +12,7 @@ from kombu import Producer, Queue
 from kombu.simple import SimpleQueue
 from pgqrs_native import Client
 
-from pgqrs_core.drivers.sync import Connections
+from pgqrs_core.drivers.pool import Connections
 from pgqrs_core.effects import Execute
 from pgqrs_core.events import ConsumeBatch, EnqueueBatch
 from pgqrs_core.hookspecs import hookimpl
