@@ -105,13 +105,13 @@ def test_kombu_and_the_native_client_compete_for_the_same_messages(crowd: Crowd)
 def test_what_a_killed_worker_held_is_run_by_another(adapter: str, crowd: Crowd) -> None:
     crowd.options.update(pause=0.005, slow=0.05, **KINDS[adapter])
     crowd.begin()
+    # So that there is something to check: it runs what it will not finish, or holds what it will not run.
+    until(lambda: all(one.noted("started") for one in crowd.of("consumer")), "each consumer has something to do")
 
     crowd.of("consumer")[0].kill()
     crowd.flow()
 
     assert crowd.finish() == []
-    # There was something to check: it ran what it did not finish, or held what it did not run.
-    assert all(one.noted("started") for one in crowd.actors if one.role == "consumer")
     assert max(event["attempt"] for event in crowd.history() if event["op"] == "claimed") > 1
 
 

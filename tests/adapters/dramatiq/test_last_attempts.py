@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import pytest
-from dramatiq_support import Station, send, take
 from pgqrs_dramatiq import PgqrsBroker
+
+from tests.adapters.dramatiq.dramatiq_support import Station, send, take
 
 
 @pytest.fixture

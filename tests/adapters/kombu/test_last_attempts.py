@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 from kombu import Producer, Queue
-from kombu_support import Bench, Inbox
+
+from tests.adapters.kombu.kombu_support import Bench, Inbox
 
 INNOCENT = ["one", "two", "three"]
 
