@@ -233,7 +233,7 @@ class _Checker:
         ]
 
     def rerun(self) -> list[str]:
-        """A handler began more often than its message was delivered; unless a crash undid the claim, which was then made again.
+        """A handler began more often than its message was delivered; unless a crash undid the claim, made again then.
 
         A delivery that was released, and not counted, has the same number of attempt as the next one: Celery drops what it
         has written to a child that has not answered when the connection breaks, and it goes back.
