@@ -38,13 +38,15 @@ LAG: Final = 2.0
 #: Seconds that a transaction may take from drawing an id to showing up in a snapshot.
 SETTLE: Final = 0.01
 #: Seconds for which open transactions hold a mark back before it is asked which of them write to the queue.
-HELD: Final = 0.05
+HELD: Final = 0.02
 #: By how many ids a mark is then behind, at least; that many dead entries cost a claim about as much as the question.
 WORTH: Final = 1_000
 #: Seconds between rescans from the start of every lane, at least.
 RESCAN: Final = 1.0
-#: The part of the time that rescans may take, and so may the questions.
+#: The part of the time that rescans may take.
 RESCAN_SHARE: Final = 0.01
+#: The part of the time that questions who writes may take; each saves the claims after it more than that.
+QUESTION_SHARE: Final = 0.05
 #: A rescan below this many seconds may follow every claim that found nothing.
 CHEAP: Final = 0.001
 #: Claims that wait to become marks; more are merged, which only delays the mark.
@@ -128,7 +130,7 @@ class Marks:
     def learn(self, oldest_writer: int) -> None:
         """Note the lowest number among running transactions that have locked the queue to write, or the next one's."""
         now = self._clock()
-        self._ask_at = now + max(HELD, (now - self._asked_at) / RESCAN_SHARE)
+        self._ask_at = now + max(HELD, (now - self._asked_at) / QUESTION_SHARE)
         self._oldest_writer = oldest_writer
 
     def finish(self, seen: Seen | None, *, full: bool) -> None:
