@@ -95,12 +95,14 @@ update {schema}.queues set paused_at = null where name = %(name)s returning true
 
 -- name: purge
 -- Remove up to `limit` messages that nobody holds: ready and delayed, not the dead.
+-- They are locked, so their places are theirs. Joined by the key, a queue whose statistics are of when it was empty would
+-- be read once for each message.
 with gone as materialized (
-  select lane, message_id from {queue}
+  select ctid as place from {queue}
   where lane >= -10 and lease_until <= statement_timestamp()
   order by lane, message_id limit %(limit)s for update skip locked
 )
-delete from {queue} q using gone where q.lane = gone.lane and q.message_id = gone.message_id returning q.message_id;
+delete from {queue} q where q.ctid = any (array(select place from gone)) returning q.message_id;
 
 -- name: peek consumer
 -- What a consumer would see, in its order, without claiming.
@@ -225,28 +227,28 @@ returning message_id;
 -- name: prune_archive consumer bitmap
 -- Remove up to `limit` messages archived more than `seconds` ago.
 with old as materialized (
-  select ctid from {archive}
+  select ctid as place from {archive}
   where archived_at < statement_timestamp() - %(seconds)s::float8 * interval '1 second' limit %(limit)s
 )
-delete from {archive} a using old where a.ctid = old.ctid returning a.message_id;
+delete from {archive} a where a.ctid = any (array(select place from old)) returning a.message_id;
 
 -- name: expire consumer
 -- Remove up to `limit` messages whose time to live has run out and that nobody holds; not the dead.
 with gone as materialized (
-  select lane, message_id from {queue}
+  select ctid as place from {queue}
   where expires_at <= statement_timestamp() and lease_until <= statement_timestamp() and lane >= -10
   order by expires_at limit %(limit)s for update skip locked
 )
-delete from {queue} q using gone where q.lane = gone.lane and q.message_id = gone.message_id returning q.message_id;
+delete from {queue} q where q.ctid = any (array(select place from gone)) returning q.message_id;
 
 -- name: prune_dead consumer
 -- Remove up to `limit` messages that died more than `seconds` ago.
 with old as materialized (
-  select message_id from {queue}
+  select ctid as place from {queue}
   where lane = -100 and due_at < statement_timestamp() - %(seconds)s::float8 * interval '1 second'
   order by due_at, message_id limit %(limit)s for update skip locked
 )
-delete from {queue} q using old where q.lane = -100 and q.message_id = old.message_id returning q.message_id;
+delete from {queue} q where q.ctid = any (array(select place from old)) returning q.message_id;
 
 -- name: prune_keys consumer
 -- Remove up to `limit` idempotency keys that are kept no longer, those of deleted queues among them.

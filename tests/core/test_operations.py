@@ -873,10 +873,11 @@ class TestQueues:
             "delete_queue",
         ]
 
-    def test_purging_goes_on_until_a_page_is_not_full(self) -> None:
+    def test_purging_goes_on_until_a_page_is_empty(self) -> None:
+        """One that is not full may have missed a message that changed just then."""
         page = [(number,) for number in range(5_000)]
 
-        assert play(queues.purge_queue(JOBS), page, page, [(1,)]).result == 10_001
+        assert play(queues.purge_queue(JOBS), page, page[:-1], [(1,)], []).result == 10_000
 
     @pytest.mark.parametrize("change", [queues.pause_queue, queues.resume_queue, queues.delete_queue])
     def test_what_is_not_there_cannot_be_changed(self, change: Any) -> None:

@@ -229,6 +229,22 @@ def test_an_ack_in_a_callers_session_finds_each_message_by_its_key(plain: Bench,
     assert plan.buffers <= 10 * BATCH
 
 
+@pytest.mark.parametrize("history", FILLED)
+@pytest.mark.parametrize("name", ["purge", "expire", "prune_dead"])
+def test_whatever_removes_many_messages_goes_to_their_places(ours: Bench, name: str, history: str) -> None:
+    """Joined by the key, a page was read once for each message where statistics were of an empty queue."""
+    ours.prepare(history, 10_000)
+    state = {"purge": "", "expire": "expires_at = now()", "prune_dead": "lane = -100, due_at = '2000-01-01'"}[name]
+    if state:
+        ours.connection.execute(f"update pgqrs.q_jobs set {state}".encode())
+
+    plan = ours.explain(name, **({"seconds": 1.0} if name == "prune_dead" else {}), limit=BATCH)
+
+    assert plan.rows == BATCH
+    assert "Tid Scan" in plan.kinds
+    assert "Nested Loop" not in plan.kinds
+
+
 def test_without_our_settings_the_planner_would_sort_the_backlog(plain: Bench) -> None:
     """So the guards beside this one can fail."""
     plain.prepare("analysed while empty and then filled", 50_000)
