@@ -103,9 +103,9 @@ def test_kombu_and_the_native_client_compete_for_the_same_messages(crowd: Crowd)
 
 @pytest.mark.parametrize("adapter", ["celery", "dramatiq"])
 def test_what_a_killed_worker_held_is_run_by_another(adapter: str, crowd: Crowd) -> None:
-    crowd.options.update(pause=0.005, slow=0.05, **KINDS[adapter])
+    # Many are slow, so that there is something to check: the worker is killed while it runs some.
+    crowd.options.update(pause=0.005, slow=0.3, count=80, **KINDS[adapter])
     crowd.begin()
-    # So that there is something to check: it runs what it will not finish, or holds what it will not run.
     until(lambda: all(one.noted("started") for one in crowd.of("consumer")), "each consumer has something to do")
 
     crowd.of("consumer")[0].kill()
