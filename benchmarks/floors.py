@@ -76,12 +76,12 @@ def latency(body: bytes) -> float:
     return (time.monotonic_ns() - sent) / 1e9
 
 
-def produce(gate: Gate, count: int, send: Callable[[], object]) -> None:
-    """Send to a consumer that has been idle for a random while before each message."""
+def produce(gate: Gate, count: int, send: Callable[[], object], idle: tuple[float, float] = IDLE) -> None:
+    """Send to a consumer that has been idle for a random while, of so many seconds, before each message."""
     gate()
     # The first two are not counted: they find everything cold.
     for _ in range(count + 2):
-        time.sleep(random.uniform(*IDLE))
+        time.sleep(random.uniform(*idle))
         send()
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import random
 import secrets
 import tempfile
 import threading
@@ -18,7 +17,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Final
 
-from benchmarks.floors import bare_inserts, bare_pickup, in_turn, percentile
+from benchmarks.floors import bare_inserts, bare_pickup, in_turn, percentile, produce
 from benchmarks.measure import interleave
 from benchmarks.processes import Gate, Job, together
 from benchmarks.report import Figure, at_least, at_most, compare, single
@@ -282,8 +281,5 @@ def _speak(gate: Gate, kind: str, address: str, queue: str, count: int) -> None:
 
     broker = _make(kind, address)
     actor = dramatiq.actor(_nothing, actor_name="act", queue_name=queue, broker=broker)
-    gate()
-    for _ in range(count + 2):
-        time.sleep(random.uniform(*IDLE))
-        actor.send(time.monotonic_ns())
+    produce(gate, count, lambda: actor.send(time.monotonic_ns()), IDLE)
     broker.close()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -19,6 +18,7 @@ from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Delivery, Queue, QueueOptions
 from pgqrs_core.operations import claim, enqueue, queues
 from pgqrs_core.sql import queries
+from pgqrs_core.testing import eventually
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -28,11 +28,7 @@ if TYPE_CHECKING:
 
 def until(condition: Callable[[], Any], what: str, *, limit: float = 20.0) -> Any:
     """Wait for a condition, and return what it found."""
-    deadline = time.monotonic() + limit
-    while not (found := condition()):
-        assert time.monotonic() < deadline, f"waited in vain until {what}"
-        time.sleep(0.005)
-    return found
+    return eventually(condition, limit, interval=0.005, what=what)
 
 
 def ask(dsn: str, query: str, *params: Any) -> list[tuple[Any, ...]]:
