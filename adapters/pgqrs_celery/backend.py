@@ -11,6 +11,7 @@ from weakref import WeakValueDictionary
 from celery import states
 from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend
+from celery.exceptions import SecurityError
 from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import result_from_tuple
 from kombu.utils.encoding import ensure_bytes
@@ -95,6 +96,18 @@ class PgqrsBackend(ChordsMixin, AsyncBackendMixin, Backend):
     def exception_safe_to_retry(self, exc: Exception) -> bool:
         """Tell whether trying again may help: the server was lost, and we are not in the midst of a transaction."""
         return isinstance(exc, Unavailable) and not self.store.in_transaction
+
+    def exception_to_python(self, exc: Any) -> Exception | None:
+        """Return the exception that a result tells of.
+
+        Raises:
+            SecurityError: it names something that is no exception, or one that would end whoever reads it, such as
+                ``SystemExit``. No task fails with such: Celery's worker lets them pass.
+        """
+        error = super().exception_to_python(exc)
+        if error is not None and not isinstance(error, Exception):
+            raise SecurityError(f"a result names {type(error).__name__}, which no task can fail with, as its exception")
+        return error
 
     def on_task_call(self, producer: Any, task_id: str) -> dict[str, Any]:
         """Do nothing: only who waits for a result costs anything."""

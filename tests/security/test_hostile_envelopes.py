@@ -19,7 +19,7 @@ import pytest
 from amqp.exceptions import ChannelError
 from celery import Celery
 from celery.exceptions import ImproperlyConfigured
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kombu import Connection, Exchange, Queue
 from kombu.compression import compress
@@ -328,6 +328,7 @@ RESULTS = st.tuples(
 
 @settings(SERVER, max_examples=40)
 @given(row=RESULTS)
+@example(row=("FAILURE", EXIT, "application/json"))
 def test_a_result_that_somebody_forged_is_an_error_and_runs_nothing(
     row: tuple[str, bytes, str], app: Celery, sql: psycopg.Connection[Any], broker: Connection
 ) -> None:

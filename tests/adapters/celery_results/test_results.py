@@ -174,6 +174,13 @@ def test_what_is_no_exception_is_not_called_as_one(app: Celery, pgqrs_dsn: str) 
         seen(app, "t").get(timeout=5)
 
 
+def test_a_result_that_names_an_exit_does_not_end_its_reader(app: Celery) -> None:
+    app.backend.store_result("t", SystemExit(1), states.FAILURE)
+
+    with pytest.raises(SecurityError, match="SystemExit"):
+        seen(app, "t").get(timeout=5)
+
+
 def test_a_traceback_may_hold_what_postgresql_cannot(app: Celery) -> None:
     app.backend.store_result("t", ValueError(), states.FAILURE, traceback="a\0b\udc80c")
 
