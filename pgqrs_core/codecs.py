@@ -101,8 +101,9 @@ class CodecStack:
 
     def concerns_drafts(self, queue: str, drafts: Sequence[Draft]) -> bool:
         """Return whether any of these messages is to be encoded, or says something about it."""
-        if any(draft.headers is not None and CHOICE in draft.headers for draft in drafts):
-            return True
+        for draft in drafts:
+            if draft.headers is not None and CHOICE in draft.headers:
+                return True
         return any(
             codec.required(queue) or any(codec.wants(queue, len(draft.body)) for draft in drafts)
             for codec in self._active

@@ -2,7 +2,8 @@
 
 A NOTIFY takes a database-wide lock until its transaction is on disk, so producers send one only when a consumer
 sleeps, after their own commit, and at most every few milliseconds: a woken consumer looks again by itself for a
-while (see :mod:`pgqrs_core.wakeups`), so the messages that follow at once need no bell of their own.
+while (see :mod:`pgqrs_core.watch`), so the messages that follow at once need no bell of their own. Nor do they need to
+ask who sleeps: whoever falls asleep meanwhile looks again, too.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Final
 
 __all__ = ["Doorbell", "channel_of"]
 
-#: Seconds between two notifications of one queue by one process. A woken consumer's second look comes later than this.
+#: Seconds between two notifications of one queue by one process, and between two questions who sleeps. The second look of
+#: a consumer that was woken, or fell asleep, comes later than this.
 QUIET: Final = 0.004
 
 _log = logging.getLogger("pgqrs.wakeups")
@@ -36,13 +38,21 @@ class Doorbell:
         self.channel = channel_of(schema)
         self._clock = clock
         self._rang: dict[int, float] = {}
+        self._asked: dict[int, float] = {}
+
+    def may_ask(self, queue_id: int) -> bool:
+        """Tell whether to ask now who sleeps, and remember it."""
+        return self._is_time(self._asked, queue_id)
 
     def may_ring(self, queue_id: int) -> bool:
         """Tell whether to notify now, and remember it."""
+        return self._is_time(self._rang, queue_id)
+
+    def _is_time(self, last: dict[int, float], queue_id: int) -> bool:
         now = self._clock()
-        if now - self._rang.get(queue_id, -QUIET) < QUIET:
+        if now - last.get(queue_id, -QUIET) < QUIET:
             return False
-        self._rang[queue_id] = now
+        last[queue_id] = now
         return True
 
     def failed(self) -> None:

@@ -18,8 +18,9 @@ effect      the driver                                  its reply
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+
+import msgspec
 
 if TYPE_CHECKING:
     from pgqrs_core.messages import Queue
@@ -30,8 +31,7 @@ __all__ = ["Effect", "Execute", "Op", "Rows", "Wait"]
 Rows: TypeAlias = "Sequence[tuple[Any, ...]]"
 
 
-@dataclass(frozen=True, slots=True)
-class Execute:
+class Execute(msgspec.Struct, frozen=True):
     """Run one statement and reply with its rows.
 
     ``queue`` names the tables that the statement's ``{queue}``, ``{archive}`` and ``{view}`` stand for.
@@ -42,16 +42,15 @@ class Execute:
     """
 
     query: Query
-    params: Mapping[str, object] = field(default_factory=dict)
+    params: Mapping[str, object] = {}
     queue: Queue | None = None
     queues: Sequence[Queue] = ()
-    special: Mapping[int, Query] = field(default_factory=dict)
-    names: Mapping[str, str] = field(default_factory=dict)
+    special: Mapping[int, Query] = {}
+    names: Mapping[str, str] = {}
     tells: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Wait:
+class Wait(msgspec.Struct, frozen=True):
     """Wait until ``queue`` may hold something to claim, at most ``patience`` seconds."""
 
     queue: Queue

@@ -207,7 +207,10 @@ class SerializerRegistry:
 
     def default_for(self, queue: str) -> str | None:
         """Return as what payloads for a queue are encoded whose sender names no content type; None: by their types."""
-        return next((kind for pattern, kind in self._defaults if fnmatchcase(queue, pattern)), None)
+        for pattern, kind in self._defaults:
+            if fnmatchcase(queue, pattern):
+                return kind
+        return None
 
     def encode(self, payload: Any, content_type: str | None = None) -> tuple[str, bytes]:
         """Return the content type and the body of ``payload``.

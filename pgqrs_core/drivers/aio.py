@@ -53,7 +53,7 @@ async def perform(link: AsyncLink, statements: Statements, effect: Execute, *, t
     query = effect.query
     text = statements.render(effect).named
     try:
-        unusual = query.flags & session.UNUSUAL
+        unusual = query.unusual
         if "patient" in unusual:
             connection.limit = None
         if link.pooled:
@@ -69,7 +69,8 @@ async def perform(link: AsyncLink, statements: Statements, effect: Execute, *, t
     except (psycopg.Error, UnicodeEncodeError) as error:
         raise refused(error, query, statements, connection, target=target) from error
     finally:
-        connection.limit = limit_of(timeout)
+        if query.unusual:
+            connection.limit = limit_of(timeout)
 
 
 async def _perform_pooled(
@@ -79,7 +80,7 @@ async def _perform_pooled(
     query = effect.query
     settings = session.local_settings(timeout, relaxed=query.relaxed, flags=query.flags)
     if connection.pgconn.transaction_status != TransactionStatus.IDLE:
-        if query.flags & session.UNUSUAL:
+        if query.unusual:
             await connection.execute(settings)
         cursor = await connection.execute(text, effect.params or None)
     elif "alone" in query.flags:

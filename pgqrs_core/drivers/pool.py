@@ -45,6 +45,7 @@ class Connections:
         self._query_timeout = query_timeout
         self._shelf: Shelf[Connection, psycopg.Cursor[Any]] = Shelf(limit=limit, keep=keep)
         self._free = threading.Condition()
+        self._waiting = 0
         self._closed = False
         self.target = target
 
@@ -138,7 +139,11 @@ class Connections:
                     )
                 else:
                     pause = self._shelf.turn(relaxed=relaxed, waited=waited, patience=self._patience)
-                    self._free.wait(pause)
+                    self._waiting += 1
+                    try:
+                        self._free.wait(pause)
+                    finally:
+                        self._waiting -= 1
         try:
             if surplus is not None:
                 surplus.connection.close()
@@ -152,7 +157,8 @@ class Connections:
         usable = link.is_idle()
         with self._free:
             if usable and not self._closed and self._shelf.give(link):
-                self._free.notify_all()
+                if self._waiting:
+                    self._free.notify_all()
                 return
         link.connection.close()
         self._lost(relaxed=link.relaxed)

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 __all__ = ["Prepared", "is_usable", "wire"]
 
 _GOOD: Final = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK})
+# As plain numbers: psycopg converts members of an enumeration at each call.
+_AS_TEXT: Final = int(Format.TEXT)
+_AS_BINARY: Final = int(Format.BINARY)
 
 _TEXT: Final[Mapping[type, Callable[[Any], bytes]]] = {
     int: lambda value: b"%d" % value,
@@ -46,33 +49,33 @@ def is_usable() -> bool:
     return monkey is None or not monkey.is_module_patched("select")
 
 
-def wire(values: Sequence[object]) -> tuple[list[bytes | None], list[int]] | None:
-    """Return parameters and their formats, or None if one is of a kind that only psycopg can convert."""
+def wire(names: Sequence[str], params: Mapping[str, object]) -> tuple[list[bytes | None], list[int]] | None:
+    """Return parameters in the order of ``names`` and their formats; None if only psycopg can convert one of them."""
     data: list[bytes | None] = []
     formats: list[int] = []
-    for value in values:
+    for name in names:
+        value = params[name]
         kind = type(value)
+        as_binary = False
         if value is None:
             data.append(None)
-            formats.append(Format.TEXT)
         elif kind is bytes:
             data.append(value)  # type: ignore[arg-type]
-            formats.append(Format.BINARY)
+            as_binary = True
         elif kind is ByteaArray:
             data.append(value.data)  # type: ignore[attr-defined]
-            formats.append(Format.BINARY)
+            as_binary = True
         elif kind is str:
             text = value.encode()  # type: ignore[attr-defined]
             if b"\0" in text:
                 # libpq would take it for the end; psycopg says that it cannot be stored.
                 return None
             data.append(text)
-            formats.append(Format.TEXT)
         elif kind in _TEXT:
             data.append(_TEXT[kind](value))
-            formats.append(Format.TEXT)
         else:
             return None
+        formats.append(_AS_BINARY if as_binary else _AS_TEXT)
     return data, formats
 
 
@@ -93,7 +96,7 @@ class Prepared:
         """
         pgconn = self._connection.pgconn
         name = self._names.get(statement.positional) or self._prepare(statement)
-        pgconn.send_query_prepared(name, data, formats, Format.BINARY)
+        pgconn.send_query_prepared(name, data, formats, _AS_BINARY)
         result = self._answer()
         if not result.ntuples:
             return []

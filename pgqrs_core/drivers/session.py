@@ -22,10 +22,7 @@ from pgqrs_core.readiness import Readiness
 if TYPE_CHECKING:
     from pgqrs_core.drivers.prepared import Prepared
 
-__all__ = ["BACKEND", "GRACE", "UNUSUAL", "Link", "Shelf", "local_settings", "session_settings"]
-
-#: Flags of statements that need the session set differently.
-UNUSUAL: Final = frozenset({"patient", "bitmap"})
+__all__ = ["BACKEND", "GRACE", "Link", "Shelf", "local_settings", "session_settings"]
 
 #: A pooler answers with another process than the one it announced when connecting.
 BACKEND: Final = "select pg_catalog.pg_backend_pid()"
@@ -49,6 +46,10 @@ GRACE: Final = 0.25
 
 #: Prepared statements kept per connection: a few for each of many queues.
 PREPARED_MAX: Final = 400
+
+# As plain numbers, which are compared at once.
+_OK: Final = int(ConnStatus.OK)
+_IDLE: Final = int(TransactionStatus.IDLE)
 
 _log = logging.getLogger("pgqrs.connections")
 
@@ -131,12 +132,12 @@ class Link(Generic[C, K]):
 
         An idle server says nothing; if its socket is readable, it has said goodbye.
         """
-        return self.is_idle() and not self._poll.wait(0)
+        return self.is_idle() and not self._poll.is_there()
 
     def is_idle(self) -> bool:
         """Tell whether the connection is open and between transactions."""
         pgconn = self.connection.pgconn
-        return bool(pgconn.status == ConnStatus.OK and pgconn.transaction_status == TransactionStatus.IDLE)
+        return bool(pgconn.status == _OK and pgconn.transaction_status == _IDLE)
 
 
 class Shelf(Generic[C, K]):

@@ -54,12 +54,12 @@ def perform(link: SyncLink, statements: Statements, effect: Execute, *, timeout:
     query = effect.query
     statement = statements.render(effect)
     try:
-        if link.prepared is not None and (effect.params or effect.queues) and not query.flags & session.UNUSUAL:
-            encoded = wire([effect.params[name] for name in statement.names])
+        unusual = query.unusual
+        if link.prepared is not None and not unusual and (effect.params or effect.queues):
+            encoded = wire(statement.names, effect.params)
             if encoded is not None:
                 return link.prepared.execute(statement, *encoded)
         text = statement.named
-        unusual = query.flags & session.UNUSUAL
         if "patient" in unusual:
             connection.limit = None
         if link.pooled:
@@ -75,7 +75,8 @@ def perform(link: SyncLink, statements: Statements, effect: Execute, *, timeout:
     except (psycopg.Error, UnicodeEncodeError) as error:
         raise refused(error, query, statements, connection, target=target) from error
     finally:
-        connection.limit = limit_of(timeout)
+        if query.unusual:
+            connection.limit = limit_of(timeout)
 
 
 def _perform_pooled(connection: psycopg.Connection[Any], text: bytes, effect: Execute, timeout: float) -> Rows:
@@ -83,7 +84,7 @@ def _perform_pooled(connection: psycopg.Connection[Any], text: bytes, effect: Ex
     query = effect.query
     settings = session.local_settings(timeout, relaxed=query.relaxed, flags=query.flags)
     if connection.pgconn.transaction_status != TransactionStatus.IDLE:
-        if query.flags & session.UNUSUAL:
+        if query.unusual:
             connection.execute(settings)
         cursor = connection.execute(text, effect.params or None)
     elif "alone" in query.flags:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import replace
 from datetime import datetime
 from typing import TYPE_CHECKING, Final
+
+from msgspec.structs import replace
 
 from pgqrs_core.arrays import ByteaArray, numbers, texts
 from pgqrs_core.effects import Execute, Op, Rows
@@ -19,7 +20,7 @@ from pgqrs_core.messages import (
     delayed_lane,
     encode_headers,
 )
-from pgqrs_core.sql import queries
+from pgqrs_core.sql import Query, queries
 
 if TYPE_CHECKING:
     from pgqrs_core.doorbell import Doorbell
@@ -32,7 +33,7 @@ SOON: Final = 2.0
 
 #: The statements that store, for messages none of which must be on disk at once.
 _RELAXED: Final = {
-    name: replace(query, flags=query.flags | {"relaxed"})
+    name: Query(query.name, query.text, query.flags | {"relaxed"})
     for name, query in queries.items()
     if name.startswith("enqueue_")
 }
@@ -62,7 +63,7 @@ def enqueue(queue: Queue, drafts: Sequence[Draft], doorbell: Doorbell | None = N
         durable = durable or draft.durable
         if draft.idempotency_key is not None:
             keys += 1
-    statement = _insert_keyed(queue, drafts) if keys else _insert(queue, drafts)
+    statement = _insert_keyed(queue, drafts) if keys else _insert(queue, drafts, doorbell)
     if doorbell is None and _any_soon(drafts):
         statement = replace(statement, tells=True)
     try:
@@ -134,7 +135,7 @@ def _common(draft: Draft) -> dict[str, object]:
     }
 
 
-def _insert(queue: Queue, drafts: Sequence[Draft]) -> Execute:
+def _insert(queue: Queue, drafts: Sequence[Draft], doorbell: Doorbell | None = None) -> Execute:
     first = drafts[0]
     if len(drafts) == 1:
         if not first.delay and first.at is None and first.ttl is None:
@@ -144,7 +145,8 @@ def _insert(queue: Queue, drafts: Sequence[Draft]) -> Execute:
                 "headers": encode_headers(first.headers),
                 "body": first.body,
             }
-            return Execute(queries["enqueue_plain"], params, queue)
+            asks = doorbell is None or doorbell.may_ask(queue.id)
+            return Execute(queries["enqueue_plain" if asks else "enqueue_unasked"], params, queue)
         return Execute(queries["enqueue_one"], {**_common(first), "body": first.body}, queue)
     if _are_alike(drafts):
         bodies = ByteaArray([draft.body for draft in drafts])

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from types import MappingProxyType
 from typing import Final
@@ -31,10 +31,13 @@ __all__ = [
 #: What a program may be for; each has a role of its own where `pgqrs install --roles` was run.
 DUTIES: Final = ("producer", "consumer", "observer", "admin")
 
+#: Flags of statements that need the session set differently.
+UNUSUAL: Final = frozenset({"patient", "bitmap"})
+
 _BLOCK = re.compile(r"^-- name: (?P<name>\w+)(?P<flags>(?: \w+)*)\s*\n", re.MULTILINE)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, eq=False)
 class Query:
     """One named statement, or a script of several that takes no parameters.
 
@@ -43,11 +46,21 @@ class Query:
     scans that are switched off for everything else. ``alone``: it refuses to run inside a transaction. ``glance``: it
     changes nothing and is over at once, so any connection will do. ``producer``, ``consumer``, ``observer``, ``anyone``:
     who must be allowed to run it; without one of these it is an administrator's. See operations/roles.py.
+
+    A query is equal to itself alone: those of the catalogue are looked up by it at each call.
     """
 
     name: str
     text: str
     flags: frozenset[str] = frozenset()
+    #: Which connection it wants: a relaxed one, one whose commits are durable, or None for either.
+    wants: bool | None = field(init=False)
+    #: Its flags that want the session set differently.
+    unusual: frozenset[str] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "wants", None if "glance" in self.flags else self.relaxed)
+        object.__setattr__(self, "unusual", self.flags & UNUSUAL)
 
     @property
     def duty(self) -> str:
@@ -58,11 +71,6 @@ class Query:
     def relaxed(self) -> bool:
         """Whether its commit need not wait for the disk."""
         return "relaxed" in self.flags
-
-    @property
-    def wants(self) -> bool | None:
-        """Which connection it wants: a relaxed one, one whose commits are durable, or None for either."""
-        return None if "glance" in self.flags else self.relaxed
 
 
 @dataclass(frozen=True, slots=True)

@@ -56,9 +56,13 @@ class RecordingMarks(Marks):
 class Bell(Doorbell):
     """A doorbell that always rings, and notes when it could not."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, asks: bool = True) -> None:
         super().__init__("pgqrs")
         self.failures = 0
+        self.asks = asks
+
+    def may_ask(self, queue_id: int) -> bool:
+        return self.asks
 
     def may_ring(self, queue_id: int) -> bool:
         return True
@@ -567,6 +571,19 @@ class TestEnqueue:
         assert played.names == ["enqueue_plain", "notify"]
         assert played.params(1) == {"channel": "pgqrs:pgqrs", "payload": "7"}
 
+    def test_it_does_not_ask_who_waits_when_it_has_just_asked(self) -> None:
+        played = play(self.op(draft(priority=3), doorbell=Bell(asks=False)), stored(1))
+
+        assert played.names == ["enqueue_unasked"]
+        assert played.params(0)["priority"] == 3
+
+    @pytest.mark.parametrize("more", [[draft(delay=1)], [draft(), draft()], [draft(ttl=1)]])
+    def test_it_always_asks_with_what_is_not_one_plain_message(self, more: list[Draft]) -> None:
+        (effect,) = play(self.op(*more, doorbell=Bell(asks=False)), stored(*range(len(more)))).effects
+
+        assert isinstance(effect, Execute)
+        assert "waiters" in effect.query.text
+
     def test_it_does_not_ring_when_nobody_waits(self) -> None:
         assert play(self.op(draft(), doorbell=Bell()), stored(1)).names == ["enqueue_plain"]
 
@@ -717,6 +734,16 @@ class TestDoorbell:
         now += QUIET * 1.01
 
         assert bell.may_ring(1)
+
+    def test_it_asks_once_within_its_quiet_time_whether_it_rang_or_not(self) -> None:
+        now = 100.0
+        bell = Doorbell("pgqrs", clock=lambda: now)
+        assert [bell.may_ask(1), bell.may_ask(1), bell.may_ask(2)] == [True, False, True]
+        assert bell.may_ring(1)
+
+        now += QUIET * 1.01
+
+        assert bell.may_ask(1)
 
     def test_queues_have_a_quiet_time_each(self) -> None:
         bell = Doorbell("pgqrs", clock=lambda: 100.0)

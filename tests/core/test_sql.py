@@ -210,6 +210,7 @@ def test_whatever_settles_a_message_is_fenced(name: str) -> None:
     "name",
     [
         "enqueue_plain",
+        "enqueue_unasked",
         "enqueue_one",
         "enqueue_alike",
         "enqueue_mixed",

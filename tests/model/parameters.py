@@ -25,7 +25,7 @@ def bodies_of(parameter: ByteaArray) -> Iterator[bytes]:
 
 def specs_of(name: str, params: dict[str, Any]) -> list[dict[str, Any]]:
     """The messages of an enqueue."""
-    if name == "enqueue_plain":
+    if name in ("enqueue_plain", "enqueue_unasked"):
         return [{"body": params["body"], "priority": params["priority"]}]
     if name in ("enqueue_one", "enqueue_alike"):
         shared = {"priority": params["priority"], "delay": params["delay"] or 0.0, "ttl": params["ttl"]}
