@@ -28,11 +28,11 @@ class Readiness:
             for descriptor in descriptors:
                 self._poll.register(descriptor, select.POLLIN)
 
-    def is_there(self) -> bool:
-        """Tell whether any of them can be read now, or has ended."""
+    def within(self, seconds: float) -> bool:
+        """Tell whether any of them can be read, or has ended, after at most ``seconds``; 0 only looks."""
         if self._poll is not None:
-            return bool(self._poll.poll(0))
-        return bool(select.select(self._descriptors, (), (), 0)[0])
+            return bool(self._poll.poll(seconds * 1000))
+        return bool(select.select(self._descriptors, (), (), seconds)[0])
 
     def wait(self, seconds: float) -> list[int]:
         """Return the descriptors that can be read, or have ended, after at most ``seconds``; 0 only looks."""

@@ -31,7 +31,9 @@ WARM: Final = 0.1
 IDLE: Final = (0.05, 0.15)
 #: Seconds until a worker is idle, and seconds for which it is watched then.
 SETTLE: Final = 12.0
-WATCH: Final = 20.0
+WATCH: Final = 30.0
+#: Seconds until the first round of housekeeping is over; the next one comes minutes later.
+HOUSEKEEPING: Final = 40.0
 
 _SESSIONS = (
     "select count(*) from pg_stat_activity where datname = current_database() and backend_type = 'client backend'"
@@ -195,7 +197,7 @@ class _Celery:
             side = self._sides[name]
             with side.worker("prefork", "-c", "2") as worker:
                 worker.ready()
-                time.sleep(SETTLE)
+                time.sleep(HOUSEKEEPING)
                 statements, cpu, began = self._ask(_STATEMENTS), side.cpu(), time.monotonic()
                 time.sleep(watch)
                 sessions = self._ask(_SESSIONS) - spare

@@ -62,7 +62,8 @@ class Connections:
                 if not retries:
                     raise
             else:
-                link.doubt.resolve(self.target)
+                if link.doubt.arisen:
+                    link.doubt.resolve(self.target)
                 return rows
             finally:
                 await self.put(link)

@@ -52,8 +52,7 @@ def answers(pgconn: PGconn, readiness: Readiness, limit: float | None) -> list[P
     results: list[PGresult] = []
     while True:
         while pgconn.is_busy():
-            left = _left(deadline, limit)
-            if readiness.wait(left):
+            if readiness.within(_left(deadline, limit)):
                 pgconn.consume_input()
         result = pgconn.get_result()
         if result is None:

@@ -132,7 +132,7 @@ class Link(Generic[C, K]):
 
         An idle server says nothing; if its socket is readable, it has said goodbye.
         """
-        return self.is_idle() and not self._poll.is_there()
+        return self.is_idle() and not self._poll.within(0)
 
     def is_idle(self) -> bool:
         """Tell whether the connection is open and between transactions."""
@@ -212,7 +212,7 @@ class Shelf(Generic[C, K]):
     @property
     def _is_beyond(self) -> bool:
         """Whether there is one more than the limit, and more than one of each kind."""
-        return self.total > self._limit and self._open[False] > 1
+        return self._open[False] > 1 and self.total > self._limit
 
     def closed(self, *, relaxed: bool) -> None:
         """Count a connection that was closed, or could not be opened."""
@@ -220,7 +220,7 @@ class Shelf(Generic[C, K]):
 
     def give(self, link: Link[C, K]) -> bool:
         """Keep an idle connection; False when there are enough, and it should be closed."""
-        if (len(self._idle) >= self._keep or self._is_beyond) and not link.relaxed:
+        if not link.relaxed and (len(self._idle) >= self._keep or self._is_beyond):
             return False
         # Whoever was interrupted while he waited for a standby does not hear of it; the next one must not either.
         link.doubt.arisen = False

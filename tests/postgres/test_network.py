@@ -40,7 +40,7 @@ def stored(dsn: str) -> int:
 
 
 def test_an_enqueue_whose_reply_never_comes_is_of_unknown_outcome(far: Harness, proxy: Proxy, pgqrs_dsn: str) -> None:
-    # From the second time on a statement is prepared, and one message is all it takes. That of a time to live is always the same.
+    # Prepared at its first use, one message is all that a statement takes; with a time to live it is the same statement.
     far.send(b"first", ttl=60)
     proxy.swallow_replies()
 
