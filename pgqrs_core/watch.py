@@ -163,6 +163,10 @@ class Watch:
         probing = any(item.waiting and item.step >= POLL and item.probe_at <= now for item in self._interests.values())
         probe: list[Queue] = []
         for number, item in list(self._interests.items()):
+            if item.storm and item.marked_at is not None:
+                # Also while nobody waits: a consumer that is busy is rung for, too.
+                unmark.append(number)
+                item.marked_at = None
             if not item.waiting:
                 if now - item.left_at < LINGER:
                     next_at = min(next_at, item.left_at + LINGER)
@@ -171,11 +175,8 @@ class Watch:
                     unmark.append(number)
                 del self._interests[number]
                 continue
-            if item.storm:
-                if item.marked_at is not None:
-                    unmark.append(number)
-                    item.marked_at = None
-            elif self.listening and number > 0 and (item.marked_at is None or now - item.marked_at >= RENEW):
+            stale = item.marked_at is None or now - item.marked_at >= RENEW
+            if stale and not item.storm and self.listening and number > 0:
                 mark.append(number)
             if item.due_at <= now:
                 self._wake(item)

@@ -287,6 +287,17 @@ class TestStorm:
         assert desk.watch.marks() == []
         assert [item[2] for item in desk.of("unmark")] == [[A.id]]
 
+    def test_they_take_it_away_while_the_consumer_is_too_busy_to_wait(self, desk: Desk) -> None:
+        desk.settle(A)
+        desk.watch.leave(A)
+
+        for _ in range(STORM):
+            desk.watch.rang(A.id)
+        desk.run(LINGER / 2)
+
+        assert desk.watch.marks() == []
+        assert [item[2] for item in desk.of("unmark")] == [[A.id]]
+
     def test_one_producer_that_never_stops_is_no_storm(self, desk: Desk) -> None:
         desk.settle(A)
         for _ in range(1000):
