@@ -36,23 +36,24 @@ class Doorbell:
 
     def __init__(self, schema: str, clock: Callable[[], float] = time.monotonic) -> None:
         self.channel = channel_of(schema)
-        self._clock = clock
+        self.clock = clock
         self._rang: dict[int, float] = {}
         self._asked: dict[int, float] = {}
 
-    def may_ask(self, queue_id: int) -> bool:
-        """Tell whether to ask now who sleeps, and remember it."""
-        return self._is_time(self._asked, queue_id)
+    def knows(self, queue_id: int, now: float) -> bool:
+        """Tell whether what was last learnt of those who sleep is good enough at ``now``."""
+        return now - self._asked.get(queue_id, -QUIET) < QUIET
+
+    def learn(self, queue_id: int, asked_at: float) -> None:
+        """Note that a question of ``asked_at`` was answered."""
+        self._asked[queue_id] = asked_at
 
     def may_ring(self, queue_id: int) -> bool:
         """Tell whether to notify now, and remember it."""
-        return self._is_time(self._rang, queue_id)
-
-    def _is_time(self, last: dict[int, float], queue_id: int) -> bool:
-        now = self._clock()
-        if now - last.get(queue_id, -QUIET) < QUIET:
+        now = self.clock()
+        if now - self._rang.get(queue_id, -QUIET) < QUIET:
             return False
-        last[queue_id] = now
+        self._rang[queue_id] = now
         return True
 
     def failed(self) -> None:

@@ -63,7 +63,9 @@ def enqueue(queue: Queue, drafts: Sequence[Draft], doorbell: Doorbell | None = N
         durable = durable or draft.durable
         if draft.idempotency_key is not None:
             keys += 1
-    statement = _insert_keyed(queue, drafts) if keys else _insert(queue, drafts, doorbell)
+    now = 0.0 if doorbell is None else doorbell.clock()
+    asks = doorbell is None or not doorbell.knows(queue.id, now)
+    statement = _insert_keyed(queue, drafts) if keys else _insert(queue, drafts, asks=asks)
     if doorbell is None and _any_soon(drafts):
         statement = replace(statement, tells=True)
     try:
@@ -73,6 +75,8 @@ def enqueue(queue: Queue, drafts: Sequence[Draft], doorbell: Doorbell | None = N
             unknown = EnqueueUnknown(queue.name, str(error), target=error.target, keyed=keys == len(drafts))
             raise unknown from error
         raise
+    if asks and doorbell is not None:
+        doorbell.learn(queue.id, now)
     if rows[0][1] and _any_soon(drafts):
         yield from ring(queue, doorbell)
     return _ids_by_key(drafts, rows) if keys else [row[0] for row in rows]
@@ -135,7 +139,7 @@ def _common(draft: Draft) -> dict[str, object]:
     }
 
 
-def _insert(queue: Queue, drafts: Sequence[Draft], doorbell: Doorbell | None = None) -> Execute:
+def _insert(queue: Queue, drafts: Sequence[Draft], *, asks: bool = True) -> Execute:
     first = drafts[0]
     if len(drafts) == 1:
         if not first.delay and first.at is None and first.ttl is None:
@@ -145,7 +149,6 @@ def _insert(queue: Queue, drafts: Sequence[Draft], doorbell: Doorbell | None = N
                 "headers": encode_headers(first.headers),
                 "body": first.body,
             }
-            asks = doorbell is None or doorbell.may_ask(queue.id)
             return Execute(queries["enqueue_plain" if asks else "enqueue_unasked"], params, queue)
         return Execute(queries["enqueue_one"], {**_common(first), "body": first.body}, queue)
     if _are_alike(drafts):

@@ -56,13 +56,9 @@ class RecordingMarks(Marks):
 class Bell(Doorbell):
     """A doorbell that always rings, and notes when it could not."""
 
-    def __init__(self, *, asks: bool = True) -> None:
-        super().__init__("pgqrs")
+    def __init__(self) -> None:
+        super().__init__("pgqrs", clock=lambda: 100.0)
         self.failures = 0
-        self.asks = asks
-
-    def may_ask(self, queue_id: int) -> bool:
-        return self.asks
 
     def may_ring(self, queue_id: int) -> bool:
         return True
@@ -572,14 +568,32 @@ class TestEnqueue:
         assert played.params(1) == {"channel": "pgqrs:pgqrs", "payload": "7"}
 
     def test_it_does_not_ask_who_waits_when_it_has_just_asked(self) -> None:
-        played = play(self.op(draft(priority=3), doorbell=Bell(asks=False)), stored(1))
+        bell = Bell()
+        play(self.op(draft(), doorbell=bell), stored(1))
+
+        played = play(self.op(draft(priority=3), doorbell=bell), stored(2))
 
         assert played.names == ["enqueue_unasked"]
         assert played.params(0)["priority"] == 3
 
+    def test_it_asks_again_when_the_question_was_not_answered(self) -> None:
+        bell = Bell()
+        with pytest.raises(EnqueueUnknown):
+            play(self.op(draft(), doorbell=bell), Unavailable("lost", in_flight=True))
+
+        assert play(self.op(draft(), doorbell=bell), stored(1)).names == ["enqueue_plain"]
+
+    def test_it_always_asks_in_the_callers_transaction(self) -> None:
+        names = [play(self.op(draft()), stored(number)).names for number in (1, 2)]
+
+        assert names == [["enqueue_plain"]] * 2
+
     @pytest.mark.parametrize("more", [[draft(delay=1)], [draft(), draft()], [draft(ttl=1)]])
     def test_it_always_asks_with_what_is_not_one_plain_message(self, more: list[Draft]) -> None:
-        (effect,) = play(self.op(*more, doorbell=Bell(asks=False)), stored(*range(len(more)))).effects
+        bell = Bell()
+        bell.learn(7, bell.clock())
+
+        (effect,) = play(self.op(*more, doorbell=bell), stored(*range(len(more)))).effects
 
         assert isinstance(effect, Execute)
         assert "waiters" in effect.query.text
@@ -735,15 +749,15 @@ class TestDoorbell:
 
         assert bell.may_ring(1)
 
-    def test_it_asks_once_within_its_quiet_time_whether_it_rang_or_not(self) -> None:
-        now = 100.0
-        bell = Doorbell("pgqrs", clock=lambda: now)
-        assert [bell.may_ask(1), bell.may_ask(1), bell.may_ask(2)] == [True, False, True]
-        assert bell.may_ring(1)
+    def test_an_answer_is_good_for_its_queue_and_the_quiet_time_that_began_with_the_question(self) -> None:
+        bell = Doorbell("pgqrs")
+        assert not bell.knows(1, 100.0)
 
-        now += QUIET * 1.01
+        bell.learn(1, 100.0)
 
-        assert bell.may_ask(1)
+        assert bell.knows(1, 100.0 + QUIET * 0.99)
+        assert not bell.knows(1, 100.0 + QUIET * 1.01)
+        assert not bell.knows(2, 100.0)
 
     def test_queues_have_a_quiet_time_each(self) -> None:
         bell = Doorbell("pgqrs", clock=lambda: 100.0)
