@@ -33,6 +33,11 @@ class Source:
         self.look = True
         self.again_at = 0.0
 
+    @property
+    def has_room(self) -> bool:
+        """Whether one more message may be delivered."""
+        return self.no_ack or self.channel.qos.can_consume()
+
     def deliver(self, delivery: Delivery, claimed_at: float) -> None:
         """Hand a message to the consumer."""
         channel = self.channel

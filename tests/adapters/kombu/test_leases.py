@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import threading
+from collections import deque
 
 import psycopg
 import pytest
@@ -99,6 +100,29 @@ def test_an_ack_from_another_thread_makes_room_while_this_one_waits(bench: Bench
     first = inbox.wait(1)[0]
     assert inbox.nothing()
     threading.Timer(0.1, first.ack).start()
+    assert inbox.bodies(2) == [1, 2]
+
+
+def test_a_consumer_without_room_looks_for_nothing_and_is_asked_once_however_much_is_ready(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    publish(bench, 1, 2)
+    connection = bench.connect()
+    inbox = Inbox(connection, Queue("q"), prefetch=1)
+    (first,) = inbox.wait(1)
+    intake = connection.transport.intake
+    (source,) = intake._sources
+    assert not intake.is_hungry
+    asked: list[int] = []
+    monkeypatch.setattr(inbox.channel.qos, "can_consume", lambda: asked.append(1))
+    monkeypatch.setattr(intake, "_ready", deque([(source, None, 0.0)] * 100))
+
+    assert not intake.hand_on()
+
+    assert len(asked) == 1
+    monkeypatch.undo()
+    first.ack()
+    assert intake.is_hungry
     assert inbox.bodies(2) == [1, 2]
 
 
