@@ -38,15 +38,16 @@ class Doorbell:
         self.channel = channel_of(schema)
         self.clock = clock
         self._rang: dict[int, float] = {}
-        self._asked: dict[int, float] = {}
+        self._calm: dict[int, float] = {}
 
     def knows(self, queue_id: int, now: float) -> bool:
-        """Tell whether what was last learnt of those who sleep is good enough at ``now``."""
-        return now - self._asked.get(queue_id, -QUIET) < QUIET
+        """Tell whether it needs no asking at ``now`` who sleeps: it rang just before, or nobody slept."""
+        last = max(self._rang.get(queue_id, -QUIET), self._calm.get(queue_id, -QUIET))
+        return now - last < QUIET
 
     def learn(self, queue_id: int, asked_at: float) -> None:
-        """Note that a question of ``asked_at`` was answered."""
-        self._asked[queue_id] = asked_at
+        """Note that nobody slept at ``asked_at``."""
+        self._calm[queue_id] = asked_at
 
     def may_ring(self, queue_id: int) -> bool:
         """Tell whether to notify now, and remember it."""

@@ -190,14 +190,14 @@ class _Celery:
 
     def idle(self) -> list[Figure]:
         """What an idle worker takes."""
-        watch = self._setting.size(int(WATCH), 12)
+        settle, watch = (self._setting.size(int(seconds), 12) for seconds in (HOUSEKEEPING, WATCH))
         spare = self._ask(_SESSIONS)
 
         def watched(name: str) -> tuple[float, float, float]:
             side = self._sides[name]
             with side.worker("prefork", "-c", "2") as worker:
                 worker.ready()
-                time.sleep(HOUSEKEEPING)
+                time.sleep(settle)
                 statements, cpu, began = self._ask(_STATEMENTS), side.cpu(), time.monotonic()
                 time.sleep(watch)
                 sessions = self._ask(_SESSIONS) - spare

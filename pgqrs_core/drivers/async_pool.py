@@ -62,8 +62,7 @@ class Connections:
                 if not retries:
                     raise
             else:
-                if link.doubt.arisen:
-                    link.doubt.resolve(self.target)
+                link.doubt.resolve(self.target)
                 return rows
             finally:
                 await self.put(link)

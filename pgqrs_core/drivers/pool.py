@@ -65,8 +65,7 @@ class Connections:
                 if not retries:
                     raise
             else:
-                if link.doubt.arisen:
-                    link.doubt.resolve(self.target)
+                link.doubt.resolve(self.target)
                 return rows
             finally:
                 self.put(link)

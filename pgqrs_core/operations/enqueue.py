@@ -75,10 +75,11 @@ def enqueue(queue: Queue, drafts: Sequence[Draft], doorbell: Doorbell | None = N
             unknown = EnqueueUnknown(queue.name, str(error), target=error.target, keyed=keys == len(drafts))
             raise unknown from error
         raise
-    if asks and doorbell is not None:
+    if rows[0][1]:
+        if _any_soon(drafts):
+            yield from ring(queue, doorbell)
+    elif asks and doorbell is not None:
         doorbell.learn(queue.id, now)
-    if rows[0][1] and _any_soon(drafts):
-        yield from ring(queue, doorbell)
     return _ids_by_key(drafts, rows) if keys else [row[0] for row in rows]
 
 

@@ -32,7 +32,7 @@ __all__ = [
 DUTIES: Final = ("producer", "consumer", "observer", "admin")
 
 #: Flags of statements that need the session set differently.
-UNUSUAL: Final = frozenset({"patient", "bitmap"})
+_UNUSUAL: Final = frozenset({"patient", "bitmap"})
 
 _BLOCK = re.compile(r"^-- name: (?P<name>\w+)(?P<flags>(?: \w+)*)\s*\n", re.MULTILINE)
 
@@ -60,7 +60,7 @@ class Query:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "wants", None if "glance" in self.flags else self.relaxed)
-        object.__setattr__(self, "unusual", self.flags & UNUSUAL)
+        object.__setattr__(self, "unusual", self.flags & _UNUSUAL)
 
     @property
     def duty(self) -> str:

@@ -13,7 +13,7 @@ returning message_id,
   exists (select from {schema}.waiters w where w.queue_id = {queue_id} and w.until > statement_timestamp());
 
 -- name: enqueue_unasked producer
--- The same for a producer who asked a few milliseconds ago: see doorbell.py. The question is a tenth of the statement.
+-- The same for a producer who asked, or rang, a few milliseconds ago: see doorbell.py. The question is 12 of 200 µs.
 insert into {queue} (lane, priority, content_type, headers, body)
 values (%(priority)s, %(priority)s, %(content_type)s, %(headers)s::json, %(body)s)
 returning message_id, false;

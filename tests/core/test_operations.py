@@ -583,6 +583,23 @@ class TestEnqueue:
 
         assert play(self.op(draft(), doorbell=bell), stored(1)).names == ["enqueue_plain"]
 
+    def test_it_asks_again_when_somebody_sleeps_for_whom_the_bell_was_quiet(self) -> None:
+        bell = Doorbell("pgqrs", clock=lambda: 100.0)
+        assert bell.may_ring(7)
+        bell.clock = lambda: 100.0 + QUIET * 0.9
+        play(self.op(draft(), draft(), doorbell=bell), stored(1, 2, waiting=True))
+        bell.clock = lambda: 100.0 + QUIET * 1.1
+
+        played = play(self.op(draft(), doorbell=bell), stored(3, waiting=True), [])
+
+        assert played.names == ["enqueue_plain", "notify"]
+
+    def test_it_does_not_ask_who_waits_when_it_has_just_rung(self) -> None:
+        bell = Doorbell("pgqrs", clock=lambda: 100.0)
+        play(self.op(draft(), doorbell=bell), stored(1, waiting=True), [])
+
+        assert play(self.op(draft(), doorbell=bell), stored(2)).names == ["enqueue_unasked"]
+
     def test_it_always_asks_in_the_callers_transaction(self) -> None:
         names = [play(self.op(draft()), stored(number)).names for number in (1, 2)]
 
