@@ -275,6 +275,8 @@ class Metrics(msgspec.Struct, frozen=True):
     delayed: int
     #: Held by a consumer.
     in_flight: int
+    #: Past their time to live and held by no consumer: never delivered, removed by the next maintenance.
+    expired: int
     dead: int
     archived: int
     #: Seconds since the oldest ready message was enqueued; None when there is none.

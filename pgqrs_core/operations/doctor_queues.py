@@ -76,8 +76,10 @@ def _queues(schema: str) -> Op[list[Finding]]:
     if len(found) > _MOST:
         found[_MOST:] = [Finding("queues", "info", f"{len(found) - _MOST:,} more findings about queues are not shown")]
     ready, flying = sum(one.ready for one in measured), sum(one.in_flight for one in measured)
+    expired = sum(one.expired for one in measured)
+    summary = f"{_counted(len(measured), 'queue')}: {ready:,} ready, {flying:,} in flight"
     return [
-        Finding("queues", "ok", f"{_counted(len(measured), 'queue')}: {ready:,} ready, {flying:,} in flight"),
+        Finding("queues", "ok", f"{summary}, {expired:,} expired" if expired else summary),
         *found,
     ]
 

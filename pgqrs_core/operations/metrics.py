@@ -26,6 +26,10 @@ CAP: Final = 10_000
 PARTS: Final = 32
 SAMPLE: Final = 400
 
+#: Where a sample of a lane says how many of its rows have expired, and how many are due.
+_EXPIRED: Final = 3
+_DUE: Final = 4
+
 _LIMITS: Final = {"cap": CAP, "parts": PARTS, "sample": SAMPLE}
 
 
@@ -48,25 +52,32 @@ def measure(queues: Sequence[Queue], *, with_archives: bool = True) -> Op[list[M
 
 
 def _metrics(queue: Queue, lanes: Sequence[tuple[Any, ...]], archive: tuple[Any, ...] | None) -> Metrics:
-    ready = delayed = in_flight = dead = archived = 0
+    ready = delayed = in_flight = expired = dead = archived = 0
     estimated: set[str] = set()
     oldest: list[float] = []
     dues: list[float] = []
-    for lane, seen, held, beyond, due, age, next_due in lanes:
-        total = seen + _estimate(beyond or ())
+    for lane, seen, held, gone, beyond, many, due, age, next_due in lanes:
+        samples = beyond or ()
+        total = seen + _estimate(samples)
         if lane == DEAD_LANE:
-            dead = total
-        elif lane >= 0:
-            in_flight += held
-            ready += max(total - held, 0)
-        else:
-            in_flight += held
-            ready += min(due, CAP)
-            delayed += max(total - held - due, 0)
-            if due > CAP:
-                estimated.add("ready")
+            dead += total
+            if seen > CAP:
+                estimated.add("dead")
+            continue
+        late = gone + _estimate(samples, _EXPIRED)
+        beyond_due = _estimate(samples, _DUE) if many else 0
+        claimable = max(total - held - late, 0) if lane >= 0 else due + beyond_due
+        in_flight += held
+        expired += late
+        ready += claimable
+        if lane < 0:
+            delayed += max(total - held - late - claimable, 0)
         if seen > CAP:
-            estimated.add("dead" if lane == DEAD_LANE else "ready" if lane >= 0 else "delayed")
+            estimated.add("ready" if lane >= 0 else "delayed")
+            if many:
+                estimated.add("ready")
+            if late:
+                estimated.add("expired")
         if age is not None:
             oldest.append(age)
         if next_due is not None:
@@ -81,6 +92,7 @@ def _metrics(queue: Queue, lanes: Sequence[tuple[Any, ...]], archive: tuple[Any,
         ready=ready,
         delayed=delayed,
         in_flight=in_flight,
+        expired=expired,
         dead=dead,
         archived=archived,
         oldest_ready_seconds=max(oldest, default=None),
@@ -90,13 +102,14 @@ def _metrics(queue: Queue, lanes: Sequence[tuple[Any, ...]], archive: tuple[Any,
     )
 
 
-def _estimate(samples: Sequence[Sequence[int]]) -> int:
+def _estimate(samples: Sequence[Sequence[int]], counted: int = 0) -> int:
     """Return how many rows there are in ranges of ids, of each of which a sample was counted.
 
-    A sample is the rows counted, the ids over which they extend, and the ids of the range.
+    A sample is the rows counted, the ids over which they extend, and the ids of the range; for a lane also how many of the
+    rows have expired, and how many are due. ``counted`` is the place of the count that is wanted.
     """
-    densities = [seen / covered for seen, covered, _ in samples]
+    densities = [sample[counted] / sample[1] for sample in samples]
     # The first range begins at a message, perhaps at a burst, and has its one neighbour count for two; the last one counts
     # for two itself, for the newest messages may be dense after all others.
     around = zip((densities[1:2] or densities) + densities[:-1], densities, densities[1:] + densities[-1:])
-    return round(sum(seen + (width - covered) * median(near) for (seen, covered, width), near in zip(samples, around)))
+    return round(sum(sample[counted] + (sample[2] - sample[1]) * median(near) for sample, near in zip(samples, around)))

@@ -108,8 +108,8 @@ delete from {queue} q where q.ctid = any (array(select place from gone)) returni
 -- What a consumer would see, in its order, without claiming.
 select r.* from unnest(%(lanes)s::smallint[]) with ordinality h(lane, place)
 cross join lateral (
-  select message_id, case when expires_at <= statement_timestamp() then 'expired'
-                          when lease_until > statement_timestamp() then 'in flight'
+  select message_id, case when lease_until > statement_timestamp() then 'in flight'
+                          when expires_at <= statement_timestamp() then 'expired'
                           when due_at > statement_timestamp() then 'delayed'
                           else 'ready' end,
          priority, attempt, enqueued_at, due_at, expires_at, coalesce(content_type, ''), headers::text, body
@@ -119,44 +119,61 @@ order by h.place, r.message_id
 limit %(limit)s;
 
 -- name: metrics observer
--- Figures per lane. Of a lane, `cap` + 1 rows are counted from the front. What lies beyond, up to the last id, is cut into
--- `parts` ranges of ids; of each, up to `sample` rows are counted, and `beyond` tells how many there were, over how many
--- ids they extend, and how many ids the range has. So a backlog of millions costs as much as one of thousands;
--- operations/metrics.py estimates the rest.
-select {queue_id}::int, h.lane, s.seen, s.held,
-  case when s.seen > %(cap)s then (
-    select array_agg(array[w.seen, coalesce(w.reached, b.upto - 1) - b.since + 1, b.upto - b.since] order by part)
-    from (select message_id as last from {queue} where lane = h.lane order by message_id desc limit 1) e
-    cross join generate_series(0, %(parts)s::int - 1) part
-    cross join lateral (
-      select s.reached + 1 + (e.last - s.reached) * part / %(parts)s::int as since,
-             s.reached + 1 + (e.last - s.reached) * (part + 1) / %(parts)s::int as upto) b
-    cross join lateral (
-      select count(*) as seen, case when count(*) = %(sample)s then max(message_id) end as reached
-      from (select message_id from {queue} where lane = h.lane and message_id >= b.since and message_id < b.upto
-            order by message_id limit %(sample)s) r) w
-    where b.upto > b.since
-  ) end as beyond,
+-- Counts per lane. Of a lane, `cap` + 1 rows are counted from the front. What lies beyond, up to the last id, is cut into
+-- `parts` ranges of ids; of each, up to `sample` rows are counted, and `beyond` tells how many there were, how many of them
+-- have expired and how many are due, over how many ids they extend, and how many ids the range has. So a backlog of
+-- millions costs as much as one of thousands; operations/metrics.py estimates the rest. What has expired is not ready: no
+-- claim takes it. A message that is held is in flight, expired or not. `due` is counted to the end unless there are `many`.
+select {queue_id}::int, h.lane, s.seen, s.held, s.expired, w.beyond,
+  d.seen > %(cap)s as many, case when d.seen > %(cap)s then s.due else d.due end as due,
+  extract(epoch from statement_timestamp() - case when h.lane >= 0 then coalesce(s.oldest, w.oldest)
+                                                  when h.lane >= -10 then coalesce(d.oldest, w.oldest) end)::float8 as oldest,
   case when h.lane between -10 and -1 then
-    (select count(*) from (select from {queue} where lane = h.lane and due_at <= statement_timestamp()
-       and lease_until <= statement_timestamp() order by due_at, message_id limit %(cap)s + 1) d) end as due,
-  case when h.lane >= 0 then
-    (select extract(epoch from statement_timestamp() - enqueued_at)::float8 from {queue}
-     where lane = h.lane and lease_until <= statement_timestamp() order by message_id limit 1)
-  when h.lane >= -10 then
-    (select extract(epoch from statement_timestamp() - due_at)::float8 from {queue}
-     where lane = h.lane and due_at <= statement_timestamp() and lease_until <= statement_timestamp()
-     order by due_at, message_id limit 1) end as oldest,
-  case when h.lane between -10 and -1 then
-    (select extract(epoch from due_at - statement_timestamp())::float8 from {queue}
-     where lane = h.lane and due_at > statement_timestamp() order by due_at, message_id limit 1) end as next_due
+    (select extract(epoch from due_at - statement_timestamp())::float8
+     from (select due_at, expires_at from {queue}
+           where lane = h.lane and due_at > statement_timestamp() order by due_at, message_id limit %(cap)s + 1) f
+     where expires_at is null or expires_at > due_at order by due_at limit 1) end as next_due
 from unnest('{{9,8,7,6,5,4,3,2,1,0,-1,-2,-3,-4,-5,-6,-7,-8,-9,-10,-100}}'::smallint[]) h(lane)
 cross join lateral (
-  select count(*) as seen, count(*) filter (where r.lease_until > statement_timestamp()) as held,
+  select count(*) as seen, count(*) filter (where r.held) as held,
+         count(*) filter (where not r.held and r.expired) as expired,
+         count(*) filter (where not r.held and r.is_due and not r.expired) as due,
+         min(r.enqueued_at) filter (where not r.held and not r.expired and h.lane >= 0) as oldest,
          max(r.message_id) as reached
-  from (select message_id, lease_until from {queue} where lane = h.lane
-        order by message_id limit %(cap)s + 1) r
+  from (select message_id, enqueued_at, lease_until > statement_timestamp() as held,
+               coalesce(due_at <= statement_timestamp(), true) as is_due,
+               coalesce(expires_at <= statement_timestamp(), false) as expired
+        from {queue} where lane = h.lane order by message_id limit %(cap)s + 1) r
 ) s
+cross join lateral (
+  select count(*) as seen, count(*) filter (where not r.expired) as due,
+         min(r.due_at) filter (where not r.expired) as oldest
+  from (select due_at, coalesce(expires_at <= statement_timestamp(), false) as expired
+        from {queue} where h.lane between -10 and -1 and lane = h.lane and due_at <= statement_timestamp()
+          and lease_until <= statement_timestamp() order by due_at, message_id limit %(cap)s + 1) r
+) d
+cross join lateral (
+  select array_agg(array[r.seen, coalesce(r.reached, b.upto - 1) - b.since + 1, b.upto - b.since, r.expired, r.due]
+                   order by part) as beyond,
+         min(r.oldest) as oldest
+  from (select message_id as last from {queue}
+        where s.seen > %(cap)s and lane = h.lane order by message_id desc limit 1) e
+  cross join generate_series(0, %(parts)s::int - 1) part
+  cross join lateral (
+    select s.reached + 1 + (e.last - s.reached) * part / %(parts)s::int as since,
+           s.reached + 1 + (e.last - s.reached) * (part + 1) / %(parts)s::int as upto) b
+  cross join lateral (
+    select count(*) as seen, count(*) filter (where r.free and r.expired) as expired,
+           count(*) filter (where r.free and r.is_due and not r.expired) as due,
+           min(r.since) filter (where r.free and r.is_due and not r.expired) as oldest,
+           case when count(*) = %(sample)s then max(message_id) end as reached
+    from (select message_id, lease_until <= statement_timestamp() as free, coalesce(due_at, enqueued_at) as since,
+                 coalesce(due_at <= statement_timestamp(), true) as is_due,
+                 coalesce(expires_at <= statement_timestamp(), false) as expired
+          from {queue} where lane = h.lane and message_id >= b.since and message_id < b.upto
+          order by message_id limit %(sample)s) r) r
+  where b.upto > b.since
+) w
 where s.seen > 0;
 
 -- name: archive_metrics observer

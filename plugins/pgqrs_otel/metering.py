@@ -72,7 +72,7 @@ class Metering(Tally):
 
     def _messages(self, _: CallbackOptions) -> Iterable[Observation]:
         for one in self._depths.look() or ():
-            for state in ("ready", "delayed", "in_flight", "dead"):
+            for state in ("ready", "delayed", "in_flight", "expired", "dead"):
                 yield Observation(getattr(one, state), {DESTINATION: one.queue, "pgqrs.state": state})
 
     def _oldest(self, _: CallbackOptions) -> Iterable[Observation]:

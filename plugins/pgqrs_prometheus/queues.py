@@ -45,7 +45,7 @@ def _families(found: Sequence[Metrics]) -> Iterable[Metric]:
     )
     paused = GaugeMetricFamily("pgqrs_queue_paused", "Whether the queue gives no messages.", labels=("queue",))
     for one in found:
-        for state in ("ready", "delayed", "in_flight", "dead"):
+        for state in ("ready", "delayed", "in_flight", "expired", "dead"):
             messages.add_metric((one.queue, state), getattr(one, state))
         oldest.add_metric((one.queue,), one.oldest_ready_seconds or 0.0)
         paused.add_metric((one.queue,), float(one.paused))

@@ -8,6 +8,7 @@ import re
 import sys
 from pathlib import Path
 
+import psycopg
 import pytest
 from pgqrs_native import Client
 
@@ -352,6 +353,25 @@ def test_a_queue_without_an_archive_has_none_to_show(shell: Shell) -> None:
     """That is an error of its own."""
     shell.ok("queue", "create", "jobs", "--no-archive")
     assert "keeps no archive" in shell.refused("archive", "list", "jobs", code=1)
+
+
+def test_expired_messages_are_shown_as_expired_and_doctor_asks_for_no_worker(shell: Shell, pgqrs_dsn: str) -> None:
+    """In the figures, in `top`, and in what `doctor` says."""
+    shell.ok("queue", "create", "jobs")
+    assert "expired" not in shell.ok("queue", "metrics").out
+    assert "expired" not in shell.ok("top", "--once", "--interval", "0.1").out
+    shell.ok("message", "send", "jobs", "1", "--ttl", "1ms")
+    with psycopg.connect(pgqrs_dsn, autocommit=True) as connection:
+        connection.execute("update pgqrs.q_jobs set enqueued_at = now() - interval '1 day'")
+
+    (figures,) = shell.json("queue", "metrics")
+    assert (figures["ready"], figures["expired"], figures["oldest_ready_seconds"]) == (0, 1, None)
+    assert "expired" in shell.ok("queue", "metrics").out
+    assert "expired" in shell.ok("top", "--once", "--interval", "0.1").out
+    said = [one for one in shell.json("doctor")["findings"] if one["check"] == "queues"]
+    assert [one["status"] for one in said] == ["ok"]
+    assert "0 ready, 0 in flight, 1 expired" in said[0]["summary"]
+    assert "1 expired" in shell.refused("queue", "purge", "jobs", code=2)
 
 
 def test_maintain_does_one_round(shell: Shell) -> None:

@@ -973,7 +973,7 @@ class TestQueues:
         assert 1 <= options.backoff(attempt) <= options.backoff(attempt + 1) <= 60
 
 
-LANE = (7, 0, 3, 1, None, None, 4.5, None)
+LANE = (7, 0, 3, 1, 0, None, False, 0, 4.5, None)
 
 
 class TestMetrics:
@@ -997,38 +997,62 @@ class TestMetrics:
         assert (measured.ready, measured.in_flight, measured.oldest_ready_seconds) == (2, 1, 4.5)
 
     def test_a_delayed_lane_is_split_into_due_held_and_waiting(self) -> None:
-        measured = self.measure((7, -1, 10, 2, None, 3, 1.5, 8.5))
+        measured = self.measure((7, -1, 10, 2, 0, None, False, 3, 1.5, 8.5))
 
         assert (measured.ready, measured.in_flight, measured.delayed) == (3, 2, 5)
         assert measured.next_due_seconds == 8.5
 
     def test_dead_messages_are_counted_apart(self) -> None:
-        assert self.measure((7, DEAD_LANE, 4, 0, None, None, None, None)).dead == 4
+        assert self.measure((7, DEAD_LANE, 4, 0, 0, None, False, 0, None, None)).dead == 4
 
     def test_lanes_add_up(self) -> None:
-        measured = self.measure(LANE, (7, 5, 4, 0, None, None, 9.0, None))
+        measured = self.measure(LANE, (7, 5, 4, 0, 0, None, False, 0, 9.0, None))
 
         assert (measured.ready, measured.oldest_ready_seconds) == (6, 9.0)
 
     def test_what_is_estimated_beyond_the_cap_is_added_and_said_to_be_an_estimate(self) -> None:
-        samples = [[400, 800, 10_000], [400, 800, 10_000], [10, 10_000, 10_000]]
+        samples = [[400, 800, 10_000, 0, 400], [400, 800, 10_000, 0, 400], [10, 10_000, 10_000, 0, 10]]
 
-        measured = self.measure((7, 0, metrics.CAP + 1, 20, samples, None, 1.0, None))
+        measured = self.measure((7, 0, metrics.CAP + 1, 20, 0, samples, False, 0, 1.0, None))
 
         assert (measured.ready, measured.in_flight) == (metrics.CAP + 1 - 20 + 5_000 + 5_000 + 10, 20)
         assert measured.estimated == ("ready",)
 
     def test_a_sample_that_begins_in_a_burst_does_not_stand_for_its_range(self) -> None:
-        plain, burst = [400, 40_000, 100_000], [400, 400, 100_000]
+        plain, burst = [400, 40_000, 100_000, 0, 400], [400, 400, 100_000, 0, 400]
 
-        measured = self.measure((7, 0, metrics.CAP + 1, 0, [plain, plain, burst, plain, plain], None, 1.0, None))
+        measured = self.measure((7, 0, metrics.CAP + 1, 0, 0, [plain, plain, burst, plain, plain], False, 0, 1.0, None))
 
         assert measured.ready == metrics.CAP + 1 + 4 * 1_000 + 1_396
 
     def test_counts_up_to_the_cap_are_exact(self) -> None:
-        measured = self.measure((7, 0, metrics.CAP, 0, None, None, 1.0, None))
+        measured = self.measure((7, 0, metrics.CAP, 0, 0, None, False, 0, 1.0, None))
 
         assert (measured.ready, measured.estimated) == (metrics.CAP, ())
+
+    def test_what_has_expired_is_neither_ready_nor_delayed(self) -> None:
+        measured = self.measure(
+            (7, 0, 10, 1, 4, None, False, 0, None, None), (7, -1, 10, 0, 5, None, False, 1, None, None)
+        )
+
+        counts = (measured.ready, measured.delayed, measured.in_flight, measured.expired)
+        assert counts == (5 + 1, 4, 1, 4 + 5)
+
+    def test_expired_messages_beyond_the_cap_are_estimated_apart(self) -> None:
+        samples = [[400, 400, 1_000, 300, 100]] * 4
+
+        measured = self.measure((7, 0, metrics.CAP + 1, 0, 8_000, samples, False, 0, None, None))
+
+        assert (measured.ready, measured.expired) == (2_001 + 1_000, 8_000 + 3_000)
+        assert measured.estimated == ("expired", "ready")
+
+    def test_more_due_messages_than_the_cap_are_ready_not_delayed(self) -> None:
+        samples = [[400, 400, 1_000, 0, 400]] * 4
+        lane = (7, -1, metrics.CAP + 1, 0, 0, samples, True, 9_000, 1.0, None)
+
+        measured = self.measure(lane)
+
+        assert (measured.ready, measured.delayed) == (9_000 + 4_000, metrics.CAP + 1 - 9_000)
 
     def test_a_long_archive_is_estimated(self) -> None:
         measured = self.measure(archive=(7, 10_001, [[400, 400, 10_001]]))

@@ -292,10 +292,8 @@ class Machine(RuleBasedStateMachine):
     def figures_agree(self) -> None:
         (found,) = self.harness.run(metrics.measure, [self.harness.run(queues.find_queue, "jobs")])
         expected = self.model.figures()
-        assert (found.ready, found.delayed, found.in_flight, found.dead, found.archived, found.paused) == (
-            *expected[:5],
-            self.model.paused,
-        )
+        counts = (found.ready, found.delayed, found.in_flight, found.expired, found.dead, found.archived)
+        assert (*counts, found.paused) == (*expected[:6], self.model.paused)
         for age, predicted in (
             (found.oldest_ready_seconds, expected.oldest),
             (found.next_due_seconds, expected.next_due),

@@ -27,6 +27,7 @@ class Figures(NamedTuple):
     ready: int
     delayed: int
     in_flight: int
+    expired: int
     dead: int
     archived: int
     oldest: float | None
@@ -220,16 +221,25 @@ class Table:
         return len(rows)
 
     def figures(self) -> Figures:
-        """Count as the metrics do: what has expired and is not removed yet counts as what it was."""
+        """Count as the metrics do: what has expired and is not removed yet is counted apart, unless it is held."""
         living = [row for row in self.rows.values() if row.lane != DEAD]
-        loose = [row for row in living if row.lease_until <= self.now]
+        free = [row for row in living if row.lease_until <= self.now]
+        expired = [row for row in free if row.expires_at is not None and row.expires_at <= self.now]
+        loose = [row for row in free if row not in expired]
         due = [row for row in loose if row.due_at is None or row.due_at <= self.now]
         ages = [self.now - (row.enqueued_at if row.due_at is None else row.due_at) for row in due]
-        times = [row.due_at - self.now for row in living if row.due_at is not None and row.due_at > self.now]
+        times = [
+            row.due_at - self.now
+            for row in living
+            if row.due_at is not None
+            and row.due_at > self.now
+            and not (row.expires_at is not None and row.expires_at <= row.due_at)
+        ]
         return Figures(
             ready=len(due),
             delayed=len(loose) - len(due),
-            in_flight=len(living) - len(loose),
+            in_flight=len(living) - len(free),
+            expired=len(expired),
             dead=len(self.rows) - len(living),
             archived=len(self.archive),
             oldest=max(ages, default=None),

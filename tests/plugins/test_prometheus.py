@@ -168,6 +168,7 @@ def test_the_gauges_of_queues_are_read_once_for_many_scrapes(client: Client, mon
     client.admin.create_queue("other")
     client.producer.batch_enqueue("jobs", [1, 2, 3])
     client.producer.enqueue_delayed("jobs", 4, delay=600)
+    client.producer.enqueue("jobs", 5, ttl=0.001)
     message = client.consumer.read("jobs")
     assert message is not None
     client.consumer.nack(message, bury=True, error="no")
@@ -185,7 +186,7 @@ def test_the_gauges_of_queues_are_read_once_for_many_scrapes(client: Client, mon
         found = scrape(registry)
 
     states = {state: value(found, "pgqrs_queue_messages", queue="jobs", state=state) for state in STATES}
-    assert states == {"ready": 1, "delayed": 1, "in_flight": 1, "dead": 1}
+    assert states == {"ready": 1, "delayed": 1, "in_flight": 1, "expired": 1, "dead": 1}
     assert value(found, "pgqrs_queue_messages", queue="other") == 0
     assert value(found, "pgqrs_queue_oldest_ready_seconds", queue="jobs") > 0
     assert value(found, "pgqrs_up") == 1
@@ -193,7 +194,7 @@ def test_the_gauges_of_queues_are_read_once_for_many_scrapes(client: Client, mon
     assert len(statements) == 2
 
 
-STATES = ("ready", "delayed", "in_flight", "dead")
+STATES = ("ready", "delayed", "in_flight", "expired", "dead")
 
 
 def test_without_the_database_a_scrape_says_so_and_does_not_fail(

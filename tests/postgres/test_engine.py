@@ -475,6 +475,43 @@ class TestQueues:
 
         assert (measured(harness).ready, measured(harness).delayed) == (1, 0)
 
+    def test_expired_messages_are_counted_apart_and_not_as_ready(self, harness: Harness) -> None:
+        """A consumer takes none of them, so they must call no worker: neither by number nor by age."""
+        harness.send(b"a", b"b", ttl=0.3)
+        harness.send(b"c", delay=50, ttl=0.3)
+        (held,) = harness.take(1)
+        harness.send(b"d", delay=0.01, ttl=0.3)
+        until(lambda: harness.ask("select bool_and(expires_at < now()) from pgqrs.q_jobs") == [(True,)], "all expired")
+
+        found = measured(harness)
+
+        assert (found.ready, found.delayed, found.in_flight, found.expired) == (0, 0, 1, 3)
+        assert (found.oldest_ready_seconds, found.next_due_seconds) == (None, None)
+        harness.on("jobs", settle.ack, [held.lease])
+        harness.on("jobs", queues.purge_queue)
+        assert measured(harness).expired == 0
+
+    def test_the_age_of_the_oldest_ready_message_passes_over_expired_ones(self, engine: SyncHarness) -> None:
+        engine.ask(
+            "insert into pgqrs.q_jobs (lane, body, enqueued_at, expires_at) "
+            "select 0, '', now() - interval '1 hour', now() - interval '1 min' from generate_series(1, 30000)"
+        )
+        engine.ask(
+            "insert into pgqrs.q_jobs (lane, body, enqueued_at) "
+            "select 0, '', now() - interval '10 s' from generate_series(1, 10000)"
+        )
+        engine.ask(
+            "insert into pgqrs.q_jobs (lane, body, due_at, expires_at) "
+            "select -1, '', now() - interval '1 hour', now() - interval '1 min' from generate_series(1, 3)"
+        )
+
+        found = measured(engine)
+
+        assert found.expired == pytest.approx(30_003, rel=0.05)
+        assert found.ready == pytest.approx(10_000, rel=0.15)
+        assert found.oldest_ready_seconds == pytest.approx(10, abs=5)
+        assert set(found.estimated) == {"ready", "expired"}
+
     def test_the_same_queue_created_by_several_at_once_is_created_once(
         self, engine: SyncHarness, open_harness: Callable[..., Harness]
     ) -> None:

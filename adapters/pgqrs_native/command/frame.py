@@ -84,21 +84,23 @@ class Frame:
 
 def _table(rows: list[tuple[Metrics, Rate | None]], width: int) -> Table:
     wide = width >= 100
+    expired = any(one.expired for one, _ in rows)
     columns = [
         Column("queue", "name"),
         Column("ready", "number"),
         Column("delayed", "number"),
         Column("in flight", "number"),
+        *([Column("expired", "number")] if expired else []),
         Column("dead", "number"),
         *([Column("archived", "number")] if wide else []),
         Column("in/s", "number"),
         Column("out/s", "number"),
         Column("oldest", "number"),
     ]
-    return make_table(columns, [_row(one, rate, wide) for one, rate in rows], width=width)
+    return make_table(columns, [_row(one, rate, wide, expired) for one, rate in rows], width=width)
 
 
-def _row(one: Metrics, rate: Rate | None, wide: bool) -> list[str | Text]:
+def _row(one: Metrics, rate: Rate | None, wide: bool, expired: bool) -> list[str | Text]:
     age = one.oldest_ready_seconds
     name = Text(safe(one.queue))
     if one.paused:
@@ -108,6 +110,7 @@ def _row(one: Metrics, rate: Rate | None, wide: bool) -> list[str | Text]:
         count(one, "ready"),
         count(one, "delayed"),
         count(one, "in_flight"),
+        *([count(one, "expired")] if expired else []),
         Text(count(one, "dead"), style="red" if one.dead else ""),
         *([count(one, "archived")] if wide else []),
         "–" if rate is None else _speed(rate.enqueued),

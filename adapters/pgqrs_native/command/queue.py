@@ -156,11 +156,12 @@ def resume(session: Session, name: Name) -> None:
 
 @command(app, "purge")
 def purge(session: Session, name: Name, *, yes: Yes = False) -> None:
-    """Remove the ready and delayed messages; those in flight and the dead stay."""
+    """Remove the ready, delayed and expired messages; those in flight and the dead stay."""
     if not yes:
         one = session.client.admin.queue_metrics(name)
         ask(
-            f"This removes {count(one, 'ready')} ready and {count(one, 'delayed')} delayed messages of queue {name!r}.",
+            f"This removes {count(one, 'ready')} ready, {count(one, 'delayed')} delayed and {count(one, 'expired')} "
+            f"expired messages of queue {name!r}.",
             yes=yes,
         )
     removed = session.client.admin.purge_queue(name)
@@ -172,7 +173,7 @@ def delete(session: Session, name: Name, *, yes: Yes = False) -> None:
     """Drop a queue with everything in it, archive and dead letters included."""
     if not yes:
         one = session.client.admin.queue_metrics(name)
-        kinds = ("ready", "delayed", "in_flight", "dead", "archived")
+        kinds = ("ready", "delayed", "in_flight", "expired", "dead", "archived")
         held = ", ".join(f"{count(one, kind)} {kind.replace('_', ' ')}" for kind in kinds)
         ask(f"This drops queue {name!r} with its messages: {held}.", yes=yes)
     session.client.admin.delete_queue(name)

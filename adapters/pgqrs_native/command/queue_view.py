@@ -27,6 +27,7 @@ FIGURES: Final = [
     Column("ready", "number"),
     Column("delayed", "number"),
     Column("in flight", "number"),
+    Column("expired", "number"),
     Column("dead", "number"),
     Column("archived", "number"),
     Column("oldest", "number"),
@@ -34,10 +35,15 @@ FIGURES: Final = [
     Column("state"),
 ]
 
+_EXPIRED: Final = next(place for place, column in enumerate(FIGURES) if column.title == "expired")
+
 
 def that_fit(rows: list[list[str]]) -> tuple[list[Column], list[list[str]]]:
-    """Leave out what can be spared in a narrow terminal: when the next message is due."""
-    kept = [place for place in range(len(FIGURES)) if place != 7 or make_console().width >= 100]
+    """Leave out when the next message is due, in a narrow terminal, and what has expired, where nothing has."""
+    spared = {"next due"} if make_console().width < 100 else set()
+    if not any(row[_EXPIRED] != "0" for row in rows):
+        spared.add("expired")
+    kept = [place for place, column in enumerate(FIGURES) if column.title not in spared]
     return [FIGURES[place] for place in kept], [[row[place] for place in kept] for row in rows]
 
 
@@ -48,6 +54,7 @@ def figures(one: Metrics) -> list[str]:
         count(one, "ready"),
         count(one, "delayed"),
         count(one, "in_flight"),
+        count(one, "expired"),
         count(one, "dead"),
         count(one, "archived"),
         "–" if one.oldest_ready_seconds is None else span(one.oldest_ready_seconds),

@@ -72,7 +72,7 @@ def uninstall(
 
 def _impact(client: Client) -> str:
     figures = client.admin.all_queues_metrics()
-    messages = sum(one.ready + one.delayed + one.in_flight + one.dead + one.archived for one in figures)
+    messages = sum(one.ready + one.delayed + one.in_flight + one.expired + one.dead + one.archived for one in figures)
     about = "about " if any(one.estimated for one in figures) else ""
     return (
         f"This drops schema {client.engine.schema!r} of {client.config.target} with {plural(len(figures), 'queue')} "

@@ -74,6 +74,33 @@ class TestQueues:
 
         assert seen == ["early", "late"]
 
+    def test_expired_messages_are_neither_ready_nor_delayed_and_join_does_not_wait_for_them(
+        self, station: Station, broker: PgqrsBroker
+    ) -> None:
+        broker.declare_queue("default")
+        assert broker.get_queue_message_counts("default") == (0, 0, 0)
+        station.sql(
+            "insert into pgqrs.q_default (lane, due_at, expires_at, lease_until, body) values "
+            "(0, null, now() - interval '1 s', 'epoch', ''), (-1, now() + interval '1 h', now(), 'epoch', ''), "
+            "(-100, now(), now() - interval '1 s', 'epoch', '')"
+        )
+
+        assert broker.get_queue_message_counts("default") == (0, 0, 1)
+        broker.join("default", timeout=2_000)
+
+    def test_join_waits_for_a_message_that_expires_while_it_is_handled(
+        self, station: Station, broker: PgqrsBroker
+    ) -> None:
+        broker.declare_queue("default")
+        assert broker.get_queue_message_counts("default") == (0, 0, 0)
+        station.sql(
+            "insert into pgqrs.q_default (lane, expires_at, lease_until, body) "
+            "values (0, now() - interval '1 s', now() + interval '1 h', '')"
+        )
+
+        with pytest.raises(dramatiq.errors.QueueJoinTimeout):
+            broker.join("default", timeout=100)
+
     def test_a_busy_queue_does_not_starve_another(self, station: Station, broker: PgqrsBroker) -> None:
         seen: list[str] = []
         dramatiq.actor(noting(seen.append), actor_name="act", queue_name="busy", broker=broker)

@@ -94,6 +94,7 @@ def test_messages_expire_by_their_own_time_or_the_queues(bench: Bench, by_queue:
     Producer(bench.connect()).publish("short", exchange="q", routing_key="q", expiration=None if by_queue else 0.05)
     table = "kombu_mail" if ephemeral else "q_q"
     eventually(lambda: bench.sql(f"select expires_at < now() from pgqrs.{table}") == [(True,)])
+    assert queue.queue_declare(passive=True).message_count == 0
     assert queue.get() is None
 
 
