@@ -1,4 +1,4 @@
-"""What an operation may ask of its driver: run a statement, or wait.
+"""What an operation may ask of its driver: run a statement, run a part of it in one transaction, or wait.
 
 An operation is a generator. It yields effects, is sent replies, and returns its result; it never blocks,
 reads a clock or sees a connection. The drivers in :mod:`pgqrs_core.drivers` perform the effects, one
@@ -9,6 +9,7 @@ caller's transaction.
 effect      the driver                                  its reply
 ==========  ==========================================  ==========================================
 `Execute`   runs one statement                          the rows, a sequence of tuples
+`Transact`  runs another operation in one transaction   what that operation returned
 `Wait`      waits for news of a queue, or for time      the patience that is left, in seconds; a
             to pass                                     queue not yet watched is watched from now
                                                         on and the reply comes at once
@@ -17,7 +18,7 @@ effect      the driver                                  its reply
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
 
 import msgspec
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
     from pgqrs_core.messages import Queue
     from pgqrs_core.sql import Query
 
-__all__ = ["Effect", "Execute", "Op", "Rows", "Wait"]
+__all__ = ["Effect", "Execute", "Op", "Rows", "Transact", "Wait"]
 
 Rows: TypeAlias = "Sequence[tuple[Any, ...]]"
 
@@ -37,6 +38,7 @@ class Execute(msgspec.Struct, frozen=True):
     ``queue`` names the tables that the statement's ``{queue}``, ``{archive}`` and ``{view}`` stand for.
     ``queues`` repeats a one-queue statement for several queues, joined by UNION ALL; ``special`` puts another statement
     of the same columns in its place for some of them, by number. ``names`` are further identifiers, by placeholder.
+    ``once`` says that the statement is not worth preparing: its plan would stay in the server's memory for nothing.
     ``tells`` says that the second column of the reply tells whether consumers of ``queue`` sleep, and that they are to
     hear of what was stored: inside the caller's transaction the operation cannot ring, and the driver may after the commit.
     """
@@ -48,6 +50,18 @@ class Execute(msgspec.Struct, frozen=True):
     special: Mapping[int, Query] = {}
     names: Mapping[str, str] = {}
     tells: bool = False
+    once: bool = False
+
+
+class Transact(msgspec.Struct, frozen=True):
+    """Run the operation that ``make`` returns in one transaction, and reply with its result.
+
+    Use it to cut long work into transactions that each hold few locks. After a conflict, or when a table could not be
+    locked in time, ``make`` is called again for another try. Within a transaction, ours or the caller's, it becomes a
+    savepoint, and nothing is tried again.
+    """
+
+    make: Callable[[], Generator[Any, Any, Any]]
 
 
 class Wait(msgspec.Struct, frozen=True):
@@ -58,5 +72,5 @@ class Wait(msgspec.Struct, frozen=True):
 
 
 T = TypeVar("T")
-Effect: TypeAlias = "Execute | Wait"
-Op: TypeAlias = Generator["Execute | Wait", Any, T]
+Effect: TypeAlias = "Execute | Transact | Wait"
+Op: TypeAlias = Generator["Execute | Transact | Wait", Any, T]

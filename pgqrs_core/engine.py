@@ -21,7 +21,7 @@ from pgqrs_core.doorbell import Doorbell
 from pgqrs_core.drivers import aio, async_pool, borrowed, pool, sync
 from pgqrs_core.drivers.commits import Errands
 from pgqrs_core.drivers.statements import Statements
-from pgqrs_core.effects import Effect, Execute, Op, Wait
+from pgqrs_core.effects import Effect, Execute, Op, Transact, Wait
 from pgqrs_core.errors import ServerError
 from pgqrs_core.figures import EngineFigures, figures_of, note_engine
 from pgqrs_core.messages import Queue
@@ -154,7 +154,7 @@ class Engine(_Base):
             self._stop_server()
 
     def run(self, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run an operation, each statement committed by itself."""
+        """Run an operation, each statement committed by itself, and each transaction that it asks for."""
         self._check_process()
         return sync.drive(make(*args, **kwargs), self._perform)
 
@@ -217,6 +217,8 @@ class Engine(_Base):
     def _perform(self, effect: Effect) -> Any:
         if isinstance(effect, Execute):
             return self.connections.run(effect, self.statements)
+        if isinstance(effect, Transact):
+            return self.connections.transact(effect.make, self.statements)
         return self.wakeups.wait(effect.queue, effect.patience)
 
     def _check_process(self) -> None:
@@ -252,7 +254,7 @@ class AsyncEngine(_Base):
             self._stop_server()
 
     async def run(self, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
-        """Run an operation, each statement committed by itself."""
+        """Run an operation, each statement committed by itself, and each transaction that it asks for."""
         return await aio.drive(make(*args, **kwargs), self._perform)
 
     async def transact(self, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -297,4 +299,6 @@ class AsyncEngine(_Base):
     async def _perform(self, effect: Effect) -> Any:
         if isinstance(effect, Wait):
             return await self.wakeups.wait(effect.queue, effect.patience)
+        if isinstance(effect, Transact):
+            return await self.connections.transact(effect.make, self.statements)
         return await self.connections.run(effect, self.statements)

@@ -23,7 +23,8 @@
     │   ├── EnqueueUnknown          the connection broke while the commit was on its way
     │   └── TimedOut                the server did not answer a statement in time
     ├── ServerError                 the server refused a statement; the cause is chained
-    │   └── NotPermitted            for want of a right: which role to grant
+    │   ├── NotPermitted            for want of a right: which role to grant
+    │   └── TableLocked             another session keeps a table: which one, and what to do
     └── PluginError                 a plugin failed to load or broke its contract
 
 Each carries its facts as attributes and builds its sentence from them; each can be pickled.
@@ -32,9 +33,11 @@ Each carries its facts as attributes and builds its sentence from them; each can
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 __all__ = [
     "ArchiveDisabled",
+    "Blocker",
     "BodyTooLarge",
     "ConfigurationError",
     "DecodeError",
@@ -55,6 +58,7 @@ __all__ = [
     "SchemaTooNew",
     "SchemaTooOld",
     "ServerError",
+    "TableLocked",
     "TimedOut",
     "Unavailable",
 ]
@@ -344,6 +348,61 @@ class NotPermitted(ServerError):
         )
         super().__init__(f"{user!r} may not do this: {reason}. {remedy}", sqlstate="42501")
         self.user, self.schema, self.duty = user, schema, duty
+
+
+class Blocker(NamedTuple):
+    """A session that holds a lock which another statement needs, as far as this role may see.
+
+    Attributes:
+        pid: Its server process.
+        role: The role that it logged in as.
+        application: Its ``application_name``.
+        state: As the server puts it, for example ``idle in transaction``; empty where this role may not see it.
+        is_autovacuum: Whether it is a worker of autovacuum.
+        seconds: For how long its transaction has run; None where this role may not see it.
+        query: Its last statement up to the first quoted value, numbers left out; empty where this role may not see it.
+    """
+
+    pid: int
+    role: str
+    application: str
+    state: str
+    is_autovacuum: bool
+    seconds: float | None
+    query: str
+
+    def describe(self) -> str:
+        """Say who it is, in one phrase."""
+        who = "autovacuum" if self.is_autovacuum else f"role {self.role!r}"
+        words = [f"pid {self.pid} of {who}"]
+        if self.application and not self.is_autovacuum:
+            words.append(f"({self.application})")
+        facts = [self.state] if self.state not in ("", "active") else []
+        if self.seconds is not None:
+            facts.append(f"for {self.seconds:,.0f} s")
+        return " ".join(words) + (f", {' '.join(facts)}" if facts else "") + (f": {self.query}" if self.query else "")
+
+
+class TableLocked(ServerError):
+    """A table could not be locked in time, because another session uses it. Nothing was changed."""
+
+    #: The tables that were wanted; empty where it may be any of the schema.
+    tables: Sequence[str]
+    #: The sessions that were in the way, the longest transaction first; empty if they had gone or cannot be seen.
+    blockers: Sequence[Blocker]
+
+    def __init__(self, schema: str, tables: Sequence[str] = (), blockers: Sequence[Blocker] = ()) -> None:
+        what = f"table {schema}.{tables[0]}" if tables else f"a table of schema {schema!r}"
+        if blockers:
+            held = f"it is in use by {'; '.join(one.describe() for one in blockers)}"
+            remedy = (
+                f"Wait for that to end, or end it: `select pg_terminate_backend({blockers[0].pid})`; then try again."
+            )
+        else:
+            held = "the session that had it cannot be seen any more"
+            remedy = "Try again."
+        super().__init__(f"{what} could not be locked in time: {held}. {remedy}", sqlstate="55P03")
+        self.schema, self.tables, self.blockers = schema, tuple(tables), tuple(blockers)
 
 
 class PluginError(PgqrsError):

@@ -6,7 +6,7 @@ Its twin is :mod:`pgqrs_core.drivers.sync`; whatever decides anything belongs to
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, nullcontext
 from typing import Any, TypeVar
 
 import psycopg
@@ -15,11 +15,12 @@ from psycopg.rows import tuple_row
 
 from pgqrs_core.drivers import session
 from pgqrs_core.drivers.borrowed import Loan
-from pgqrs_core.drivers.faults import cannot_connect, refused
+from pgqrs_core.drivers.faults import cannot_connect, refused, translate
+from pgqrs_core.drivers.locks import BRIEF
 from pgqrs_core.drivers.patience import AsyncConnection, limit_of
 from pgqrs_core.drivers.session import Link
 from pgqrs_core.drivers.statements import NO_ROWS, Statements, has_rows, prepare_adapters
-from pgqrs_core.effects import Effect, Execute, Op, Rows, Wait
+from pgqrs_core.effects import Effect, Execute, Op, Rows, Transact, Wait
 from pgqrs_core.errors import PgqrsError
 
 __all__ = ["drive", "open_link", "perform", "perform_borrowed"]
@@ -47,8 +48,10 @@ async def drive(op: Op[T], perform: Callable[[Effect], Awaitable[Any]]) -> T:
         op.close()
 
 
-async def perform(link: AsyncLink, statements: Statements, effect: Execute, *, timeout: float, target: str) -> Rows:
-    """Run one statement on a connection of ours."""
+async def perform(
+    link: AsyncLink, statements: Statements, effect: Execute, *, timeout: float, target: str, lock_wait: float = BRIEF
+) -> Rows:
+    """Run one statement on a connection of ours. With the flag ``lock_timeout`` it waits ``lock_wait`` s for a lock."""
     connection = link.connection
     query = effect.query
     text = statements.render(effect).named
@@ -57,28 +60,29 @@ async def perform(link: AsyncLink, statements: Statements, effect: Execute, *, t
         if "patient" in unusual:
             connection.limit = None
         if link.pooled:
-            return await _perform_pooled(connection, text, effect, timeout)
+            return await _perform_pooled(connection, text, effect, timeout, lock_wait)
         if unusual:
-            async with _special(connection, unusual, timeout):
+            async with _special(connection, unusual, timeout, lock_wait):
                 cursor = await connection.execute(text, effect.params or None)
         elif effect.params or effect.queues:
-            cursor = await link.cursor.execute(text, effect.params or None, prepare=link.prepared is None, binary=True)
+            prepare = link.prepared is None and not effect.once
+            cursor = await link.cursor.execute(text, effect.params or None, prepare=prepare, binary=True)
         else:
             cursor = await connection.execute(text)
         return await cursor.fetchall() if has_rows(cursor) else NO_ROWS
     except (psycopg.Error, UnicodeEncodeError) as error:
-        raise refused(error, query, statements, connection, target=target) from error
+        raise refused(error, effect, statements, connection, target=target) from error
     finally:
         if query.unusual:
             connection.limit = limit_of(timeout)
 
 
 async def _perform_pooled(
-    connection: psycopg.AsyncConnection[Any], text: bytes, effect: Execute, timeout: float
+    connection: psycopg.AsyncConnection[Any], text: bytes, effect: Execute, timeout: float, lock_wait: float
 ) -> Rows:
     """Run one statement behind a transaction pooler, where a session is lent by the transaction."""
     query = effect.query
-    settings = session.local_settings(timeout, relaxed=query.relaxed, flags=query.flags)
+    settings = session.local_settings(timeout, relaxed=query.relaxed, flags=query.flags, lock_wait=lock_wait)
     if connection.pgconn.transaction_status != TransactionStatus.IDLE:
         if query.unusual:
             await connection.execute(settings)
@@ -94,14 +98,23 @@ async def _perform_pooled(
 
 
 @asynccontextmanager
-async def _special(connection: AsyncConnection, flags: frozenset[str], timeout: float) -> AsyncIterator[None]:
+async def _special(
+    connection: AsyncConnection, flags: frozenset[str], timeout: float, lock_wait: float
+) -> AsyncIterator[None]:
     """Lift what would hinder a long or an unusual statement, and put it back."""
     wanted = {"patient": "statement_timeout = 0", "bitmap": "enable_bitmapscan = on"}
     before = {"patient": f"statement_timeout = {round(timeout * 1000)}", "bitmap": "enable_bitmapscan = off"}
     for flag in flags & wanted.keys():
         await connection.execute(f"set {wanted[flag]}".encode())
     try:
-        yield
+        if "lock_timeout" in flags:
+            # For the transaction, never for the session: what the session has of its own must come back.
+            idle = connection.pgconn.transaction_status == TransactionStatus.IDLE
+            async with connection.transaction() if idle else nullcontext():
+                await connection.execute(f"set local lock_timeout = {round(lock_wait * 1000)}".encode())
+                yield
+        else:
+            yield
     finally:
         if not connection.closed and connection.pgconn.transaction_status != TransactionStatus.INERROR:
             for flag in flags & before.keys():
@@ -110,18 +123,24 @@ async def _special(connection: AsyncConnection, flags: frozenset[str], timeout: 
 
 async def perform_borrowed(
     loan: Loan[psycopg.AsyncConnection[Any]], statements: Statements, effect: Effect, target: str
-) -> Rows:
+) -> Any:
     """Run one statement on the caller's connection, with cursor, rows and adapters of our own."""
     if isinstance(effect, Wait):
         raise AssertionError("an operation must not wait inside the caller's transaction")
     connection = loan.connection
+    if isinstance(effect, Transact):
+        try:
+            async with connection.transaction():
+                return await drive(effect.make(), lambda part: perform_borrowed(loan, statements, part, target))
+        except psycopg.Error as error:
+            raise translate(error, target=target, broken=connection.broken) from error
     try:
         cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
         prepare_adapters(cursor)
         await cursor.execute(statements.render(effect).named, effect.params or None, binary=bool(effect.params))
         return loan.note(effect, await cursor.fetchall() if has_rows(cursor) else NO_ROWS)
     except (psycopg.Error, UnicodeEncodeError) as error:
-        raise refused(error, effect.query, statements, connection, target=target) from error
+        raise refused(error, effect, statements, connection, target=target) from error
 
 
 async def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed: bool) -> AsyncLink:

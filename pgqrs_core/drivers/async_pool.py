@@ -12,12 +12,13 @@ import psycopg
 
 from pgqrs_core.drivers import aio, session
 from pgqrs_core.drivers.aio import AsyncLink
-from pgqrs_core.drivers.faults import RETRY, STALE, translate
+from pgqrs_core.drivers.faults import MOST_CONFLICTS, RETRY, STALE, translate
+from pgqrs_core.drivers.locks import Attempts, blockers_of, who_blocks
 from pgqrs_core.drivers.patience import AsyncConnection
 from pgqrs_core.drivers.session import Shelf
 from pgqrs_core.drivers.statements import Statements
-from pgqrs_core.effects import Effect, Execute, Op, Rows, Wait
-from pgqrs_core.errors import ServerError, TimedOut, Unavailable
+from pgqrs_core.effects import Effect, Execute, Op, Rows, Transact, Wait
+from pgqrs_core.errors import PgqrsError, ServerError, TableLocked, TimedOut, Unavailable
 from pgqrs_core.figures import PoolUsage
 
 __all__ = ["Connections"]
@@ -69,28 +70,55 @@ class Connections:
         raise AssertionError("unreachable")
 
     async def transact(self, make: Callable[[], Op[T]], statements: Statements) -> T:
-        """Run an operation in one transaction, again from the start after a conflict."""
-        for retries in (2, 1, 0):
+        """Run an operation in one transaction, again from the start after a conflict, or when a table was locked.
+
+        Raises:
+            TableLocked: a table stayed locked; the error says by whom.
+        """
+        conflicts, attempts = 0, Attempts()
+        while True:
             link = await self.get(relaxed=False)
             try:
                 async with _transaction(link, self.target):
                     if link.pooled:
                         await link.connection.execute(session.local_settings(self._query_timeout))
-
-                    async def answer(effect: Effect, link: AsyncLink = link) -> Rows:
-                        if isinstance(effect, Wait):
-                            raise AssertionError("an operation must not wait inside a transaction")
-                        return await aio.perform(
-                            link, statements, effect, timeout=self._query_timeout, target=self.target
-                        )
-
-                    return await aio.drive(make(), answer)
+                    return await self._drive_in(link, make(), statements, attempts.wait)
+            except TableLocked as error:
+                locked = error
             except ServerError as error:
-                if not retries or error.sqlstate not in RETRY:
+                conflicts += 1
+                if conflicts > MOST_CONFLICTS or error.sqlstate not in RETRY:
                     raise
+                continue
             finally:
                 await self.put(link)
-        raise AssertionError("unreachable")
+            known = await self._explain(locked, statements)
+            await asyncio.sleep(attempts.pause_after(known))
+
+    async def _drive_in(self, link: AsyncLink, op: Op[T], statements: Statements, lock_wait: float) -> T:
+        """Run an operation in the transaction of a connection; its own transactions become savepoints."""
+
+        async def answer(effect: Effect) -> Any:
+            if isinstance(effect, Wait):
+                raise AssertionError("an operation must not wait inside a transaction")
+            if isinstance(effect, Transact):
+                async with link.connection.transaction():
+                    return await aio.drive(effect.make(), answer)
+            return await aio.perform(
+                link, statements, effect, timeout=self._query_timeout, target=self.target, lock_wait=lock_wait
+            )
+
+        return await aio.drive(op, answer)
+
+    async def _explain(self, error: TableLocked, statements: Statements) -> TableLocked:
+        """Return the error with the sessions that are in the way, or as it is where they cannot be asked for."""
+        try:
+            rows = await self.run(who_blocks(statements.schema, error.tables), statements)
+        except PgqrsError:
+            return error
+        found = TableLocked(statements.schema, error.tables, blockers_of(rows))
+        found.__cause__ = error.__cause__
+        return found
 
     async def open(self, *, relaxed: bool) -> AsyncLink:
         """Open a connection outside the pool's count, for somebody who keeps it."""

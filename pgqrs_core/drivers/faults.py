@@ -6,16 +6,19 @@ from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
 
-from pgqrs_core.errors import NotPermitted, PgqrsError, ServerError, TimedOut, Unavailable
+from pgqrs_core.drivers.locks import LOCKED, locked_tables
+from pgqrs_core.errors import NotPermitted, PgqrsError, ServerError, TableLocked, TimedOut, Unavailable
 
 if TYPE_CHECKING:
     from pgqrs_core.drivers.statements import Statements
-    from pgqrs_core.sql import Query
+    from pgqrs_core.effects import Execute
 
-__all__ = ["RETRY", "STALE", "cannot_connect", "refused", "translate"]
+__all__ = ["MOST_CONFLICTS", "RETRY", "STALE", "cannot_connect", "refused", "translate"]
 
 #: Conflicts between transactions: the statement was rolled back and may simply be run again.
 RETRY: Final = frozenset({"40001", "40P01"})
+#: How often a transaction is run again after one.
+MOST_CONFLICTS: Final = 2
 #: The prepared statement no longer fits its table: run it again on a connection without it.
 STALE: Final = frozenset({"0A000", "26000"})
 
@@ -45,7 +48,7 @@ def translate(error: psycopg.Error, *, target: str, broken: bool) -> PgqrsError:
 
 def refused(
     error: psycopg.Error | UnicodeEncodeError,
-    query: Query,
+    effect: Execute,
     statements: Statements,
     connection: psycopg.BaseConnection[Any],
     *,
@@ -56,7 +59,9 @@ def refused(
         return ServerError("a text holds lone surrogates, which PostgreSQL cannot store", sqlstate="22021")
     if error.sqlstate == _DENIED:
         reason = error.diag.message_primary or "permission denied"
-        return NotPermitted(reason, user=connection.info.user, schema=statements.schema, duty=query.duty)
+        return NotPermitted(reason, user=connection.info.user, schema=statements.schema, duty=effect.query.duty)
+    if error.sqlstate == LOCKED:
+        return TableLocked(statements.schema, locked_tables(effect))
     return translate(error, target=target, broken=connection.broken)
 
 

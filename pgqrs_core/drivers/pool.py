@@ -11,13 +11,14 @@ from typing import Any, TypeVar
 import psycopg
 
 from pgqrs_core.drivers import session, sync
-from pgqrs_core.drivers.faults import RETRY, STALE, translate
+from pgqrs_core.drivers.faults import MOST_CONFLICTS, RETRY, STALE, translate
+from pgqrs_core.drivers.locks import Attempts, blockers_of, who_blocks
 from pgqrs_core.drivers.patience import Connection
 from pgqrs_core.drivers.session import Shelf
 from pgqrs_core.drivers.statements import Statements
 from pgqrs_core.drivers.sync import SyncLink
-from pgqrs_core.effects import Effect, Execute, Op, Rows, Wait
-from pgqrs_core.errors import ServerError, TimedOut, Unavailable
+from pgqrs_core.effects import Effect, Execute, Op, Rows, Transact, Wait
+from pgqrs_core.errors import PgqrsError, ServerError, TableLocked, TimedOut, Unavailable
 from pgqrs_core.figures import PoolUsage
 
 __all__ = ["Connections"]
@@ -72,21 +73,48 @@ class Connections:
         raise AssertionError("unreachable")
 
     def transact(self, make: Callable[[], Op[T]], statements: Statements) -> T:
-        """Run an operation in one transaction, again from the start after a conflict."""
-        for retries in (2, 1, 0):
+        """Run an operation in one transaction, again from the start after a conflict, or when a table was locked.
+
+        Raises:
+            TableLocked: a table stayed locked; the error says by whom.
+        """
+        conflicts, attempts = 0, Attempts()
+        while True:
             try:
                 with self._in_transaction() as link:
-
-                    def answer(effect: Effect, link: SyncLink = link) -> Rows:
-                        if isinstance(effect, Wait):
-                            raise AssertionError("an operation must not wait inside a transaction")
-                        return sync.perform(link, statements, effect, timeout=self._query_timeout, target=self.target)
-
-                    return sync.drive(make(), answer)
+                    return self._drive_in(link, make(), statements, attempts.wait)
+            except TableLocked as error:
+                known = self._explain(error, statements)
+                time.sleep(attempts.pause_after(known))
             except ServerError as error:
-                if not retries or error.sqlstate not in RETRY:
+                conflicts += 1
+                if conflicts > MOST_CONFLICTS or error.sqlstate not in RETRY:
                     raise
-        raise AssertionError("unreachable")
+
+    def _drive_in(self, link: SyncLink, op: Op[T], statements: Statements, lock_wait: float) -> T:
+        """Run an operation in the transaction of a connection; its own transactions become savepoints."""
+
+        def answer(effect: Effect) -> Any:
+            if isinstance(effect, Wait):
+                raise AssertionError("an operation must not wait inside a transaction")
+            if isinstance(effect, Transact):
+                with link.connection.transaction():
+                    return sync.drive(effect.make(), answer)
+            return sync.perform(
+                link, statements, effect, timeout=self._query_timeout, target=self.target, lock_wait=lock_wait
+            )
+
+        return sync.drive(op, answer)
+
+    def _explain(self, error: TableLocked, statements: Statements) -> TableLocked:
+        """Return the error with the sessions that are in the way, or as it is where they cannot be asked for."""
+        try:
+            rows = self.run(who_blocks(statements.schema, error.tables), statements)
+        except PgqrsError:
+            return error
+        found = TableLocked(statements.schema, error.tables, blockers_of(rows))
+        found.__cause__ = error.__cause__
+        return found
 
     @contextmanager
     def transaction(self) -> Iterator[psycopg.Connection[Any]]:

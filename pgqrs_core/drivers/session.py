@@ -15,6 +15,7 @@ import psycopg
 from psycopg import sql
 from psycopg.pq import ConnStatus, TransactionStatus
 
+from pgqrs_core.drivers.locks import BRIEF
 from pgqrs_core.drivers.replication import Doubt
 from pgqrs_core.figures import PoolUsage
 from pgqrs_core.readiness import Readiness
@@ -70,13 +71,17 @@ def session_settings(query_timeout: float) -> str:
     return _assign(settings, local=False).decode()
 
 
-def local_settings(query_timeout: float, *, relaxed: bool = False, flags: frozenset[str] = frozenset()) -> bytes:
+def local_settings(
+    query_timeout: float, *, relaxed: bool = False, flags: frozenset[str] = frozenset(), lock_wait: float = BRIEF
+) -> bytes:
     """Return one statement that sets the same for the transaction it stands in."""
     settings = {**_PATH, **_PINNED, "timezone": "UTC", "statement_timeout": f"{round(query_timeout * 1000)}ms"}
     if "patient" in flags:
         settings["statement_timeout"] = "0"
     if "bitmap" in flags:
         settings["enable_bitmapscan"] = "on"
+    if "lock_timeout" in flags:
+        settings["lock_timeout"] = f"{round(lock_wait * 1000)}ms"
     if relaxed:
         settings["synchronous_commit"] = "off"
     return _assign(settings, local=True)

@@ -6,8 +6,8 @@ Its twin is :mod:`pgqrs_core.drivers.aio`; whatever decides anything belongs to 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from typing import Any, TypeVar
+from contextlib import contextmanager, nullcontext
+from typing import Any, Final, TypeVar
 
 import psycopg
 from psycopg.pq import TransactionStatus
@@ -15,18 +15,22 @@ from psycopg.rows import tuple_row
 
 from pgqrs_core.drivers import session
 from pgqrs_core.drivers.borrowed import Loan
-from pgqrs_core.drivers.faults import cannot_connect, refused
+from pgqrs_core.drivers.faults import cannot_connect, refused, translate
+from pgqrs_core.drivers.locks import BRIEF
 from pgqrs_core.drivers.patience import Connection, limit_of
 from pgqrs_core.drivers.prepared import Prepared, is_usable, wire
 from pgqrs_core.drivers.session import Link
-from pgqrs_core.drivers.statements import NO_ROWS, Statements, has_rows, prepare_adapters
-from pgqrs_core.effects import Effect, Execute, Op, Rows, Wait
+from pgqrs_core.drivers.statements import NO_ROWS, Statement, Statements, has_rows, prepare_adapters
+from pgqrs_core.effects import Effect, Execute, Op, Rows, Transact, Wait
 from pgqrs_core.errors import PgqrsError
 
 __all__ = ["drive", "open_link", "perform", "perform_borrowed"]
 
 T = TypeVar("T")
 SyncLink = Link["Connection", "psycopg.Cursor[Any]"]
+
+#: Flags that leave a prepared plan as it is.
+_LOCK_TIMEOUT: Final = frozenset({"lock_timeout"})
 
 
 def drive(op: Op[T], perform: Callable[[Effect], Any]) -> T:
@@ -48,41 +52,54 @@ def drive(op: Op[T], perform: Callable[[Effect], Any]) -> T:
         op.close()
 
 
-def perform(link: SyncLink, statements: Statements, effect: Execute, *, timeout: float, target: str) -> Rows:
-    """Run one statement on a connection of ours."""
+def perform(
+    link: SyncLink, statements: Statements, effect: Execute, *, timeout: float, target: str, lock_wait: float = BRIEF
+) -> Rows:
+    """Run one statement on a connection of ours. With the flag ``lock_timeout`` it waits ``lock_wait`` s for a lock."""
     connection = link.connection
     query = effect.query
     statement = statements.render(effect)
     try:
         unusual = query.unusual
-        if link.prepared is not None and not unusual and (effect.params or effect.queues):
-            encoded = wire(statement.names, effect.params)
-            if encoded is not None:
-                return link.prepared.execute(statement, *encoded)
+        if not unusual and (rows := _prepared(link, statement, effect)) is not None:
+            return rows
         text = statement.named
         if "patient" in unusual:
             connection.limit = None
         if link.pooled:
-            return _perform_pooled(connection, text, effect, timeout)
+            return _perform_pooled(connection, text, effect, timeout, lock_wait)
         if unusual:
-            with _special(connection, unusual, timeout):
+            with _special(connection, unusual, timeout, lock_wait):
+                if unusual == _LOCK_TIMEOUT and (rows := _prepared(link, statement, effect)) is not None:
+                    return rows
                 cursor = connection.execute(text, effect.params or None)
         elif effect.params or effect.queues:
-            cursor = link.cursor.execute(text, effect.params or None, prepare=link.prepared is None, binary=True)
+            prepare = link.prepared is None and not effect.once
+            cursor = link.cursor.execute(text, effect.params or None, prepare=prepare, binary=True)
         else:
             cursor = connection.execute(text)
         return cursor.fetchall() if has_rows(cursor) else NO_ROWS
     except (psycopg.Error, UnicodeEncodeError) as error:
-        raise refused(error, query, statements, connection, target=target) from error
+        raise refused(error, effect, statements, connection, target=target) from error
     finally:
         if query.unusual:
             connection.limit = limit_of(timeout)
 
 
-def _perform_pooled(connection: psycopg.Connection[Any], text: bytes, effect: Execute, timeout: float) -> Rows:
+def _prepared(link: SyncLink, statement: Statement, effect: Execute) -> Rows | None:
+    """Run a statement the short way; None where it has to go the long one."""
+    if link.prepared is None or effect.once or not (effect.params or effect.queues):
+        return None
+    encoded = wire(statement.names, effect.params)
+    return None if encoded is None else link.prepared.execute(statement, *encoded)
+
+
+def _perform_pooled(
+    connection: psycopg.Connection[Any], text: bytes, effect: Execute, timeout: float, lock_wait: float
+) -> Rows:
     """Run one statement behind a transaction pooler, where a session is lent by the transaction."""
     query = effect.query
-    settings = session.local_settings(timeout, relaxed=query.relaxed, flags=query.flags)
+    settings = session.local_settings(timeout, relaxed=query.relaxed, flags=query.flags, lock_wait=lock_wait)
     if connection.pgconn.transaction_status != TransactionStatus.IDLE:
         if query.unusual:
             connection.execute(settings)
@@ -98,32 +115,45 @@ def _perform_pooled(connection: psycopg.Connection[Any], text: bytes, effect: Ex
 
 
 @contextmanager
-def _special(connection: Connection, flags: frozenset[str], timeout: float) -> Iterator[None]:
+def _special(connection: Connection, flags: frozenset[str], timeout: float, lock_wait: float) -> Iterator[None]:
     """Lift what would hinder a long or an unusual statement, and put it back."""
     wanted = {"patient": "statement_timeout = 0", "bitmap": "enable_bitmapscan = on"}
     before = {"patient": f"statement_timeout = {round(timeout * 1000)}", "bitmap": "enable_bitmapscan = off"}
     for flag in flags & wanted.keys():
         connection.execute(f"set {wanted[flag]}".encode())
     try:
-        yield
+        if "lock_timeout" in flags:
+            # For the transaction, never for the session: what the session has of its own must come back.
+            idle = connection.pgconn.transaction_status == TransactionStatus.IDLE
+            with connection.transaction() if idle else nullcontext():
+                connection.execute(f"set local lock_timeout = {round(lock_wait * 1000)}".encode())
+                yield
+        else:
+            yield
     finally:
         if not connection.closed and connection.pgconn.transaction_status != TransactionStatus.INERROR:
             for flag in flags & before.keys():
                 connection.execute(f"set {before[flag]}".encode())
 
 
-def perform_borrowed(loan: Loan[psycopg.Connection[Any]], statements: Statements, effect: Effect, target: str) -> Rows:
+def perform_borrowed(loan: Loan[psycopg.Connection[Any]], statements: Statements, effect: Effect, target: str) -> Any:
     """Run one statement on the caller's connection, with cursor, rows and adapters of our own."""
     if isinstance(effect, Wait):
         raise AssertionError("an operation must not wait inside the caller's transaction")
     connection = loan.connection
+    if isinstance(effect, Transact):
+        try:
+            with connection.transaction():
+                return drive(effect.make(), lambda part: perform_borrowed(loan, statements, part, target))
+        except psycopg.Error as error:
+            raise translate(error, target=target, broken=connection.broken) from error
     try:
         cursor = psycopg.Cursor(connection, row_factory=tuple_row)
         prepare_adapters(cursor)
         cursor.execute(statements.render(effect).named, effect.params or None, binary=bool(effect.params))
         return loan.note(effect, cursor.fetchall() if has_rows(cursor) else NO_ROWS)
     except (psycopg.Error, UnicodeEncodeError) as error:
-        raise refused(error, effect.query, statements, connection, target=target) from error
+        raise refused(error, effect, statements, connection, target=target) from error
 
 
 def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed: bool) -> SyncLink:

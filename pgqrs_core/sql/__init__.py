@@ -32,7 +32,10 @@ __all__ = [
 DUTIES: Final = ("producer", "consumer", "observer", "admin")
 
 #: Flags of statements that need the session set differently.
-_UNUSUAL: Final = frozenset({"patient", "bitmap"})
+_UNUSUAL: Final = frozenset({"patient", "bitmap", "lock_timeout"})
+
+#: Scripts take as long as they need, but do not let others wait behind them.
+_SCRIPT: Final = frozenset({"patient", "lock_timeout"})
 
 _BLOCK = re.compile(r"^-- name: (?P<name>\w+)(?P<flags>(?: \w+)*)\s*\n", re.MULTILINE)
 
@@ -42,10 +45,12 @@ class Query:
     """One named statement, or a script of several that takes no parameters.
 
     Flags stand behind the name. ``relaxed``: its commit may be lost in a crash of the server without harm, so it need
-    not wait for the disk. ``patient``: it may take longer than the query timeout. ``bitmap``: it wants the bitmap
-    scans that are switched off for everything else. ``alone``: it refuses to run inside a transaction. ``glance``: it
-    changes nothing and is over at once, so any connection will do. ``producer``, ``consumer``, ``observer``, ``anyone``:
-    who must be allowed to run it; without one of these it is an administrator's. See operations/roles.py.
+    not wait for the disk. ``patient``: it may take longer than the query timeout. ``lock_timeout``: it waits for the lock
+    of a table for a moment only, because others wait behind it, see drivers/locks.py; scripts of migrations and grants
+    have both of these. ``bitmap``: it wants the bitmap scans that are switched off for everything else. ``alone``: it
+    refuses to run inside a transaction. ``glance``: it changes nothing and is over at once, so any connection will do.
+    ``producer``, ``consumer``, ``observer``, ``anyone``: who must be allowed to run it; without one of these it is an
+    administrator's. See operations/roles.py.
 
     A query is equal to itself alone: those of the catalogue are looked up by it at each call.
     """
@@ -85,12 +90,12 @@ class Migration:
     blocks: Mapping[str, Query]
 
 
-def _blocks(text: str) -> Iterator[Query]:
+def _blocks(text: str, flags: frozenset[str] = frozenset()) -> Iterator[Query]:
     starts = list(_BLOCK.finditer(text))
     ends = [match.start() for match in starts[1:]] + [len(text)]
     for match, end in zip(starts, ends):
         body = text[match.end() : end].strip()
-        yield Query(match["name"], body.removesuffix(";"), frozenset(match["flags"].split()))
+        yield Query(match["name"], body.removesuffix(";"), flags.union(match["flags"].split()))
 
 
 def read_queries(package: str) -> Mapping[str, Query]:
@@ -120,7 +125,7 @@ def read_migrations(package: str) -> Iterator[Migration]:
                 name=rest.removesuffix(".sql"),
                 checksum=hashlib.sha256(text.encode()).hexdigest(),
                 safe="-- safe: yes" in text,
-                blocks=MappingProxyType({block.name: block for block in _blocks(text)}),
+                blocks=MappingProxyType({block.name: block for block in _blocks(text, _SCRIPT)}),
             )
 
 
@@ -129,7 +134,7 @@ def read_grants(package: str) -> Mapping[str, Query]:
     path = files(package) / "grants.sql"
     if not path.is_file():
         return MappingProxyType({})
-    return MappingProxyType({block.name: block for block in _blocks(path.read_text(encoding="utf-8"))})
+    return MappingProxyType({block.name: block for block in _blocks(path.read_text(encoding="utf-8"), _SCRIPT)})
 
 
 queries: Final = read_queries(__name__)

@@ -39,7 +39,7 @@ values (%(component)s, %(version)s, %(name)s, %(checksum)s, %(safe)s);
 select exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
                where n.nspname = %(schema)s and c.relname = 'migrations');
 
--- name: drop_shared
+-- name: drop_shared patient lock_timeout
 -- The keys may be missing: they came later.
 drop table if exists {schema}.idempotency_keys;
 drop table {schema}.waiters, {schema}.leaders, {schema}.queues, {schema}.migrations;
@@ -77,11 +77,11 @@ returning queue_id, name, table_suffix, options::text, paused_at, created_at;
 select queue_id, name, table_suffix, options::text, paused_at, created_at
 from {schema}.queues where name = %(name)s for update;
 
--- name: drop_queue patient
+-- name: drop_queue patient lock_timeout
 drop view {view};
 drop table {queue};
 
--- name: drop_archive patient
+-- name: drop_archive patient lock_timeout
 drop table {archive};
 
 -- name: delete_queue

@@ -80,3 +80,20 @@ from {schema}.leaders where role = 'housekeeper' and until > statement_timestamp
 -- name: sleepers observer
 -- How many consumers sleep and have asked to be woken, by queue.
 select queue_id, count(*) from {schema}.waiters where until > statement_timestamp() group by queue_id;
+
+-- name: lock_holders anyone glance
+-- Sessions that hold locks on these tables, or where none are named on any of the schema, the longest transaction first. Of
+-- a statement only what stands before its first quoted value is read, and no number.
+select a.pid, coalesce(a.usename::text, '?'), coalesce(a.application_name, ''), coalesce(a.state, ''),
+  a.backend_type = 'autovacuum worker', extract(epoch from clock_timestamp() - a.xact_start)::float8,
+  case when has_query then left(regexp_replace(regexp_replace(substring(a.query from '^(?:[^''$]|\$\d)*'), '\m\d+', '…', 'g'),
+                                               '\s+', ' ', 'g'), 120) else '' end
+from pg_catalog.pg_stat_activity a, lateral (select a.query <> '<insufficient privilege>' as has_query) h
+where a.pid <> pg_backend_pid() and (a.xact_start is null or a.xact_start < clock_timestamp() - interval '0.2 seconds')
+  and a.pid in (
+    select l.pid from pg_catalog.pg_locks l
+    where l.granted and l.locktype = 'relation' and l.relation in (
+      select c.oid from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+      where n.nspname = %(schema)s
+        and (cardinality(%(tables)s::text[]) = 0 or c.relname = any (%(tables)s::text[]))))
+order by a.xact_start nulls last limit 3;

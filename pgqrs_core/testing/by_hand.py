@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import msgspec
 
 from pgqrs_core.drivers.statements import Statements
-from pgqrs_core.effects import Execute, Wait
+from pgqrs_core.effects import Execute, Transact
 from pgqrs_core.errors import PgqrsError
 from pgqrs_core.messages import CLAIM_LANES, Queue, QueueOptions
 
@@ -29,7 +29,7 @@ class Played(NamedTuple):
     @property
     def names(self) -> list[str]:
         """The statements it ran, by name; a wait is called ``wait``."""
-        return ["wait" if isinstance(effect, Wait) else effect.query.name for effect in self.effects]
+        return [effect.query.name if isinstance(effect, Execute) else "wait" for effect in self.effects]
 
     def params(self, place: int) -> dict[str, Any]:
         """The parameters of its n-th statement."""
@@ -41,8 +41,10 @@ class Played(NamedTuple):
 def play(op: Op[Any], *replies: Any) -> Played:
     """Run an operation to its end; an error among the replies is thrown at it.
 
-    It must ask for exactly as many effects as there are replies. What it raises passes through.
+    It must ask for exactly as many effects as there are replies; what it does in a transaction of its own counts as if it
+    did it itself. What it raises passes through.
     """
+    op = _inline(op)
     effects: list[Effect] = []
     waiting = list(replies)
     try:
@@ -54,6 +56,21 @@ def play(op: Op[Any], *replies: Any) -> Played:
     except StopIteration as end:
         assert not waiting, f"it never asked for what should be answered with {waiting}"
         return Played(effects, end.value)
+
+
+def _inline(op: Op[Any]) -> Op[Any]:
+    """Run the transactions of an operation as parts of it."""
+    try:
+        effect = next(op)
+        while True:
+            try:
+                reply = (yield from _inline(effect.make())) if isinstance(effect, Transact) else (yield effect)
+            except PgqrsError as error:
+                effect = op.throw(error)
+            else:
+                effect = op.send(reply)
+    except StopIteration as end:
+        return end.value
 
 
 def elements(literal: str) -> list[str | None]:

@@ -93,7 +93,8 @@ def test_every_name_is_well_formed_and_unique(path: Path) -> None:
 
     names = [
         re.fullmatch(
-            r"-- name: ([a-z][a-z_]*)((?: (?:anyone|producer|consumer|observer|relaxed|patient|bitmap|alone|glance))*)",
+            r"-- name: ([a-z][a-z_]*)"
+            r"((?: (?:anyone|producer|consumer|observer|relaxed|patient|bitmap|alone|glance|lock_timeout))*)",
             line,
         )
         for line in lines
