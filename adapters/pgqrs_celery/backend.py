@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterable, Iterator
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator
+from functools import partial
+from typing import Any, Final
 from weakref import WeakValueDictionary
 
 from celery import states
+from celery._state import get_current_worker_task
 from celery.backends.asynchronous import AsyncBackendMixin
 from celery.backends.base import Backend
 from celery.exceptions import SecurityError
 from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import result_from_tuple
+from celery.utils.log import get_logger
 from kombu.utils.encoding import ensure_bytes
 
 from pgqrs_celery import housekeeping, operations
@@ -28,6 +31,11 @@ from pgqrs_core.effects import Rows
 from pgqrs_core.errors import Unavailable
 
 __all__ = ["PgqrsBackend", "housekeeping"]
+
+logger = get_logger(__name__)
+
+#: Seconds for which a task that has ended waits for a server that is away.
+_OUTAGE: Final = 30.0
 
 _shared: WeakValueDictionary[tuple[str, str], Store] = WeakValueDictionary()
 _sharing = threading.Lock()
@@ -96,6 +104,27 @@ class PgqrsBackend(ChordsMixin, AsyncBackendMixin, Backend):
     def exception_safe_to_retry(self, exc: Exception) -> bool:
         """Tell whether trying again may help: the server was lost, and we are not in the midst of a transaction."""
         return isinstance(exc, Unavailable) and not self.store.in_transaction
+
+    def _ensure_retryable(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+        """Run an operation, tried again as configured; and where a task of a worker asks for it, for `_OUTAGE` seconds.
+
+        Its result is not lost because the server restarts at the moment at which it ends. Others, such as the main process
+        of a worker or an application that publishes, are told at once.
+        """
+        attempt = partial(super()._ensure_retryable, func, *args, **kwargs)
+        if self.always_retry or not get_current_worker_task():
+            return attempt()
+        deadline = time.monotonic() + _OUTAGE
+        pause = 0.05
+        while True:
+            try:
+                return attempt()
+            except Unavailable as error:
+                if not self.exception_safe_to_retry(error) or time.monotonic() + pause > deadline:
+                    raise
+                logger.warning("cannot reach the result backend, which is tried again: %s", error)
+            self._sleep(pause)
+            pause = min(2 * pause, 1.0)
 
     def exception_to_python(self, exc: Any) -> Exception | None:
         """Return the exception that a result tells of.

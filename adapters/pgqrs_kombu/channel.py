@@ -196,6 +196,13 @@ class Channel(Declarations, virtual.Channel):  # type: ignore[misc]
         """Have a message delivered again, or dead-lettered."""
         self._qos.reject(delivery_tag, requeue)
 
+    def give_up(self, delivery_tag: int) -> None:
+        """Have a message delivered again that its consumer began to handle and will not finish.
+
+        The delivery counts, and no ack of it holds any more. Without effect on what was settled before.
+        """
+        self._qos.give_up(delivery_tag)
+
     def basic_recover(self, requeue: bool = False) -> None:
         """Give all unsettled messages back."""
         self._qos.restore_unacked_once()

@@ -88,6 +88,11 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         """
         self._settle("requeue" if requeue else "reject", (delivery_tag,))
 
+    def give_up(self, delivery_tag: int) -> None:
+        """Have a message delivered again, if it was not settled before; later acks of it are refused."""
+        if delivery_tag in self._held:
+            self._settle("requeue", (delivery_tag,))
+
     def restore_unacked(self) -> list[Any]:
         """Give everything unsettled back, in its old place; these deliveries do not count."""
         self._settle("release", tuple(self._held))

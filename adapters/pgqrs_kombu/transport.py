@@ -22,6 +22,7 @@ from pgqrs_kombu.errors import CHANNEL_ERRORS, CONNECTION_ERRORS, RECOVERABLE_CO
 from pgqrs_kombu.groups import publish_groups_together
 from pgqrs_kombu.intake import STALE, Intake
 from pgqrs_kombu.options import Options
+from pgqrs_kombu.requests import follow_requests
 from pgqrs_kombu.tasks import surround_tasks
 from pgqrs_kombu.url import config_of, keep_alternates, masked, port_of
 
@@ -84,6 +85,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         keep_alternates(client)
         _open_gates(client)
         surround_tasks()
+        follow_requests()
 
     # Connecting
 

@@ -40,6 +40,23 @@ def slow(text: Any, seconds: float) -> None:
     note(f"end {text}")
 
 
+def hold_until_told(text: Any) -> None:
+    note(f"begin {text}")
+    while not os.path.exists(os.environ["TEST_NOTES"] + ".go"):
+        time.sleep(0.02)
+    note(f"end {text}")
+
+
+@app.task(shared=False, acks_late=True)
+def hold(text: Any) -> None:
+    hold_until_told(text)
+
+
+@app.task(shared=False)
+def hold_acked(text: Any) -> None:
+    hold_until_told(text)
+
+
 @app.task(shared=False, acks_late=True, reject_on_worker_lost=True)
 def die(text: Any) -> None:
     note(f"die {text}")

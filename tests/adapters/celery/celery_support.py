@@ -106,6 +106,10 @@ class Workers(Crew[Worker]):
         """Whether nothing of a queue is left, held or not."""
         return self.sql(f"select count(*) from pgqrs.q_{queue}") == [(0,)]
 
+    def let_go(self) -> None:
+        """Let the tasks end that hold until they are told to."""
+        self.notes_file.with_name(self.notes_file.name + ".go").touch()
+
     def inspect(self, worker: Worker) -> Any:
         return self.app.control.inspect(destination=[worker.name], timeout=PATIENCE / 3)
 
