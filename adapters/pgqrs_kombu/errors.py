@@ -24,6 +24,7 @@ from amqp.exceptions import (
     error_for_code,
 )
 from amqp.exceptions import ConnectionError as AMQPConnectionError
+from kombu.exceptions import OperationalError
 
 from pgqrs_core.errors import (
     BodyTooLarge,
@@ -40,6 +41,7 @@ __all__ = [
     "CONNECTION_ERRORS",
     "RECOVERABLE_CONNECTION_ERRORS",
     "QueueGone",
+    "as_operational",
     "not_equivalent",
     "not_found",
     "no_route",
@@ -72,6 +74,15 @@ def translated() -> Iterator[None]:
         raise PreconditionFailed(str(error), _BASIC_PUBLISH) from error
     except (InvalidArgument, ConfigurationError) as error:
         raise PreconditionFailed(str(error)) from error
+
+
+@contextmanager
+def as_operational() -> Iterator[None]:
+    """Raise Kombu's error where the server is away, as Kombu does around what it retries, with ours as its cause."""
+    try:
+        yield
+    except RECOVERABLE_CONNECTION_ERRORS as error:
+        raise OperationalError(str(error)) from error
 
 
 def not_found(kind: str, name: str) -> NotFound:

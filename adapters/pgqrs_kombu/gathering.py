@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 from kombu.exceptions import BatchPublishError
 
 from pgqrs_core.errors import Unavailable
+from pgqrs_core.scopes import Caller
 from pgqrs_kombu.errors import translated
+from pgqrs_kombu.outbox import current_scope
 
 if TYPE_CHECKING:
     from pgqrs_kombu.channel import Channel
@@ -21,19 +23,35 @@ class Gathering:
 
     Args:
         max_size: after how many messages they are written; what was written stays, whatever becomes of later ones.
+        connection: the caller's connection to write them on; None for the brokers' own.
     """
 
-    def __init__(self, max_size: int) -> None:
+    def __init__(self, max_size: int, connection: object = None) -> None:
         self._max_size = max_size
+        self.connection = connection
         self._parcels: list[tuple[Publisher, Parcel]] = []
         self._failed: BaseException | None = None
+        self._ended = False
+
+    def __len__(self) -> int:
+        return len(self._parcels)
 
     def add(self, publisher: Publisher, parcel: Parcel) -> None:
         """Keep a message for later."""
         self._check()
-        self._parcels.append((publisher, parcel))
-        if len(self._parcels) >= self._max_size:
+        if self._ended:
+            raise RuntimeError("the batch has ended")
+        item = publisher, parcel
+        self._parcels.append(item)
+        if len(self._parcels) < self._max_size:
+            return
+        try:
             self.flush()
+        except Unavailable:
+            # Kombu retries the publish, which adds the message again.
+            if self._parcels[-1] is item:
+                self._parcels.pop()
+                raise
 
     def flush(self) -> None:
         """Write what was gathered. Messages of several brokers are one transaction for each.
@@ -48,7 +66,7 @@ class Gathering:
             mine = [parcel for owner, parcel in self._parcels if owner is publisher]
             try:
                 with translated():
-                    publisher.send(mine)
+                    publisher.send(mine, self.connection)
             except Unavailable as error:
                 if not error.in_flight:
                     raise
@@ -58,6 +76,10 @@ class Gathering:
                 self._failed = error
                 raise
             self._parcels = [item for item in self._parcels if item[0] is not publisher]
+
+    def end(self) -> None:
+        """Gather nothing more."""
+        self._ended = True
 
     def discard(self) -> None:
         """Forget what was gathered."""
@@ -73,7 +95,9 @@ class PublishBatch:
 
     def __init__(self, channel: Channel, max_size: int) -> None:
         self.channel = channel
-        self._gathering = Gathering(max_size)
+        self._scope = current_scope()
+        self._caller = Caller.current()
+        self._gathering = Gathering(max_size, None if self._scope is None else self._scope.connection)
         self._closed = False
 
     def publish(
@@ -84,8 +108,20 @@ class PublishBatch:
         mandatory: bool = False,
         **_: Any,
     ) -> None:
-        """Route a message, and keep it for later."""
+        """Route a message, and keep it for later.
+
+        Kombu keeps one batch for each producer and thread. A message of another task or greenlet, or of an inner block
+        with a batch or transaction of its own, is published as that has it.
+        """
         self._check()
+        scope = current_scope()
+        if (
+            not Caller.current().is_within(self._caller)
+            or scope is not self._scope
+            or (scope and scope.batch is not None)
+        ):
+            self.channel.basic_publish(message, exchange, routing_key, mandatory)
+            return
         publisher = self.channel.broker.publisher
         with translated():
             parcel = publisher.route(message, exchange or "", routing_key or "")

@@ -6,28 +6,32 @@
         task.delay(order_id)
 
 What is published there, by whatever Kombu or Celery call in this thread, task or greenlet, is written on the caller's
-connection: it is delivered if and when the caller commits, and never if he rolls back.
+connection: it is delivered if and when the caller commits, and never if it rolls back. See `pgqrs_core.scopes` for what
+counts as the block.
 
 This module is imported together with Kombu, so it imports nothing of it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import logging
+from collections.abc import Container, Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from typing import TYPE_CHECKING, Final
+
+from pgqrs_core.scopes import Scope, Scopes
 
 if TYPE_CHECKING:
     from pgqrs_kombu.gathering import Gathering
 
-__all__ = ["MAX_SIZE", "batch", "current_batch", "current_connection", "in_transaction"]
+__all__ = ["MAX_SIZE", "batch", "current_scope", "gather", "in_transaction"]
+
+_log = logging.getLogger("pgqrs.kombu")
 
 #: Messages that are gathered before they are written.
 MAX_SIZE: Final = 1_000
 
-_connection: ContextVar[object] = ContextVar("pgqrs_kombu_connection", default=None)
-_batch: ContextVar[Gathering | None] = ContextVar("pgqrs_kombu_batch", default=None)
+_scopes: Final = Scopes("pgqrs_kombu_scope")
 
 
 @contextmanager
@@ -42,19 +46,14 @@ def in_transaction(connection: object) -> Iterator[None]:
     within about a second: a notification in the transaction would make its commit hold a lock of the whole database.
     Declarations of queues are not part of the transaction, and stay.
 
+    The block is what its own thread, greenlet or asyncio task runs. Other tasks, threads, greenlets and callbacks publish
+    by themselves, at once, also if they were started in the block.
+
     Raises:
         InvalidArgument: at the first publish, if it is none of these, or is closed.
     """
-    token = _connection.set(connection)
-    try:
+    with _scopes.enter(_scopes, connection=connection):
         yield
-    finally:
-        _connection.reset(token)
-
-
-def current_connection() -> object:
-    """Return the connection to publish on, or None for the broker's own."""
-    return _connection.get()
 
 
 @contextmanager
@@ -68,30 +67,60 @@ def batch(max_size: int = MAX_SIZE) -> Iterator[Gathering]:
                 send_invoice.delay(order)
 
     It holds for whatever Kombu or Celery call in this thread, task or greenlet; within `in_transaction` it is written on
-    the caller's connection. If the block raises, nothing is published. A block within another belongs to the outer one.
+    the caller's connection. If the block raises, nothing is published. A block within another belongs to the outer one,
+    unless there is an `in_transaction` between them. Other tasks, threads, greenlets and callbacks publish by themselves,
+    at once, also if they were started in the block.
 
     Args:
         max_size: messages after which they are written before the end, so that memory is bounded; these then stay.
 
     Raises:
-        Unavailable: at the end, if the server is away. Nothing was stored.
-        BatchPublishError: at the end, if the server went away during the commit; it may or may not have taken place.
+        kombu.exceptions.OperationalError: at the end, if the server is away. Nothing was stored.
+        kombu.exceptions.BatchPublishError: at the end, if the server went away during the commit; it may or may not have
+            taken place.
+    """
+    from pgqrs_kombu.errors import as_operational
+
+    outer = current_scope()
+    if outer is not None and outer.batch is not None:
+        yield outer.batch
+        return
+    with gather(max_size) as mine:
+        yield mine
+    with as_operational():
+        mine.flush()
+
+
+@contextmanager
+def gather(max_size: int = MAX_SIZE, members: Container[str] | None = None) -> Iterator[Gathering]:
+    """Gather what is published in this block, for the caller to flush; nothing, if the block raises.
+
+    Args:
+        max_size: as in `batch`.
+        members: the ids of the tasks to gather; other messages are published as they would be outside.
     """
     from pgqrs_kombu.gathering import Gathering
 
-    outer = _batch.get()
-    if outer is not None:
-        yield outer
-        return
-    mine = Gathering(max_size)
-    token = _batch.set(mine)
+    outer = current_scope()
+    mine = Gathering(max_size, None if outer is None else outer.connection)
     try:
-        yield mine
+        with _scopes.enter(_scopes, connection=mine.connection, batch=mine, members=members):
+            yield mine
+    except GeneratorExit:
+        # Every other exception is seen by the caller of the block.
+        if mine:
+            _log.warning(
+                "%d messages of a batch were discarded: the generator that gathered them was closed", len(mine)
+            )
+        raise
     finally:
-        _batch.reset(token)
-    mine.flush()
+        mine.end()
 
 
-def current_batch() -> Gathering | None:
-    """Return what gathers the messages of this block, if anything does."""
-    return _batch.get()
+def current_scope(member: str | None = None) -> Scope | None:
+    """Return what changes the publishing of the running code, or None.
+
+    Args:
+        member: the id of the task to publish, if it is one.
+    """
+    return _scopes.find(_scopes, member)

@@ -15,7 +15,7 @@ from pgqrs_core.operations.traffic import announce, outgoing, prepared
 from pgqrs_kombu import mail
 from pgqrs_kombu.envelope import compose
 from pgqrs_kombu.errors import not_found
-from pgqrs_kombu.outbox import current_batch, current_connection
+from pgqrs_kombu.outbox import current_scope
 from pgqrs_kombu.plugin import ADAPTER
 
 if TYPE_CHECKING:
@@ -64,19 +64,22 @@ class Publisher:
             Unavailable, EnqueueUnknown: the server is away.
         """
         parcel = self.route(message, exchange, routing_key)
-        gathering = current_batch()
-        if gathering is not None:
-            if not parcel.is_empty:
-                gathering.add(self, parcel)
-            return not parcel.is_empty
-        if parcel.post is None and len(parcel.drafts) == 1 and current_connection() is None:
+        scope = current_scope(_task_id(message))
+        if scope is not None:
+            if parcel.is_empty:
+                return False
+            if scope.batch is None:
+                return self.send([parcel], scope.connection) > 0
+            scope.batch.add(self, parcel)
+            return True
+        if parcel.post is None and len(parcel.drafts) == 1:
             return self._send_one(parcel.drafts[0])
-        if parcel.post is not None and not parcel.drafts and current_connection() is None:
+        if parcel.post is not None and not parcel.drafts:
             return self._engine.run(_post, parcel.post, self._engine.plugins, self._engine.doorbell.channel) > 0
         return not parcel.is_empty and self.send([parcel]) > 0
 
-    def send(self, parcels: Sequence[Parcel]) -> int:
-        """Store many messages, all or none; return how many rows that made."""
+    def send(self, parcels: Sequence[Parcel], connection: object = None) -> int:
+        """Store many messages, all or none, on the caller's ``connection`` or ours; return how many rows that made."""
         engine = self._engine
         drafts = [draft for parcel in parcels for draft in parcel.drafts]
         by_queue: dict[str, list[Draft]] = {}
@@ -84,7 +87,6 @@ class Publisher:
             by_queue.setdefault(draft.queue, []).append(draft)
         groups = [(queue, group) for name, group in by_queue.items() if (queue := self._queue(name)) is not None]
         posts = [parcel.post for parcel in parcels if parcel.post is not None]
-        connection = current_connection()
         if connection is not None:
             ids, count = engine.run_in(connection, _write, groups, posts, engine.plugins, engine.doorbell.channel)
             return sum(map(len, ids)) + count
@@ -148,6 +150,12 @@ class Publisher:
         for (queue, drafts), numbers in zip(groups, ids):
             engine.run(ring, queue, engine.doorbell)
             announce(queue.name, drafts, numbers, seconds, plugins=engine.plugins, adapter=ADAPTER)
+
+
+def _task_id(message: dict[str, Any]) -> str | None:
+    """Return the id of the task that a message asks for, as Celery writes it beside every task."""
+    found = message["properties"].get("correlation_id")
+    return found if isinstance(found, str) else None
 
 
 def _matching(routes: Sequence[Route], kind: str, routing_key: str) -> dict[str, float | None]:

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Iterator
 from typing import Any
 
 import psycopg
 import pytest
-from celery import chain, group
+from celery import Celery, Task, chain, chord, group
+from celery.signals import after_task_publish, before_task_publish
+from celery.utils.dispatch import Signal
 from pgqrs_kombu import batch, in_transaction
+
+from pgqrs_core.testing import eventually
 
 from .celery_support import Workers
 
@@ -114,3 +119,76 @@ def test_threads_do_not_share_a_batch(connected: Workers) -> None:
         thread.join(20)
 
     assert commits(connected) == [(1,), (5,), (5,), (5,), (5,)]
+
+
+def test_a_group_that_a_generator_makes_goes_member_by_member(connected: Workers) -> None:
+    say = connected.tasks.say
+
+    def members() -> Iterator[Any]:
+        yield from (say.s(1), say.s(2), say.s(3))
+        # Celery looks two members ahead.
+        eventually(lambda: len(commits(connected)) == 2)
+        yield say.s(4)
+
+    group(members(), app=connected.app).apply_async()
+
+    assert commits(connected) == [(1,)] * 5
+
+
+def test_a_group_with_a_generators_group_in_it_goes_member_by_member(connected: Workers) -> None:
+    say = connected.tasks.say
+    inner = group((say.s(number) for number in range(3)), app=connected.app)
+    group([say.s("first"), inner], app=connected.app).apply_async()
+
+    assert commits(connected) == [(1,)] * 5
+
+
+@pytest.mark.parametrize("signal", [before_task_publish, after_task_publish])
+def test_what_a_handler_of_a_signal_sends_goes_by_itself(connected: Workers, signal: Signal) -> None:
+    say = connected.tasks.say
+    audit = connected.app.signature("audit")
+
+    def send(sender: str, **_: Any) -> None:
+        if sender != "audit":
+            audit.apply_async()
+            group([audit.clone(), audit.clone()], app=connected.app).apply_async()
+
+    signal.connect(send)
+    try:
+        with pytest.raises(Exception, match=r"serializable|EncodeError"):
+            group([say.s(1), say.s(2), say.s(object())], app=connected.app).apply_async()
+        sent = 3 if signal is before_task_publish else 2
+        assert commits(connected) == [(1,)] * (1 + sent) + [(2,)] * sent
+        group([say.s(1), say.s(2)], app=connected.app).apply_async()
+        assert commits(connected) == [(1,)] * (3 + sent) + [(2,)] * (3 + sent)
+    finally:
+        signal.disconnect(send)
+
+
+def test_a_member_that_sends_something_else_sends_it_by_itself(connected: Workers) -> None:
+    app = connected.app
+
+    class Auditing(Task):  # type: ignore[misc]
+        name = "auditing"
+
+        def apply_async(self, *args: Any, **options: Any) -> Any:
+            connected.tasks.say.delay("audit")
+            return super().apply_async(*args, **options)
+
+    task = app.register_task(Auditing())
+    group([task.s(), task.s()], app=app).apply_async()
+
+    assert commits(connected) == [(1,), (1,), (1,), (2,)]
+
+
+def test_a_chord_within_a_group_goes_with_it(connected: Workers) -> None:
+    app = Celery("chords", broker=connected.url, backend=connected.url, set_as_current=False)
+
+    @app.task(name="say")
+    def say(*_: Any) -> None: ...
+
+    group([say.s(1), chord([say.s(2), say.s(3)], say.s(4)), chain(group([say.s(5), say.s(6)]), say.s(7))], app=app)()
+    app.backend.close()
+    app.close()
+
+    assert commits(connected) == [(1,), (5,)]
