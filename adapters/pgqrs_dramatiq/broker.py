@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -26,11 +27,13 @@ from pgqrs_dramatiq.errors import translated, translation
 from pgqrs_dramatiq.inspection import Inspection
 from pgqrs_dramatiq.publishing import Parcel, Publisher
 from pgqrs_dramatiq.runtime import runtime_of
-from pgqrs_dramatiq.scopes import current_batch, current_connection, scope
+from pgqrs_dramatiq.scopes import SCOPES
 from pgqrs_dramatiq.shutdown import GiveBack
 from pgqrs_dramatiq.surrounding import Surround
 
 __all__ = ["PgqrsBroker"]
+
+_log = logging.getLogger("pgqrs.dramatiq")
 
 
 class PgqrsBroker(Inspection, Broker):
@@ -124,46 +127,68 @@ class PgqrsBroker(Inspection, Broker):
         if isinstance(message, Leased) and message.is_failing and self._has_claimed(message):
             return self._retry(message, delay)
         parcel = self._pack(message, delay)
-        batch = current_batch(self)
-        if batch is not None:
-            batch.append(parcel)
-        else:
+        scope = SCOPES.find(self, message.message_id)
+        if scope is None:
             self._send([parcel])
+        elif scope.batch is None:
+            self._send([parcel], scope.connection)
+        else:
+            scope.batch.append(parcel)
         return parcel.message
 
     def enqueue_many(self, messages: Iterable[Message[Any]], *, delay: int | None = None) -> list[Message[Any]]:
         """Store many messages, all or none, with one statement for each queue. Returns and raises as `enqueue` does."""
-        with self.batch():
+        messages = list(messages)
+        with self._gather({message.message_id for message in messages}):
             return [self.enqueue(message, delay=delay) for message in messages]
 
     @contextmanager
     def batch(self) -> Iterator[None]:
         """Gather what is enqueued in this block, and store all of it at its end; nothing, if the block raises.
 
-        The hook ``after_enqueue`` comes at the end. Retries are not held back. One block within another joins it.
+        The hook ``after_enqueue`` comes at the end. Retries are not held back. A block within another joins it, unless
+        there is a `transaction` between them. The block is what its own thread, greenlet or asyncio task enqueues: others
+        do so by themselves, at once, also if they were started in the block.
         """
-        if current_batch(self) is not None:
+        with self._gather(None):
+            yield
+
+    @contextmanager
+    def _gather(self, members: set[str] | None) -> Iterator[None]:
+        """Gather what is enqueued in this block, as `batch` does; with ``members`` only messages of these ids."""
+        outer = SCOPES.find(self, next(iter(members), None) if members else None)
+        if outer is not None and outer.batch is not None:
             yield
             return
         parcels: list[Parcel] = []
-        with scope(self, batch=parcels):
-            yield
+        connection = None if outer is None else outer.connection
+        try:
+            with SCOPES.enter(self, connection=connection, batch=parcels, members=members):
+                yield
+        except GeneratorExit:
+            # Every other exception is seen by the caller of the block.
+            if parcels:
+                _log.warning(
+                    "%d messages of a batch were discarded: the generator that gathered them was closed", len(parcels)
+                )
+            raise
         if parcels:
-            self._send(parcels)
+            self._send(parcels, connection)
 
     @contextmanager
     def transaction(self, connection: object) -> Iterator[None]:
         """Let what is enqueued in this block join the caller's transaction.
 
-        It is delivered if he commits, and never if he rolls back. Workers that wait are woken after the commit where
-        SQLAlchemy or Django tell of it, and else find it within about a second: a notification in the transaction would
-        make its commit hold a lock of the whole database.
+        It is delivered if and when the caller commits, and never if it rolls back. Workers that wait are woken after the
+        commit where SQLAlchemy or Django tell of it, and else find it within about a second: a notification in the
+        transaction would make its commit hold a lock of the whole database. The block is what its own thread, greenlet or
+        asyncio task enqueues, as in `batch`.
 
         Args:
             connection: a psycopg connection, a SQLAlchemy ``Connection`` or ``Session`` on the psycopg driver, or a Django
                 connection, to the database that holds the queues.
         """
-        with scope(self, connection=connection):
+        with SCOPES.enter(self, connection=connection):
             yield
 
     def consume(self, queue_name: str, prefetch: int = 1, timeout: int = 30000) -> PgqrsConsumer:
@@ -223,9 +248,8 @@ class PgqrsBroker(Inspection, Broker):
             priority = self.actors[message.actor_name].options.get("broker_priority")
         return priority
 
-    def _send(self, parcels: list[Parcel]) -> None:
+    def _send(self, parcels: list[Parcel], connection: object = None) -> None:
         drafts = [parcel.draft for parcel in parcels]
-        connection = current_connection(self)
         # Not by `translated`: a generator is a good part of what a single message costs here.
         try:
             if connection is not None:
