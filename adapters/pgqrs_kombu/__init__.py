@@ -5,9 +5,26 @@ Importing this package makes the scheme known; with the package installed Celery
 
 from __future__ import annotations
 
-from pgqrs_kombu.outbox import batch, in_transaction
+from typing import TYPE_CHECKING, Any
+
 from pgqrs_kombu.registration import register
+
+if TYPE_CHECKING:
+    from pgqrs_kombu.outbox import batch, in_transaction
 
 __all__ = ["batch", "in_transaction"]
 
 register()
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: Kombu imports this package always, and a driver should come only with its use."""
+    if name in __all__:
+        from pgqrs_kombu import outbox
+
+        return getattr(outbox, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

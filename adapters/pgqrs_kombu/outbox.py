@@ -8,8 +8,6 @@
 What is published there, by whatever Kombu or Celery call in this thread, task or greenlet, is written on the caller's
 connection: it is delivered if and when the caller commits, and never if it rolls back. See `pgqrs_core.scopes` for what
 counts as the block.
-
-This module is imported together with Kombu, so it imports nothing of it.
 """
 
 from __future__ import annotations
