@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from pgqrs_core.drivers import aio
-from pgqrs_core.effects import Execute, Rows
-from pgqrs_core.errors import PgqrsError, ServerError
+from pgqrs_core.effects import Effect, Execute, Rows
+from pgqrs_core.errors import PgqrsError
 from pgqrs_core.wakeups import LONGEST_PAUSE, SPARE, Shared
 from pgqrs_core.watch import Party
 
@@ -160,12 +160,11 @@ class AsyncWakeups(Shared):
             loop.remove_reader(socket)
 
     async def _probe(self, link: AsyncLink, queues: list[Queue]) -> Rows:
-        try:
-            return await self._execute(link, self._look(queues))
-        except ServerError as error:
-            return self._blind(error)
+        rows, failed = await aio.drive(self._look(queues), lambda effect: self._execute(link, effect))
+        return self._without(rows, failed)
 
-    async def _execute(self, link: AsyncLink, effect: Execute) -> Rows:
+    async def _execute(self, link: AsyncLink, effect: Effect) -> Rows:
+        assert isinstance(effect, Execute)
         return await aio.perform(link, self._statements, effect, timeout=self._timeout, target=self._target)
 
     async def _farewell(self, link: AsyncLink) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from pgqrs_core.effects import Op
@@ -23,7 +23,7 @@ _log = logging.getLogger("pgqrs.depths")
 
 
 class Depths:
-    """Looks at all queues, archives excepted, with one statement for their names and one for their figures.
+    """Looks at all queues, archives excepted, with one statement for their names and one for the figures of each fifty.
 
     At most once in ``seconds``, however many ask. Thread-safe.
 
@@ -38,13 +38,14 @@ class Depths:
         self._lock = threading.Lock()
         self._looked_at = float("-inf")
         self._found: Sequence[Metrics] | None = None
+        self._unreadable: Collection[str] = ()
 
     def look(self) -> Sequence[Metrics] | None:
-        """Return the figures of every queue; None, and a line in the log, if the database is away."""
+        """Return the figures of every queue that can be read; None, and a line in the log, if the database is away."""
         with self._lock:
             # Whoever comes during a look waits for it, and gets its answer.
             if time.monotonic() - self._looked_at >= self._seconds:
-                self._found = self._ask()
+                self._found = self._readable(self._ask())
                 self._looked_at = time.monotonic()
             return self._found
 
@@ -54,6 +55,17 @@ class Depths:
         except PgqrsError as error:
             _log.warning("the queues cannot be looked at: %s", error)
             return None
+
+    def _readable(self, found: Sequence[Metrics] | None) -> Sequence[Metrics] | None:
+        """Leave out queues that cannot be read, with a line in the log when that begins."""
+        if found is None:
+            return None
+        errors = {one.queue: one.error for one in found if one.error is not None}
+        for queue, error in errors.items():
+            if queue not in self._unreadable:
+                _log.warning("queue %r cannot be measured, and is left out: %s", queue, error)
+        self._unreadable = errors.keys()
+        return [one for one in found if one.error is None]
 
 
 def _measure_all() -> Op[list[Metrics]]:

@@ -24,6 +24,7 @@
     │   └── TimedOut                the server did not answer a statement in time
     ├── ServerError                 the server refused a statement; the cause is chained
     │   ├── NotPermitted            for want of a right: which role to grant
+    │   ├── QueuesFailed            some of many queues: which, and that the others are done
     │   └── TableLocked             another session keeps a table: which one, and what to do
     └── PluginError                 a plugin failed to load or broke its contract
 
@@ -53,6 +54,7 @@ __all__ = [
     "PluginError",
     "QueueExists",
     "QueueNotFound",
+    "QueuesFailed",
     "SchemaError",
     "SchemaMissing",
     "SchemaTooNew",
@@ -199,9 +201,16 @@ class SchemaMissing(SchemaError):
 class SchemaTooOld(SchemaError):
     """The tables are older than the code."""
 
-    def __init__(self, schema: str, installed: int, supported: int) -> None:
+    #: A queue whose tables are not up to date, where an installation was interrupted; None where the schema is not.
+    queue: str | None
+
+    def __init__(self, schema: str, installed: int, supported: int, *, queue: str | None = None) -> None:
+        what = f"has version {installed}, this code needs {supported}"
+        if queue is not None:
+            what = f"was not upgraded to the end: the tables of queue {queue!r} are older than version {supported}"
+        self.queue = queue
         super().__init__(
-            f"schema {schema!r} has version {installed}, this code needs {supported}. Run `pgqrs install`.",
+            f"schema {schema!r} {what}. Run `pgqrs install`.",
             schema=schema,
             installed=installed,
             supported=supported,
@@ -348,6 +357,21 @@ class NotPermitted(ServerError):
         )
         super().__init__(f"{user!r} may not do this: {reason}. {remedy}", sqlstate="42501")
         self.user, self.schema, self.duty = user, schema, duty
+
+
+class QueuesFailed(ServerError):
+    """Something was done for many queues, and failed for some; for the others it is done. The cause is the first error."""
+
+    schema: str
+    queues: Sequence[str]
+
+    def __init__(self, done: str, schema: str, queues: Sequence[str], reason: str) -> None:
+        names = ", ".join(map(repr, queues[:3])) + (f" and {len(queues) - 3:,} more" if len(queues) > 3 else "")
+        super().__init__(
+            f"queues of schema {schema!r} could not be {done}, all others are: {names}. The first: {reason.rstrip('.')}. "
+            "Mend that and run it again."
+        )
+        self.schema, self.queues = schema, tuple(queues)
 
 
 class Blocker(NamedTuple):

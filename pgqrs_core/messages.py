@@ -285,3 +285,5 @@ class Metrics(msgspec.Struct, frozen=True):
     next_due_seconds: float | None
     paused: bool
     estimated: tuple[str, ...] = ()
+    #: Why the queue could not be read: its table is missing, say. Then all figures are zero, and mean nothing.
+    error: str | None = None

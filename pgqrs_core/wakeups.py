@@ -11,16 +11,17 @@ import logging
 import secrets
 import threading
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 import psycopg
 from psycopg import sql
 
 from pgqrs_core.arrays import numbers
 from pgqrs_core.drivers import sync
-from pgqrs_core.effects import Execute, Rows
+from pgqrs_core.effects import Effect, Execute, Op, Rows
 from pgqrs_core.errors import PgqrsError, ServerError
+from pgqrs_core.operations.many import ask_all
 from pgqrs_core.pipe import Pipe
 from pgqrs_core.sql import queries
 from pgqrs_core.threads import join
@@ -84,8 +85,8 @@ class Shared:
         """Keep a notification that psycopg took while it waited for an answer."""
         self._arrived.append(notice.payload)
 
-    def _look(self, queues: list[Queue]) -> Execute:
-        return Execute(queries["probe"], queues=tuple(queues), special=self.probes)
+    def _look(self, queues: list[Queue]) -> Op[tuple[list[tuple[Any, ...]], dict[int, ServerError]]]:
+        return ask_all(queries["probe"], {}, queues, special=self.probes)
 
     @staticmethod
     def _turn(left: float) -> float:
@@ -93,10 +94,11 @@ class Shared:
         return min(left, 2 * POLL)
 
     @staticmethod
-    def _blind(error: ServerError) -> Rows:
-        """One of the queues was deleted, perhaps: let everybody look for himself, and be told of his own queue."""
-        _log.debug("a look at all queues failed: %s", error)
-        return ()
+    def _without(rows: Rows, failed: Mapping[int, ServerError]) -> Rows:
+        """Return the answers; consumers of queues that cannot be read get none, so they claim and learn why."""
+        for number, error in failed.items():
+            _log.debug("queue number %d cannot be probed: %s", number, error)
+        return rows
 
     def _report(self, error: Exception, pause: float) -> None:
         _log.warning("the wake-up connection broke, consumers poll; next try in %.1f s: %s", pause, error)
@@ -264,12 +266,11 @@ class Wakeups(Shared):
         self._pipe.wait(seconds, link.connection.pgconn.socket)
 
     def _probe(self, link: SyncLink, queues: list[Queue]) -> Rows:
-        try:
-            return self._execute(link, self._look(queues))
-        except ServerError as error:
-            return self._blind(error)
+        rows, failed = sync.drive(self._look(queues), lambda effect: self._execute(link, effect))
+        return self._without(rows, failed)
 
-    def _execute(self, link: SyncLink, effect: Execute) -> Rows:
+    def _execute(self, link: SyncLink, effect: Effect) -> Rows:
+        assert isinstance(effect, Execute)
         return sync.perform(link, self._statements, effect, timeout=self._timeout, target=self._target)
 
     def _farewell(self, link: SyncLink) -> None:

@@ -8,7 +8,7 @@ table a_jobs
   headers json
   body bytea not null
   CREATE INDEX a_jobs_archived_at_idx ON pgqrs.a_jobs USING brin (archived_at) WITH (autosummarize='on')
-  CREATE INDEX a_jobs_message_id_idx ON pgqrs.a_jobs USING btree (message_id)
+  CREATE UNIQUE INDEX a_jobs_pkey ON pgqrs.a_jobs USING btree (message_id, archived_at)
 
 table idempotency_keys
   with autovacuum_vacuum_cost_delay=0
@@ -67,6 +67,7 @@ table queues
   options json not null
   paused_at timestamp with time zone
   created_at timestamp with time zone not null default now()
+  schema_version integer not null default 2
   CREATE UNIQUE INDEX queues_name_key ON pgqrs.queues USING btree (name)
   CREATE UNIQUE INDEX queues_pkey ON pgqrs.queues USING btree (queue_id)
   CREATE UNIQUE INDEX queues_table_suffix_key ON pgqrs.queues USING btree (table_suffix)

@@ -99,7 +99,7 @@ class Store:
             except SchemaMissing:
                 if not self._create_schema:
                     raise
-                self.engine.transact(schema.install_if_empty, self.engine.schema, self.engine.plugins)
+                self.engine.run(schema.install_if_empty, self.engine.schema, self.engine.plugins)
                 self._check()
             self._ready = True
 

@@ -188,7 +188,7 @@ class Database:
             except SchemaMissing:
                 if not self._create_schema:
                     raise
-                self.engine.transact(schema.install_if_empty, self.engine.schema, self.engine.plugins)
+                self.engine.run(schema.install_if_empty, self.engine.schema, self.engine.plugins)
                 self._check(own_tables=own_tables)
             self._checked.add(own_tables)
 

@@ -92,7 +92,7 @@ class Broker:
             self.engine.run(topology.migrated)
         else:
             engine = self.engine
-            engine.transact(topology.prepare_schema, engine.schema, engine.plugins, self.options.create_schema)
+            engine.run(topology.prepare_schema, engine.schema, engine.plugins, self.options.create_schema)
             self._ready = True
         self._users.add(user)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -9,8 +10,8 @@ from amqp.protocol import queue_declare_ok_t
 from kombu.transport.base import to_rabbitmq_queue_arguments
 from kombu.utils.uuid import uuid
 
-from pgqrs_core.errors import NotPermitted
-from pgqrs_core.operations.metrics import measure
+from pgqrs_core.errors import NotPermitted, ServerError
+from pgqrs_core.operations.metrics import measure_one
 from pgqrs_core.operations.queues import purge_queue
 from pgqrs_kombu import mail, topology
 from pgqrs_kombu.errors import not_found, translated
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from pgqrs_kombu.transport import Transport
 
 __all__ = ["Declarations"]
+
+_log = logging.getLogger("pgqrs.kombu")
 
 _DEFAULT_EXCHANGE: Final = "amq.direct"
 
@@ -152,7 +155,14 @@ class Declarations:
         known = broker.engine.run(topology.find_declared, queue)
         if known is None:
             return 0
-        size = self._count(known)
+        try:
+            size = self._count(known)
+        except ServerError as error:
+            if if_empty:
+                raise
+            # Its table is missing, for example: all the more reason to delete it.
+            _log.warning("the messages of queue %r cannot be counted, and it is deleted all the same: %s", queue, error)
+            size = 0
         if if_empty and size:
             return 0
         broker.engine.transact(topology.delete_declared, queue, broker.channel, if_unused=bool(if_unused))
@@ -211,4 +221,4 @@ class Declarations:
         if known.mailbox is not None:
             return self.broker.engine.run(mail.size, known.mailbox)
         place = self.broker.engine.queue(known.name)
-        return self.broker.engine.run(measure, [place])[0].ready
+        return self.broker.engine.run(measure_one, place).ready

@@ -31,18 +31,22 @@ class AsyncAdmin:
 
         Raises:
             NotPermitted: this role may not make tables or roles; the error says what it takes.
+            TableLocked: a table stayed locked for half a minute; the error names the session. Run it again.
+            QueuesFailed: the tables of some queues could not be upgraded; those of the others are.
         """
-        return await self._engine.transact(
+        return await self._engine.run(
             schema.install_all, self._engine.schema, self._engine.plugins, roles=roles, role_prefix=role_prefix
         )
 
     async def uninstall(self, *, roles: bool = False) -> list[str]:
         """Drop all queues with their messages, and all tables; return the names of the queues.
 
+        Each queue is dropped by itself: what was interrupted can be run again.
+
         Args:
             roles: also drop the group roles that `install` made. Else they stay, without rights on anything here.
         """
-        return await self._engine.transact(schema.uninstall, self._engine.schema, self._engine.plugins, roles=roles)
+        return await self._engine.run(schema.uninstall, self._engine.schema, self._engine.plugins, roles=roles)
 
     async def roles(self) -> dict[str, str]:
         """Return the group roles that `install` made, by what they are for; none unless it was asked to."""
@@ -92,10 +96,10 @@ class AsyncAdmin:
     async def queue_metrics(self, name: str) -> Metrics:
         """Return the figures of one queue. Cheap, whatever the backlog; large counts are estimates."""
         self._engine.forget(name)
-        return (await self._engine.run(metrics.measure, [await self._engine.queue(name)]))[0]
+        return await self._engine.on(name, metrics.measure_one)
 
     async def all_queues_metrics(self) -> list[Metrics]:
-        """Return the figures of all queues, by name."""
+        """Return the figures of all queues, by name. One that cannot be read has an ``error`` that says why."""
         return await self._engine.run(metrics.measure, await self.list_queues())
 
     async def peek(self, name: str, count: int = 10) -> list[Snapshot]:

@@ -130,6 +130,9 @@ async def perform_borrowed(
     connection = loan.connection
     if isinstance(effect, Transact):
         try:
+            if not connection.autocommit:
+                # Else the block would be the transaction itself, and commit it.
+                await connection.execute(b"select")
             async with connection.transaction():
                 return await drive(effect.make(), lambda part: perform_borrowed(loan, statements, part, target))
         except psycopg.Error as error:

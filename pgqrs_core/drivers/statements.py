@@ -90,7 +90,8 @@ class Statements:
                 names[key] = sql.Identifier(self.schema, prefix + queue.suffix)
             names["queue_id"] = sql.Literal(queue.id)
             names["sequence"] = sql.Identifier(self.schema, f"q_{queue.suffix}_message_id_seq")
-            names["queue_name"] = sql.Literal(names["queue"].as_string(None))
+            for key in ("queue", "archive"):
+                names[f"{key}_name"] = sql.Literal(names[key].as_string(None))
         if _has_parameters(query):
             names = {key: sql.SQL(name.as_string(None).replace("%", "%%")) for key, name in names.items()}
         return sql.SQL(query.text).format(**names)

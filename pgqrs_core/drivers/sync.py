@@ -143,6 +143,9 @@ def perform_borrowed(loan: Loan[psycopg.Connection[Any]], statements: Statements
     connection = loan.connection
     if isinstance(effect, Transact):
         try:
+            if not connection.autocommit:
+                # Else the block would be the transaction itself, and commit it.
+                connection.execute(b"select")
             with connection.transaction():
                 return drive(effect.make(), lambda part: perform_borrowed(loan, statements, part, target))
         except psycopg.Error as error:

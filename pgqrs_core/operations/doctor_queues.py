@@ -85,6 +85,9 @@ def _queues(schema: str) -> Op[list[Finding]]:
 
 
 def _judge(one: Metrics) -> Iterator[Finding]:
+    if one.error is not None:
+        yield Finding("queues", "warn", f"queue {one.queue!r} cannot be measured: {one.error}")
+        return
     age = one.oldest_ready_seconds
     if one.paused:
         summary = f"queue {one.queue!r} is paused with {_counted(one.ready, 'message')} ready"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
+from collections import Counter
 from typing import Final
 
 import msgspec
 
 from pgqrs_core.effects import Execute, Op
+from pgqrs_core.errors import ServerError, TimedOut
 from pgqrs_core.messages import Queue
 from pgqrs_core.operations.archives import prune_archive
 from pgqrs_core.operations.queues import list_queues
@@ -14,10 +17,14 @@ from pgqrs_core.sql import queries
 
 __all__ = ["Housekeeping", "elect", "maintain", "resign"]
 
+_log = logging.getLogger("pgqrs.maintenance")
+
 _ROLE: Final = "housekeeper"
 _PAGE: Final = 1_000
 #: Dead tuples beyond which a table is vacuumed here: autovacuum, which starts at 2,000, has not kept up.
 _BLOATED: Final = 50_000
+#: Queues in a row for which the server does not answer in time: then it is not the queues.
+_MOST_TIMEOUTS: Final = 3
 
 
 class Housekeeping(msgspec.Struct, frozen=True):
@@ -28,6 +35,8 @@ class Housekeeping(msgspec.Struct, frozen=True):
     archive_pruned: int = 0
     vacuumed: int = 0
     keys_pruned: int = 0
+    #: Queues that could not be cleaned, each with the reason. The others were.
+    failed: dict[str, str] = {}
 
 
 def elect(holder: int, seconds: float, *, role: str = _ROLE) -> Op[bool]:
@@ -42,22 +51,44 @@ def resign(holder: int, *, role: str = _ROLE) -> Op[None]:
 
 
 def maintain(schema: str) -> Op[Housekeeping]:
-    """Do one round over all queues: remove what expired and what is kept no longer, vacuum what has bloated."""
-    expired = dead = archived = vacuumed = 0
+    """Do one round over all queues: remove what expired and what is kept no longer, vacuum what has bloated.
+
+    A queue that cannot be cleaned, because its table is missing or locked for example, does not stop the round: the log
+    says why, and ``failed`` of the result.
+
+    Raises:
+        TimedOut: the server did not answer in time for three queues in a row.
+    """
     yield Execute(queries["forget_waiters"])
     keys = yield from _all_pages("prune_keys", {})
+    done: Counter[str] = Counter()
+    failed: dict[str, str] = {}
+    timeouts = 0
     for queue in (yield from list_queues()):
-        options = queue.options
-        expired += yield from _all_pages("expire", {}, queue)
-        if options.dead_retention_seconds is not None:
-            dead += yield from _all_pages("prune_dead", {"seconds": options.dead_retention_seconds}, queue)
-        if options.archive and options.archive_retention_seconds is not None:
-            archived += yield from prune_archive(queue, options.archive_retention_seconds)
-        bloat = yield Execute(queries["dead_tuples"], {"schema": schema, "table": f"q_{queue.suffix}"})
-        if bloat and bloat[0][0] > _BLOATED:
-            yield Execute(queries["vacuum"], {}, queue)
-            vacuumed += 1
-    return Housekeeping(expired, dead, archived, vacuumed, keys)
+        try:
+            yield from _clean(schema, queue, done)
+            timeouts = 0
+        except (ServerError, TimedOut) as error:
+            timeouts += isinstance(error, TimedOut)
+            if timeouts == _MOST_TIMEOUTS:
+                raise
+            failed[queue.name] = str(error)
+            _log.warning("queue %r could not be cleaned, the others are: %s", queue.name, error)
+    return Housekeeping(**done, keys_pruned=keys, failed=failed)
+
+
+def _clean(schema: str, queue: Queue, done: Counter[str]) -> Op[None]:
+    """Do what a round does for one queue, and count it."""
+    options = queue.options
+    done["expired"] += yield from _all_pages("expire", {}, queue)
+    if options.dead_retention_seconds is not None:
+        done["dead_pruned"] += yield from _all_pages("prune_dead", {"seconds": options.dead_retention_seconds}, queue)
+    if options.archive and options.archive_retention_seconds is not None:
+        done["archive_pruned"] += yield from prune_archive(queue, options.archive_retention_seconds)
+    bloat = yield Execute(queries["dead_tuples"], {"schema": schema, "table": f"q_{queue.suffix}"})
+    if bloat and bloat[0][0] > _BLOATED:
+        yield Execute(queries["vacuum"], {}, queue)
+        done["vacuumed"] += 1
 
 
 def _all_pages(name: str, params: dict[str, object], queue: Queue | None = None) -> Op[int]:

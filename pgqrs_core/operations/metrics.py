@@ -14,11 +14,13 @@ from collections.abc import Sequence
 from statistics import median
 from typing import Any, Final
 
-from pgqrs_core.effects import Execute, Op
+from pgqrs_core.effects import Execute, Op, Rows
+from pgqrs_core.errors import NotPermitted, ServerError
 from pgqrs_core.messages import DEAD_LANE, Metrics, Queue
+from pgqrs_core.operations.many import ask_all
 from pgqrs_core.sql import queries
 
-__all__ = ["CAP", "measure"]
+__all__ = ["CAP", "measure", "measure_one"]
 
 #: Rows of a lane that are counted one by one.
 CAP: Final = 10_000
@@ -34,24 +36,47 @@ _LIMITS: Final = {"cap": CAP, "parts": PARTS, "sample": SAMPLE}
 
 
 def measure(queues: Sequence[Queue], *, with_archives: bool = True) -> Op[list[Metrics]]:
-    """Return the figures of these queues, in their order, with two statements however many there are.
+    """Return the figures of these queues, in their order, with two statements for every fifty of them.
 
-    Without archives it is one, and archived messages are not counted.
+    Without archives it is one, and archived messages are not counted. A queue that cannot be read has an ``error``, and
+    its figures are zero.
+
+    Raises:
+        NotPermitted: none of them may be read.
     """
-    if not queues:
-        return []
+    rows, failed = yield from ask_all(queries["metrics"], _LIMITS, queues)
     lanes: dict[int, list[tuple[Any, ...]]] = defaultdict(list)
-    for row in (yield Execute(queries["metrics"], _LIMITS, queues=tuple(queues))):
+    for row in rows:
         lanes[row[0]].append(row[1:])
-    archives: dict[int, tuple[Any, ...]] = {}
-    archiving = tuple(queue for queue in queues if with_archives and queue.options.archive)
-    if archiving:
-        for row in (yield Execute(queries["archive_metrics"], _LIMITS, queues=archiving)):
-            archives[row[0]] = row[1:]
-    return [_metrics(queue, lanes[queue.id], archives.get(queue.id)) for queue in queues]
+    archiving = [queue for queue in queues if with_archives and queue.options.archive and queue.id not in failed]
+    rows, more = yield from ask_all(queries["archive_metrics"], _LIMITS, archiving)
+    failed.update(more)
+    if len(failed) == len(queues):
+        for error in failed.values():
+            if isinstance(error, NotPermitted):
+                raise error
+    archives = {row[0]: row[1:] for row in rows}
+    return [_metrics(queue, lanes[queue.id], archives.get(queue.id), failed.get(queue.id)) for queue in queues]
 
 
-def _metrics(queue: Queue, lanes: Sequence[tuple[Any, ...]], archive: tuple[Any, ...] | None) -> Metrics:
+def measure_one(queue: Queue) -> Op[Metrics]:
+    """Return the figures of one queue.
+
+    Raises:
+        ServerError: it cannot be read.
+    """
+    rows: Rows = yield Execute(queries["metrics"], _LIMITS, queues=(queue,))
+    archive: Rows = ()
+    if queue.options.archive:
+        archive = yield Execute(queries["archive_metrics"], _LIMITS, queues=(queue,))
+    return _metrics(queue, [row[1:] for row in rows], archive[0][1:] if archive else None)
+
+
+def _metrics(
+    queue: Queue, lanes: Sequence[tuple[Any, ...]], archive: tuple[Any, ...] | None, error: ServerError | None = None
+) -> Metrics:
+    if error is not None:
+        lanes = ()
     ready = delayed = in_flight = expired = dead = archived = 0
     estimated: set[str] = set()
     oldest: list[float] = []
@@ -99,6 +124,7 @@ def _metrics(queue: Queue, lanes: Sequence[tuple[Any, ...]], archive: tuple[Any,
         next_due_seconds=min(dues, default=None),
         paused=queue.paused_at is not None,
         estimated=tuple(sorted(estimated)),
+        error=None if error is None else str(error),
     )
 
 

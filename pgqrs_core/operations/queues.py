@@ -23,7 +23,7 @@ from pgqrs_core.messages import (
     show_headers,
 )
 from pgqrs_core.operations.roles import grant_queue
-from pgqrs_core.operations.schema import build_queue, pause_migrations
+from pgqrs_core.operations.schema import SUPPORTED, build_queue, pause_migrations
 from pgqrs_core.sql import queries
 
 __all__ = [
@@ -72,7 +72,8 @@ def create_queue(name: str, options: QueueOptions) -> Op[Queue]:
     rows = yield Execute(queries["find_queue"], {"name": name})
     if rows:
         return _same(queue_of(rows[0]), options)
-    rows = yield Execute(queries["insert_queue"], {"name": name, "suffix": suffix, "options": stored})
+    new = {"name": name, "suffix": suffix, "options": stored, "version": SUPPORTED}
+    rows = yield Execute(queries["insert_queue"], new)
     if rows:
         queue = queue_of(rows[0])
         yield from build_queue(queue, schema)
@@ -123,7 +124,10 @@ def list_queues() -> Op[list[Queue]]:
 
 
 def delete_queue(name: str) -> Op[Queue]:
-    """Drop a queue with everything in it, archive and dead letters included, in one transaction."""
+    """Drop a queue with everything in it, archive and dead letters included, in one transaction.
+
+    What is missing of it already does not matter.
+    """
     rows = yield Execute(queries["lock_queue"], {"name": check_name(name)})
     if not rows:
         raise (yield from _not_found(name))

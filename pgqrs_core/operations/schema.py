@@ -1,19 +1,34 @@
 """The schema: installing, upgrading and removing it, and checking that it fits this code.
 
 Migrations go forward only. They are numbered files with a block for the shared tables and blocks for the tables of every
-queue; all pending ones run in one transaction, under an advisory lock, so they are applied once or not at all.
+queue. The shared blocks of all pending ones run in one transaction, under an advisory lock, so they are applied once or not
+at all. Then the tables of each queue are brought up to date in a transaction of their own, which holds few locks, and
+holds them briefly; how far a queue is stands in its row. What was interrupted goes on where it ended when it is run again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import logging
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from pgqrs_core.effects import Execute, Op
-from pgqrs_core.errors import InvalidArgument, SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
+from pgqrs_core.arrays import texts
+from pgqrs_core.effects import Execute, Op, Transact
+from pgqrs_core.errors import (
+    InvalidArgument,
+    NotPermitted,
+    QueueNotFound,
+    QueuesFailed,
+    SchemaError,
+    SchemaMissing,
+    SchemaTooNew,
+    SchemaTooOld,
+    ServerError,
+)
 from pgqrs_core.messages import Queue
-from pgqrs_core.operations.roles import drop_roles, grant_all, install_roles, known_roles
-from pgqrs_core.sql import MIGRATIONS, Migration, Query, queries, read_migrations
+from pgqrs_core.operations.roles import check_roles, drop_roles, grant_new, grant_queue, install_roles, known_roles
+from pgqrs_core.sql import GRANTS, MIGRATIONS, Migration, Query, queries, read_grants, read_migrations
 
 if TYPE_CHECKING:
     from pgqrs_core.plugins import Plugins
@@ -36,14 +51,36 @@ SUPPORTED: Final = MIGRATIONS[-1].version
 
 COMPONENT: Final = "pgqrs"
 
+_log = logging.getLogger("pgqrs.schema")
 
-def install(schema: str, *, component: str = COMPONENT, migrations: Sequence[Migration] = MIGRATIONS) -> Op[list[str]]:
+#: Queues whose names are read at once.
+_PAGE: Final = 1_000
+
+
+def install(
+    schema: str,
+    *,
+    component: str = COMPONENT,
+    migrations: Sequence[Migration] = MIGRATIONS,
+    grants: Mapping[str, Query] = GRANTS,
+) -> Op[list[str]]:
     """Apply what is missing, and return the names of the steps that were applied.
 
     Raises:
         SchemaTooNew: a newer version is installed than this code knows.
         SchemaError: a step was applied with other contents than it has now.
+        TableLocked: a table stayed locked. Run it again; what was done is done.
     """
+    done: list[str] = yield Transact(lambda: _install_shared(schema, component, migrations, grants))
+    if component == COMPONENT:
+        yield from _upgrade_queues(schema, migrations)
+    return done
+
+
+def _install_shared(
+    schema: str, component: str, migrations: Sequence[Migration], grants: Mapping[str, Query]
+) -> Op[list[str]]:
+    """Apply the shared blocks of the missing steps, record these, and grant what is new to the roles."""
     yield Execute(queries["migration_lock"], {"schema": schema})
     exists = yield Execute(queries["namespace_exists"], {"schema": schema})
     if not exists[0][0]:
@@ -65,9 +102,68 @@ def install(schema: str, *, component: str = COMPONENT, migrations: Sequence[Mig
                     supported=newest,
                 )
             continue
-        yield from _apply(component, step)
+        if "shared" in step.blocks:
+            yield Execute(step.blocks["shared"])
+        yield Execute(
+            queries["record_migration"],
+            {
+                "component": component,
+                "version": step.version,
+                "name": step.name,
+                "checksum": step.checksum,
+                "safe": step.safe,
+            },
+        )
         done.append(f"{component} {step.version:04} {step.name}")
+    if done:
+        yield from grant_new(schema, component, grants)
     return done
+
+
+def _upgrade_queues(schema: str, migrations: Sequence[Migration]) -> Op[None]:
+    """Bring the tables of every queue up to date. One that cannot be does not stop the others."""
+    newest, after = migrations[-1].version, 0
+    failed: dict[str, ServerError] = {}
+    while True:
+        rows = yield Execute(queries["outdated_queues"], {"version": newest, "after": after, "limit": _PAGE})
+        for number, name in rows:
+            try:
+                yield Transact(partial(_upgrade_queue, schema, number, migrations))
+            except ServerError as error:
+                _log.warning("the tables of queue %r could not be upgraded, those of others are: %s", name, error)
+                failed[name] = error
+        if len(rows) < _PAGE:
+            break
+        after = rows[-1][0]
+    _raise_if(failed, schema, "upgraded")
+
+
+def _raise_if(failed: Mapping[str, ServerError], schema: str, what: str) -> None:
+    if failed:
+        first = next(iter(failed.values()))
+        if isinstance(first, NotPermitted):
+            raise first
+        raise QueuesFailed(what, schema, tuple(failed), str(first)) from first
+
+
+def _upgrade_queue(schema: str, number: int, migrations: Sequence[Migration]) -> Op[None]:
+    # Imported late: queues are built by this module.
+    from pgqrs_core.operations.queues import queue_of
+
+    rows = yield Execute(queries["lock_outdated_queue"], {"queue_id": number})
+    if not rows:
+        return
+    queue, version = queue_of(rows[0][:6]), rows[0][6]
+    tables = {"queue": f"q_{queue.suffix}", "archive": f"a_{queue.suffix}"}
+    found = yield Execute(queries["existing_tables"], {"schema": schema, "tables": texts(list(tables.values()))})
+    there = {row[0] for row in found}
+    for step in migrations:
+        if step.version > version:
+            # A table that is missing has nothing to upgrade, and must not stop the others.
+            yield from _apply_to_queue(step, queue, [kind for kind, table in tables.items() if table in there])
+    if there >= set(tables.values() if queue.options.archive else [tables["queue"]]):
+        yield from grant_queue(schema, queue)
+    yield Execute(queries["record_version"], {"queue_id": number, "version": migrations[-1].version})
 
 
 def install_all(schema: str, plugins: Plugins, *, roles: bool = False, role_prefix: str | None = None) -> Op[list[str]]:
@@ -77,51 +173,34 @@ def install_all(schema: str, plugins: Plugins, *, roles: bool = False, role_pref
     """
     if role_prefix is not None and not roles:
         raise InvalidArgument("role_prefix", role_prefix, "left out unless roles are to be made")
+    if roles:
+        yield from check_roles(schema, role_prefix)
     done = yield from install(schema)
     for source in plugins.migrations:
         steps = tuple(read_migrations(source.package))
         if steps:
-            done += yield from install(schema, component=source.component, migrations=steps)
+            grants = read_grants(source.package)
+            done += yield from install(schema, component=source.component, migrations=steps, grants=grants)
     if roles:
-        return done + [f"role {name}" for name in (yield from install_roles(schema, plugins, role_prefix))]
-    known = yield from known_roles(schema)
-    if known and done:
-        yield from grant_all(schema, plugins, known)
+        done += yield from install_roles(schema, plugins, role_prefix)
     return done
 
 
 def install_if_empty(schema: str, plugins: Plugins) -> Op[list[str]]:
     """Install everything where nothing of pgqrs is yet; leave alone what is there, even if it does not fit.
 
-    Run it in one transaction. Several processes may do so at once: one installs, the others wait for it and find it done.
+    All in one transaction. Several processes may do so at once: one installs, the others wait for it and find it done.
     """
+    done: list[str] = yield Transact(lambda: _install_if_empty(schema, plugins))
+    return done
+
+
+def _install_if_empty(schema: str, plugins: Plugins) -> Op[list[str]]:
     yield Execute(queries["migration_lock"], {"schema": schema})
     exists = yield Execute(queries["schema_exists"], {"schema": schema})
     if exists[0][0]:
         return []
     return (yield from install_all(schema, plugins))
-
-
-def _apply(component: str, step: Migration) -> Op[None]:
-    if "shared" in step.blocks:
-        yield Execute(step.blocks["shared"])
-    if component == COMPONENT:
-        # Imported late: queues are built by this module.
-        from pgqrs_core.operations.queues import queue_of
-
-        rows = yield Execute(queries["list_queues"])
-        for queue in map(queue_of, rows):
-            yield from _apply_to_queue(step, queue)
-    yield Execute(
-        queries["record_migration"],
-        {
-            "component": component,
-            "version": step.version,
-            "name": step.name,
-            "checksum": step.checksum,
-            "safe": step.safe,
-        },
-    )
 
 
 def pause_migrations() -> Op[str]:
@@ -145,32 +224,54 @@ def build_queue(queue: Queue, schema: str) -> Op[None]:
         yield from _apply_to_queue(step, queue)
 
 
-def _apply_to_queue(step: Migration, queue: Queue) -> Op[None]:
-    blocks: list[Query | None] = [step.blocks.get("queue")]
-    if queue.options.archive:
-        blocks.append(step.blocks.get("archive"))
-    for block in blocks:
-        if block is not None:
-            yield Execute(block, {}, queue)
+def _apply_to_queue(step: Migration, queue: Queue, kinds: Sequence[str] = ("queue", "archive")) -> Op[None]:
+    for kind in kinds:
+        if kind in step.blocks and (kind == "queue" or queue.options.archive):
+            yield Execute(step.blocks[kind], {}, queue)
 
 
 def uninstall(schema: str, plugins: Plugins | None = None, *, roles: bool = False) -> Op[list[str]]:
     """Drop every queue and all that `install_all` made; return the names of the queues that were dropped.
 
+    Each queue is dropped in a transaction of its own. What was interrupted can be run again; it drops what is left.
+
     A plugin's tables are dropped by the block ``drop`` of its scripts, the latest script first. The schema itself goes
     too unless it is somebody else's, or somebody else keeps tables in it. Roles stay, without any rights here, unless
     ``roles`` says otherwise: they belong to the whole server, and to those who were granted them.
+
+    Raises:
+        SchemaMissing: nothing is installed.
+        QueuesFailed: some queues could not be dropped, because other objects depend on them, say. The others were.
     """
     from pgqrs_core.operations.queues import delete_queue, list_queues
 
     exists = yield Execute(queries["schema_exists"], {"schema": schema})
     if not exists[0][0]:
         raise SchemaMissing(schema, SUPPORTED)
+    dropped: list[str] = []
+    while True:
+        failed: dict[str, ServerError] = {}
+        for name in [queue.name for queue in (yield from list_queues())]:
+            try:
+                yield Transact(partial(delete_queue, name))
+                dropped.append(name)
+            except QueueNotFound:
+                pass
+            except ServerError as error:
+                _log.warning("queue %r could not be dropped, the others are: %s", name, error)
+                failed[name] = error
+        _raise_if(failed, schema, "dropped")
+        # A program that still runs may have made one meanwhile.
+        if (yield Transact(lambda: _uninstall_shared(schema, plugins, roles=roles))):
+            return sorted(dropped)
+
+
+def _uninstall_shared(schema: str, plugins: Plugins | None, *, roles: bool) -> Op[bool]:
+    """Drop everything but the queues; answer whether there were none, and it was done."""
     yield Execute(queries["migration_lock"], {"schema": schema})
+    if (yield Execute(queries["queue_names"])):
+        return False
     known = yield from known_roles(schema)
-    names = [queue.name for queue in (yield from list_queues())]
-    for name in names:
-        yield from delete_queue(name)
     for source in plugins.migrations if plugins is not None else ():
         rows = yield Execute(queries["applied_migrations"], {"component": source.component})
         applied = {row[0] for row in rows}
@@ -185,7 +286,7 @@ def uninstall(schema: str, plugins: Plugins | None = None, *, roles: bool = Fals
         yield Execute(queries["close_schema"], names=known)
     if roles:
         yield from drop_roles(known)
-    return names
+    return True
 
 
 def version(schema: str) -> Op[int]:
@@ -214,6 +315,9 @@ def check_schema(schema: str) -> Op[None]:
         raise SchemaTooOld(schema, installed, SUPPORTED)
     if not all(safe for number, _, safe in rows if number > SUPPORTED):
         raise SchemaTooNew(schema, installed, SUPPORTED)
+    behind = yield Execute(queries["outdated_queues"], {"version": SUPPORTED, "after": 0, "limit": 1})
+    if behind:
+        raise SchemaTooOld(schema, installed, SUPPORTED, queue=behind[0][1])
 
 
 def check_component(

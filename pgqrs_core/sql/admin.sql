@@ -42,7 +42,7 @@ select exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n 
 -- name: drop_shared patient lock_timeout
 -- The keys may be missing: they came later.
 drop table if exists {schema}.idempotency_keys;
-drop table {schema}.waiters, {schema}.leaders, {schema}.queues, {schema}.migrations;
+drop table if exists {schema}.waiters, {schema}.leaders, {schema}.queues, {schema}.migrations;
 drop table if exists {schema}.roles;
 
 -- name: schema_is_droppable
@@ -64,7 +64,8 @@ select name from {schema}.queues order by name limit 10000;
 
 -- name: insert_queue
 -- Nothing comes back when the name is taken.
-insert into {schema}.queues (name, table_suffix, options) values (%(name)s, %(suffix)s, %(options)s::json)
+insert into {schema}.queues (name, table_suffix, options, schema_version)
+values (%(name)s, %(suffix)s, %(options)s::json, %(version)s)
 on conflict do nothing
 returning queue_id, name, table_suffix, options::text, paused_at, created_at;
 
@@ -77,12 +78,32 @@ returning queue_id, name, table_suffix, options::text, paused_at, created_at;
 select queue_id, name, table_suffix, options::text, paused_at, created_at
 from {schema}.queues where name = %(name)s for update;
 
+-- name: outdated_queues anyone glance
+-- Up to `limit` queues whose tables lack steps, by number. They are brought up to date one by one.
+select queue_id, name from {schema}.queues
+where schema_version < %(version)s and queue_id > %(after)s order by queue_id limit %(limit)s;
+
+-- name: lock_outdated_queue
+-- The queue with this number, and how far its tables are; no row if it has gone.
+select queue_id, name, table_suffix, options::text, paused_at, created_at, schema_version
+from {schema}.queues where queue_id = %(queue_id)s for update;
+
+-- name: existing_tables anyone glance
+-- Those of these tables that are there.
+select c.relname::text from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+where n.nspname = %(schema)s and c.relname = any (%(tables)s::text[]);
+
+-- name: record_version
+-- The tables of a queue have had all steps up to this one.
+update {schema}.queues set schema_version = greatest(schema_version, %(version)s) where queue_id = %(queue_id)s;
+
 -- name: drop_queue patient lock_timeout
-drop view {view};
-drop table {queue};
+-- What is missing already is none of its business.
+drop view if exists {view};
+drop table if exists {queue};
 
 -- name: drop_archive patient lock_timeout
-drop table {archive};
+drop table if exists {archive};
 
 -- name: delete_queue
 delete from {schema}.queues where queue_id = {queue_id};
@@ -118,7 +139,7 @@ cross join lateral (
 order by h.place, r.message_id
 limit %(limit)s;
 
--- name: metrics observer
+-- name: metrics observer lock_timeout
 -- Counts per lane. Of a lane, `cap` + 1 rows are counted from the front. What lies beyond, up to the last id, is cut into
 -- `parts` ranges of ids; of each, up to `sample` rows are counted, and `beyond` tells how many there were, how many of them
 -- have expired and how many are due, over how many ids they extend, and how many ids the range has. So a backlog of
@@ -176,7 +197,7 @@ cross join lateral (
 ) w
 where s.seen > 0;
 
--- name: archive_metrics observer
+-- name: archive_metrics observer lock_timeout
 -- How many there are, counted and sampled as a lane is.
 select {queue_id}::int, s.seen,
   case when s.seen > %(cap)s then (
@@ -241,7 +262,7 @@ insert into {queue} (lane, priority, content_type, headers, body)
 select priority, priority, content_type, headers, body from gone
 returning message_id;
 
--- name: prune_archive consumer bitmap
+-- name: prune_archive consumer bitmap lock_timeout
 -- Remove up to `limit` messages archived more than `seconds` ago.
 with old as materialized (
   select ctid as place from {archive}
@@ -249,7 +270,7 @@ with old as materialized (
 )
 delete from {archive} a where a.ctid = any (array(select place from old)) returning a.message_id;
 
--- name: expire consumer
+-- name: expire consumer lock_timeout
 -- Remove up to `limit` messages whose time to live has run out and that nobody holds; not the dead.
 with gone as materialized (
   select ctid as place from {queue}
@@ -258,7 +279,7 @@ with gone as materialized (
 )
 delete from {queue} q where q.ctid = any (array(select place from gone)) returning q.message_id;
 
--- name: prune_dead consumer
+-- name: prune_dead consumer lock_timeout
 -- Remove up to `limit` messages that died more than `seconds` ago.
 with old as materialized (
   select ctid as place from {queue}

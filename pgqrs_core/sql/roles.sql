@@ -21,6 +21,10 @@ insert into {schema}.roles (duty, name) values (%(duty)s, %(name)s);
 select rolname::text, rolcanlogin or rolsuper or rolbypassrls from pg_catalog.pg_roles
 where rolname = any (%(names)s::text[]);
 
+-- name: may_create_roles anyone glance
+-- Who we are, and whether we may make roles.
+select current_user::text, rolsuper or rolcreaterole from pg_catalog.pg_roles where rolname = current_user;
+
 -- name: create_role
 -- Without a password, and nobody can log in as it: it is there to be granted.
 create role {role} nologin;
@@ -33,13 +37,33 @@ select pg_has_role(%(role)s, 'usage');
 -- Whoever hands tables over to a role must have it.
 grant {role} to current_user;
 
--- name: not_theirs
--- Tables and views that are ours to hand over to a role and do not belong to it yet.
-select c.relname::text from pg_catalog.pg_class c
+-- name: inherits anyone glance
+-- Whether a role has the rights of the roles that are granted to it at once, and the server's version as a number.
+select rolinherit, current_setting('server_version_num')::int from pg_catalog.pg_roles where rolname = %(role)s;
+
+-- name: add_member
+-- Who owned the tables keeps all rights on them.
+grant {admin} to {owner};
+
+-- name: add_member_inherit
+-- The same for a role that does not inherit by itself; from PostgreSQL 16 on.
+grant {admin} to {owner} with inherit true;
+
+-- name: open_schema
+-- An owner needs this to be handed a table.
+grant usage, create on schema {schema} to {admin};
+
+-- name: not_theirs anyone
+-- Tables and views that are ours to hand over to a role and do not belong to it yet, with their owner, and whether the owner
+-- would lose its rights: it is no superuser, and no member of the role.
+select c.relname::text, r.rolname::text,
+  not r.rolsuper and not coalesce((select pg_has_role(r.oid, a.oid, 'usage') from pg_catalog.pg_roles a
+                                   where a.rolname = %(role)s), false)
+from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace join pg_catalog.pg_roles r on r.oid = c.relowner
 where n.nspname = %(schema)s and c.relkind in ('r', 'p', 'v') and r.rolname <> %(role)s and pg_has_role(c.relowner, 'usage');
 
--- name: hand_over
+-- name: hand_over patient lock_timeout
 -- Takes a lock on the table, for a moment.
 alter table {schema}.{table} owner to {admin};
 

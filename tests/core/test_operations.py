@@ -24,6 +24,7 @@ from pgqrs_core.errors import (
     InvalidQueueName,
     QueueExists,
     QueueNotFound,
+    QueuesFailed,
     SchemaError,
     SchemaMissing,
     SchemaTooNew,
@@ -1153,6 +1154,7 @@ def step(version: int, *, checksum: str = "c", **blocks: str) -> Migration:
     return Migration(version, "step", checksum, True, {name: Query(name, text) for name, text in blocks.items()})
 
 
+NO_ROLES = [(False,)]
 STEPS = [
     step(1, shared="create table t"),
     step(2, shared="alter table t", queue="alter {queue}", archive="alter {archive}"),
@@ -1167,25 +1169,63 @@ class TestSchema:
             play(queues.create_queue("jobs", QueueOptions()), LOCKED, [], [queue_row()], newer)
 
     def test_a_missing_schema_is_created(self) -> None:
-        played = play(schema.install("pgqrs", migrations=STEPS[:1]), [], [(False,)], [], [], [(1, "c", True)])
+        played = play(schema.install("pgqrs", migrations=STEPS[:1]), [], [(False,)], [], [], [(1, "c", True)], [])
 
         assert played.names[1:4] == ["namespace_exists", "create_schema", "create_migrations"]
 
     def test_nothing_is_applied_twice(self) -> None:
-        played = play(schema.install("pgqrs", migrations=STEPS[:1]), [], [(True,)], [], [(1, "c", True)])
+        played = play(schema.install("pgqrs", migrations=STEPS[:1]), [], [(True,)], [], [(1, "c", True)], [])
 
         assert played.result == []
-        assert played.names == ["migration_lock", "namespace_exists", "create_migrations", "applied_migrations"]
+        assert played.names == [
+            "migration_lock",
+            "namespace_exists",
+            "create_migrations",
+            "applied_migrations",
+            "outdated_queues",
+        ]
 
     def test_a_missing_step_is_applied_to_every_queue_and_recorded(self) -> None:
-        rows = [queue_row("a", 1), queue_row("b", 2, archive=False)]
+        first, second = (*queue_row("a", 1), 1), (*queue_row("b", 2, archive=False), 1)
 
         played = play(
-            schema.install("pgqrs", migrations=STEPS), [], [(True,)], [], [(1, "c", True)], [], rows, [], [], [], []
+            schema.install("pgqrs", migrations=STEPS),
+            *([], [(True,)], [], [(1, "c", True)], [], [], NO_ROLES),
+            [(1, "a"), (2, "b")],
+            *([first], [("q_a",), ("a_a",)], [], [], NO_ROLES, []),
+            *([second], [("q_b",)], [], NO_ROLES, []),
         )
 
-        assert played.names[4:] == ["shared", "list_queues", "queue", "archive", "queue", "record_migration"]
+        assert played.names[4:8] == ["shared", "record_migration", "roles_exist", "outdated_queues"]
+        one_queue = ["lock_outdated_queue", "existing_tables", "queue", "archive", "roles_exist", "record_version"]
+        assert played.names[8:14] == one_queue
+        assert played.names[14:] == [name for name in one_queue if name != "archive"]
         assert played.result == ["pgqrs 0002 step"]
+
+    def test_of_a_queue_that_lacks_a_table_the_other_one_is_upgraded(self) -> None:
+        outdated = (*queue_row("a", 1), 1)
+
+        played = play(
+            schema.install("pgqrs", migrations=STEPS),
+            *([], [(True,)], [], [(1, "c", True), (2, "c", True)]),
+            *([(1, "a")], [outdated], [("a_a",)], [], []),
+        )
+
+        assert played.names[-3:] == ["existing_tables", "archive", "record_version"]
+
+    def test_a_queue_that_cannot_be_upgraded_does_not_stop_the_others(self) -> None:
+        rows = [(*queue_row(name, number), 1) for number, name in enumerate("ab", 1)]
+        tables = [("q_b",), ("a_b",)]
+
+        with pytest.raises(QueuesFailed, match=r"'a'.*no room") as caught:
+            play(
+                schema.install("pgqrs", migrations=STEPS),
+                *([], [(True,)], [], [(1, "c", True), (2, "c", True)], [(1, "a"), (2, "b")]),
+                *([rows[0]], [("q_a",)], ServerError("no room")),
+                *([rows[1]], tables, [], [], NO_ROLES, []),
+            )
+
+        assert caught.value.queues == ("a",)
 
     def test_a_step_that_was_edited_after_it_was_applied_is_refused(self) -> None:
         with pytest.raises(SchemaError, match="migration 1 of pgqrs was changed"):
@@ -1196,7 +1236,8 @@ class TestSchema:
             play(schema.install("pgqrs", migrations=STEPS), [], [(True,)], [], [(3, "c", True)])
 
     def test_a_plugins_steps_do_not_touch_the_tables_of_queues(self) -> None:
-        played = play(schema.install("pgqrs", component="own", migrations=STEPS[:1]), [], [(True,)], [], [], [], [])
+        own = schema.install("pgqrs", component="own", migrations=STEPS[:1])
+        played = play(own, [], [(True,)], [], [], [], [], NO_ROLES)
 
         assert "list_queues" not in played.names
 
@@ -1213,7 +1254,13 @@ class TestSchema:
     def test_a_newer_version_is_fine_if_every_unknown_step_is_safe(self) -> None:
         known = [(number, "c", False) for number in range(1, schema.SUPPORTED + 1)]
 
-        play(schema.check_schema("pgqrs"), [(True,)], [*known, (schema.SUPPORTED + 1, "c", True)])
+        play(schema.check_schema("pgqrs"), [(True,)], [*known, (schema.SUPPORTED + 1, "c", True)], [])
+
+    def test_an_installation_that_was_interrupted_is_too_old(self) -> None:
+        with pytest.raises(SchemaTooOld, match="'late'") as caught:
+            play(schema.check_schema("pgqrs"), [(True,)], APPLIED, [(4, "late")])
+
+        assert caught.value.queue == "late"
 
     def test_a_newer_version_with_an_unsafe_step_is_refused(self) -> None:
         new = schema.SUPPORTED + 1
@@ -1232,7 +1279,7 @@ class TestSchema:
         assert play(schema.version("pgqrs"), *replies).result == number
 
     def test_uninstalling_keeps_a_schema_in_which_others_have_tables(self) -> None:
-        played = play(schema.uninstall("pgqrs"), [(True,)], [], [(False,)], [], [], [(False,)])
+        played = play(schema.uninstall("pgqrs"), [(True,)], [], [], [], NO_ROLES, [], [(False,)])
 
         assert "drop_schema" not in played.names
 

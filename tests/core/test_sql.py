@@ -16,8 +16,8 @@ CORE = Path(pgqrs_core.__file__).parent
 SHELVES = [CORE, CORE.parent / "adapters", CORE.parent / "plugins"]
 FILES = sorted((CORE / "sql").glob("*.sql"))
 #: What is filled in from `Execute.names`: roles, and a table to hand over to one.
-NAMES = {name: f"some {name}" for name in ("producer", "consumer", "observer", "admin", "role", "table")}
-PLACEHOLDERS = {"schema", "queue", "archive", "view", "queue_id", "queue_name", "sequence", *NAMES}
+NAMES = {name: f"some {name}" for name in ("producer", "consumer", "observer", "admin", "role", "table", "owner")}
+PLACEHOLDERS = {"schema", "queue", "archive", "view", "queue_id", "queue_name", "archive_name", "sequence", *NAMES}
 
 #: Their names and text say all there is to say.
 CLEAR = frozenset(
@@ -27,7 +27,6 @@ CLEAR = frozenset(
         "create_schema",
         "delete_queue",
         "drop_archive",
-        "drop_queue",
         "drop_schema",
         "find_queue",
         "list_queues",
@@ -197,7 +196,10 @@ def test_no_statement_names_a_row_of_a_queue_by_its_place(query: Query) -> None:
 def test_whoever_takes_rows_from_others_skips_those_that_are_locked(query: Query) -> None:
     code = " ".join(code_of(query.text).split())
 
-    assert code.count("for update skip locked") == code.count("for update") or query.name == "lock_queue"
+    assert code.count("for update skip locked") == code.count("for update") or query.name in {
+        "lock_queue",
+        "lock_outdated_queue",
+    }
 
 
 @pytest.mark.parametrize("name", ["ack", "archive", "nack", "release", "extend"])

@@ -27,6 +27,7 @@ GIVEN = Circumstances("pgqrs", time.time)
 
 #: What a sound server answers, statement by statement.
 SOUND: dict[str, Sequence[tuple[Any, ...]]] = {
+    "outdated_queues": [],
     "server_facts": [(180_000, "18.0 (Debian)", False, "Europe/Berlin", True)],
     "server_time": [(1000.0,)],
     "server_settings": [

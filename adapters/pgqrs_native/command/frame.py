@@ -103,6 +103,9 @@ def _table(rows: list[tuple[Metrics, Rate | None]], width: int) -> Table:
 def _row(one: Metrics, rate: Rate | None, wide: bool, expired: bool) -> list[str | Text]:
     age = one.oldest_ready_seconds
     name = Text(safe(one.queue))
+    if one.error is not None:
+        name.append(" unreadable", style="bold red")
+        return [name, *["–"] * (7 + wide + expired)]
     if one.paused:
         name.append(" paused", style="yellow")
     return [

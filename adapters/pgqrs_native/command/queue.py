@@ -1,10 +1,12 @@
 """``queue``: creating, changing, watching and removing queues."""
 
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
 
-from pgqrs_core.messages import Queue
+from pgqrs_core.errors import ServerError
+from pgqrs_core.messages import Metrics, Queue
 from pgqrs_native.command.consent import Yes, ask
 from pgqrs_native.command.inputs import InvalidInput
 from pgqrs_native.command.output import count, plural
@@ -132,6 +134,7 @@ def metrics(
             session.out.document([figures_document(one) for one in every])
         else:
             session.out.table(*that_fit([figures(one) for one in every]), empty="no queues")
+        _report(session, every)
         return
     one = session.client.admin.queue_metrics(name)
     if session.out.json:
@@ -172,12 +175,28 @@ def purge(session: Session, name: Name, *, yes: Yes = False) -> None:
 def delete(session: Session, name: Name, *, yes: Yes = False) -> None:
     """Drop a queue with everything in it, archive and dead letters included."""
     if not yes:
-        one = session.client.admin.queue_metrics(name)
-        kinds = ("ready", "delayed", "in_flight", "expired", "dead", "archived")
-        held = ", ".join(f"{count(one, kind)} {kind.replace('_', ' ')}" for kind in kinds)
-        ask(f"This drops queue {name!r} with its messages: {held}.", yes=yes)
+        ask(f"This drops queue {name!r} with its messages: {_held(session, name)}.", yes=yes)
     session.client.admin.delete_queue(name)
     _done(session, {"queue": name, "deleted": True}, f"queue {name!r} is deleted")
+
+
+def _held(session: Session, name: str) -> str:
+    """Say what a queue holds, or that it cannot be read: such a one may be what is to go."""
+    try:
+        one = session.client.admin.queue_metrics(name)
+    except ServerError as error:
+        return f"how many cannot be told ({error})"
+    kinds = ("ready", "delayed", "in_flight", "expired", "dead", "archived")
+    return ", ".join(f"{count(one, kind)} {kind.replace('_', ' ')}" for kind in kinds)
+
+
+def _report(session: Session, every: Sequence[Metrics]) -> None:
+    """Say on standard error which queues could not be read, and fail if there are some."""
+    unreadable = [one for one in every if one.error is not None]
+    for one in unreadable:
+        session.out.note(f"queue {one.queue!r} cannot be read: {one.error}")
+    if unreadable:
+        raise typer.Exit(1)
 
 
 def _show_queue(session: Session, queue: Queue, what: str) -> None:

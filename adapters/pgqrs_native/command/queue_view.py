@@ -41,7 +41,7 @@ _EXPIRED: Final = next(place for place, column in enumerate(FIGURES) if column.t
 def that_fit(rows: list[list[str]]) -> tuple[list[Column], list[list[str]]]:
     """Leave out when the next message is due, in a narrow terminal, and what has expired, where nothing has."""
     spared = {"next due"} if make_console().width < 100 else set()
-    if not any(row[_EXPIRED] != "0" for row in rows):
+    if not any(row[_EXPIRED] not in ("0", "–") for row in rows):
         spared.add("expired")
     kept = [place for place, column in enumerate(FIGURES) if column.title not in spared]
     return [FIGURES[place] for place in kept], [[row[place] for place in kept] for row in rows]
@@ -49,6 +49,8 @@ def that_fit(rows: list[list[str]]) -> tuple[list[Column], list[list[str]]]:
 
 def figures(one: Metrics) -> list[str]:
     """Return the figures of a queue as texts."""
+    if one.error is not None:
+        return [one.queue, *["–"] * (len(FIGURES) - 2), "UNREADABLE"]
     return [
         one.queue,
         count(one, "ready"),

@@ -5,6 +5,7 @@ from typing import Annotated, Any
 import msgspec
 import typer
 
+from pgqrs_core.operations.maintenance import Housekeeping
 from pgqrs_core.operations.schema import SUPPORTED
 from pgqrs_core.plugins import Plugins, default_plugins
 from pgqrs_native.client import Client
@@ -73,10 +74,12 @@ def uninstall(
 def _impact(client: Client) -> str:
     figures = client.admin.all_queues_metrics()
     messages = sum(one.ready + one.delayed + one.in_flight + one.expired + one.dead + one.archived for one in figures)
+    unreadable = sum(one.error is not None for one in figures)
     about = "about " if any(one.estimated for one in figures) else ""
     return (
         f"This drops schema {client.engine.schema!r} of {client.config.target} with {plural(len(figures), 'queue')} "
-        f"and {about}{plural(messages, 'message')}."
+        f"and {about}{plural(messages, 'message')}"
+        + (f", not counting {plural(unreadable, 'queue')} that cannot be read." if unreadable else ".")
     )
 
 
@@ -85,12 +88,22 @@ def maintain(session: Session) -> None:
     done = session.client.admin.maintain()
     if session.out.json:
         session.out.document(msgspec.to_builtins(done))
+        _report(session, done)
         return
     session.out.say(
         f"removed {plural(done.expired, 'expired message')}, {plural(done.dead_pruned, 'dead message')}, "
         f"{plural(done.archive_pruned, 'archived message')}, {plural(done.keys_pruned, 'idempotency key')}; "
         f"vacuumed {plural(done.vacuumed, 'table')}"
     )
+    _report(session, done)
+
+
+def _report(session: Session, done: Housekeeping) -> None:
+    """Say on standard error which queues could not be cleaned, and fail if there are some."""
+    for queue, reason in done.failed.items():
+        session.out.note(f"queue {queue!r} could not be cleaned: {reason}")
+    if done.failed:
+        raise typer.Exit(1)
 
 
 @command(config, "show")

@@ -23,7 +23,7 @@ grant insert (message_id, lane, priority, due_at, expires_at, content_type, head
 grant usage on sequence {sequence} to {producer};
 grant select, delete, update (lane, priority, attempt, lease_until, lease_token, enqueued_at, due_at, expires_at,
   content_type, headers, body, last_error) on {queue} to {consumer};
-grant select (lane, message_id, lease_until, enqueued_at, due_at) on {queue} to {observer};
+grant select (lane, message_id, lease_until, enqueued_at, due_at, expires_at) on {queue} to {observer};
 
 -- name: archive
 -- A consumer adds, and as housekeeper removes what is old; what was archived it cannot read.

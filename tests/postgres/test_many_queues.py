@@ -1,0 +1,301 @@
+"""Many queues, and among them one that is broken: few locks at a time, and the others are served."""
+
+from __future__ import annotations
+
+import json
+import logging
+from typing import TYPE_CHECKING, Any
+
+import psycopg
+import pytest
+from harness import SyncHarness, ask
+
+from pgqrs_core.drivers import locks, sync
+from pgqrs_core.errors import QueuesFailed, SchemaTooOld, ServerError, TableLocked
+from pgqrs_core.messages import QueueOptions
+from pgqrs_core.operations import maintenance, metrics, queues, schema
+from pgqrs_core.operations.many import TOGETHER
+from pgqrs_core.plugins import default_plugins
+from pgqrs_core.sql import MIGRATIONS
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from harness import Harness
+
+    from pgqrs_core.cluster import Cluster
+    from pgqrs_core.effects import Execute, Op
+
+#: Locks on relations of ours that one transaction may hold: of a server's 6,400 at its default settings.
+MOST_LOCKS = 5 * TOGETHER
+MANY = TOGETHER + 3
+
+HELD = "select count(*) from pg_locks where pid = pg_backend_pid() and locktype = 'relation' and relation >= 16384"
+KEYLESS = """
+select c.relname from pg_class c where c.relnamespace = 'pgqrs'::regnamespace and c.relkind in ('r', 'p')
+  and c.relreplident <> 'f' and not exists (select from pg_index i where i.indrelid = c.oid and i.indisprimary)
+"""
+
+
+@pytest.fixture
+def old(pgqrs_dsn: str) -> Iterator[SyncHarness]:
+    """A schema as it was before archives had keys."""
+    harness = SyncHarness(pgqrs_dsn)
+    harness.transact(schema._install_shared, "pgqrs", schema.COMPONENT, MIGRATIONS[:2], {})
+    yield harness
+    harness.close()
+
+
+def old_queue(name: str) -> Op[None]:
+    """Make a queue as it was made then."""
+    from pgqrs_core.effects import Execute
+    from pgqrs_core.sql import Query
+
+    options = json.dumps({"archive": True})
+    insert = f"insert into {{schema}}.queues (name, table_suffix, options) values ('{name}', '{name}', '{options}')"
+    yield Execute(Query("insert", insert.replace('{"', '{{"').replace("e}'", "e}}'")))
+    rows = yield Execute(schema.queries["find_queue"], {"name": name})
+    for kind in ("queue", "archive"):
+        yield Execute(MIGRATIONS[0].blocks[kind], {}, queues.queue_of(rows[0]))
+
+
+@pytest.fixture
+def most_held(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The most locks that a transaction of this process has held; a statement of its own counts by its queues."""
+    most = [0]
+    perform = sync.perform
+
+    def counting(link: Any, statements: Any, effect: Execute, **how: Any) -> Any:
+        rows = perform(link, statements, effect, **how)
+        if link.connection.pgconn.transaction_status == psycopg.pq.TransactionStatus.INTRANS:
+            most[0] = max(most[0], link.connection.execute(HELD).fetchone()[0])
+        most[0] = max(most[0], 4 * len(effect.queues))
+        return rows
+
+    monkeypatch.setattr(sync, "perform", counting)
+    return most
+
+
+class TestLocks:
+    def test_nothing_that_is_about_all_queues_holds_many_at_once(self, old: SyncHarness, most_held: list[int]) -> None:
+        plugins = default_plugins()
+        for place in range(MANY):
+            old.transact(old_queue, f"queue{place:03}")
+
+        old.run(schema.install_all, "pgqrs", plugins)
+        known = old.run(queues.list_queues)
+        measured = old.run(metrics.measure, known)
+        cleaned = old.run(maintenance.maintain, "pgqrs")
+        dropped = old.run(schema.uninstall, "pgqrs", plugins)
+
+        assert len(known) == len(measured) == len(dropped) == MANY
+        assert cleaned.failed == {}
+        assert 0 < most_held[0] < MOST_LOCKS
+
+    def test_waiting_for_many_queues_asks_about_fifty_at_a_time(
+        self, engine: SyncHarness, most_held: list[int]
+    ) -> None:
+        watched = [engine.create(f"queue{place:03}") for place in range(TOGETHER + 2)]
+        engine.send(queue=watched[-1].name)
+
+        engine.engine.wakeups.wait_any(watched, 10.0)
+
+        assert 0 < most_held[0] < MOST_LOCKS
+
+
+class TestUpgrading:
+    def test_small_archives_get_a_key_and_large_ones_an_identity(
+        self, old: SyncHarness, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        for name in ("small", "large"):
+            old.transact(old_queue, name)
+        old.ask(
+            "insert into pgqrs.a_large (message_id, priority, attempt, enqueued_at, body) "
+            "select n, 0, 1, now(), convert_to(repeat(md5(n::text), 60), 'utf8') from generate_series(1, 12000) n"
+        )
+        for body in "ab":
+            old.ask(
+                "insert into pgqrs.a_small (message_id, priority, attempt, enqueued_at, body) "
+                f"values (7, 0, 1, now(), '{body}')"
+            )
+
+        old.run(schema.install, "pgqrs")
+
+        identities = (
+            "select relname, relreplident::text from pg_class where relname like 'a\\_%' and relkind = 'r' order by 1"
+        )
+        assert old.ask(identities) == [("a_large", "f"), ("a_small", "d")]
+        assert old.ask(KEYLESS) == []
+        assert len(old.ask("select 1 from pgqrs.a_small")) == 2
+        old.ask("create publication everything for all tables")
+        removed = [old.on(name, lambda queue: _prune(queue)) for name in ("small", "large")]
+        assert removed == [2, 12000]
+
+    def test_what_was_interrupted_is_noticed_and_goes_on_where_it_ended(self, old: SyncHarness) -> None:
+        for name in ("a", "b", "c"):
+            old.transact(old_queue, name)
+        old.ask("drop table pgqrs.a_b cascade; create view pgqrs.a_b as select 1 as message_id")
+
+        with pytest.raises(QueuesFailed, match="'b'") as caught:
+            old.run(schema.install, "pgqrs")
+
+        assert caught.value.queues == ("b",)
+        assert old.ask("select name from pgqrs.queues where schema_version < 3") == [("b",)]
+        with pytest.raises(SchemaTooOld, match="queue 'b'"):
+            old.run(schema.check_schema, "pgqrs")
+        old.ask("drop view pgqrs.a_b")
+        old.run(schema.install, "pgqrs")
+        old.run(schema.check_schema, "pgqrs")
+
+    def test_beside_a_reader_it_waits_for_that_queue_only(
+        self, old: SyncHarness, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(locks, "GIVE_UP", 0.5)
+        for name in ("a", "b"):
+            old.transact(old_queue, name)
+        with psycopg.connect(old.dsn) as reader:
+            reader.execute("select from pgqrs.a_a")
+            with pytest.raises(QueuesFailed, match="pg_terminate_backend"):
+                old.run(schema.install, "pgqrs")
+
+        assert old.ask("select name from pgqrs.queues where schema_version < 3") == [("a",)]
+
+
+def _prune(queue: Any) -> Op[int]:
+    from pgqrs_core.operations.archives import prune_archive
+
+    return (yield from prune_archive(queue, 0))
+
+
+class TestUninstalling:
+    def test_what_was_interrupted_can_be_run_again(self, engine: SyncHarness) -> None:
+        for name in ("a", "b"):
+            engine.create(name)
+        engine.ask("create view public.theirs as select message_id from pgqrs.q_a")
+
+        with pytest.raises(QueuesFailed, match=r"'a'.*depend"):
+            engine.run(schema.uninstall, "pgqrs")
+
+        assert engine.ask("select name from pgqrs.queues") == [("a",)]
+        engine.ask("drop view public.theirs")
+        assert engine.run(schema.uninstall, "pgqrs") == ["a"]
+        assert engine.ask("select from pg_namespace where nspname = 'pgqrs'") == []
+
+    def test_missing_tables_are_no_obstacle(self, engine: SyncHarness) -> None:
+        engine.create("a")
+        engine.ask("drop table pgqrs.q_a cascade; drop table pgqrs.a_jobs")
+
+        assert engine.run(schema.uninstall, "pgqrs") == ["a", "jobs"]
+
+
+class TestABrokenQueue:
+    @pytest.fixture
+    def broken(self, harness: Harness) -> Harness:
+        """Three queues; the table of the second is missing."""
+        for name in ("a", "b", "c"):
+            harness.create(name, dead_retention_seconds=1.0)
+        harness.send(queue="c")
+        harness.ask("drop table pgqrs.q_b cascade")
+        return harness
+
+    def test_the_others_are_measured_and_it_says_why_it_is_not(self, broken: Harness) -> None:
+        measured = broken.run(metrics.measure, broken.run(queues.list_queues))
+
+        errors = {one.queue: one.error for one in measured}
+        assert {queue: error for queue, error in errors.items() if error is None} == {
+            "a": None,
+            "c": None,
+            "jobs": None,
+        }
+        assert "q_b" in (errors["b"] or "")
+        assert [one.ready for one in measured if one.queue == "c"] == [1]
+
+    def test_by_itself_it_is_an_error(self, broken: Harness) -> None:
+        with pytest.raises(ServerError, match="q_b"):
+            broken.run(metrics.measure_one, broken.queue("b"))
+
+    def test_the_others_are_cleaned_and_the_log_says_which_is_not(
+        self, broken: Harness, caplog: pytest.LogCaptureFixture
+    ) -> None:
+        broken.send(queue="c", ttl=0.001)
+
+        with caplog.at_level(logging.WARNING, "pgqrs"):
+            done = broken.run(maintenance.maintain, "pgqrs")
+
+        assert done.expired == 1
+        assert list(done.failed) == ["b"]
+        assert "queue 'b'" in caplog.text
+        assert "q_b" in caplog.text
+
+    def test_a_locked_one_is_not_waited_for(self, broken: Harness) -> None:
+        with psycopg.connect(broken.dsn) as other:
+            other.execute("lock table pgqrs.q_a")
+
+            done = broken.run(maintenance.maintain, "pgqrs")
+            measured = broken.run(metrics.measure, broken.run(queues.list_queues))
+
+        assert list(done.failed) == ["a", "b"]
+        assert "could not be locked" in done.failed["a"]
+        assert [one.queue for one in measured if one.error] == ["a", "b"]
+
+    def test_it_can_be_deleted_and_made_again(self, broken: Harness) -> None:
+        broken.transact(queues.delete_queue, "b")
+        broken.engine.forget("b")
+
+        broken.create("b")
+
+        assert broken.send(queue="b")
+
+
+class TestReplication:
+    def test_every_table_has_a_key(self, pgqrs_dsn: str) -> None:
+        harness = SyncHarness(pgqrs_dsn)
+        try:
+            harness.run(schema.install_all, "pgqrs", default_plugins())
+            harness.create("jobs")
+
+            assert len(harness.ask("select 1 from pg_tables where schemaname = 'pgqrs'")) > 15
+            assert harness.ask(KEYLESS) == []
+        finally:
+            harness.close()
+
+
+def test_with_a_publication_of_all_tables_everything_goes_on(pgqrs_private_cluster: Cluster) -> None:
+    pgqrs_private_cluster.options["wal_level"] = "logical"
+    pgqrs_private_cluster.restart()
+    dsn = pgqrs_private_cluster.dsn
+    harness = SyncHarness(dsn)
+    try:
+        harness.run(schema.install_all, "pgqrs", default_plugins())
+        harness.create("jobs", dead_retention_seconds=0.001, archive_retention_seconds=0.001)
+        ask(dsn, "create publication everything for all tables")
+        ask(dsn, "select pg_create_logical_replication_slot('reader', 'pgoutput')")
+        from pgqrs_core.operations import archives, settle
+
+        harness.send(b"a", b"b", b"c")
+        for item in harness.take():
+            harness.on("jobs", settle.archive, [item.lease])
+        replayed = harness.on("jobs", archives.replay_archive, [1])
+        done = harness.run(maintenance.maintain, "pgqrs")
+
+        assert replayed == 1
+        assert (done.archive_pruned, done.failed) == (2, {})
+        changes = ask(
+            dsn,
+            "select count(*) from pg_logical_slot_get_binary_changes('reader', null, null, 'proto_version', '1', "
+            "'publication_names', 'everything') where get_byte(data, 0) = ascii('D')",
+        )
+        assert changes[0][0] >= 6
+    finally:
+        harness.close()
+
+
+def test_a_change_of_a_locked_queue_can_be_repeated(engine: SyncHarness, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(locks, "GIVE_UP", 0.5)
+    with psycopg.connect(engine.dsn) as other:
+        other.execute("lock table pgqrs.q_jobs in share mode")
+        with pytest.raises(TableLocked):
+            engine.transact(queues.delete_queue, "jobs")
+
+    engine.transact(queues.delete_queue, "jobs")
+    engine.transact(queues.create_queue, "jobs", QueueOptions())
