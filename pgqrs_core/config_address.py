@@ -28,6 +28,7 @@ __all__ = [
     "check",
     "connect_timeout",
     "contradiction",
+    "is_secret",
     "looks_secret",
     "masked",
     "normalise",
@@ -67,6 +68,9 @@ _PARAMETERS: Final = re.compile(r"(?<=[?&])([^=&]*)=[^&]*")
 
 #: What no part of an address can hold: libpq would take a NUL for the end, and lone surrogates are in no encoding.
 _UNFIT: Final = re.compile("[\0\ud800-\udfff]")
+
+#: How the names end of libpq's parameters that are secret: two passwords, the keys of SCRAM, OAuth's secret.
+_SECRET: Final = ("password", "scram_client_key", "scram_server_key", "oauth_client_secret")
 
 _TIMEOUT: Final = "connection_timeout_seconds"
 _SCHEMES: Final = ("postgresql", "postgres", "pgqrs", "embedded")
@@ -113,8 +117,13 @@ def masked(url: str, mask: str = "**") -> str:
 
 
 def _masked_parameter(found: re.Match[str], mask: str) -> str:
-    """Hide ``password`` and ``sslpassword``, whose letters libpq takes percent-encoded, too."""
-    return f"{found[1]}={mask}" if unquote(found[1]).lower().endswith("password") else found[0]
+    """Hide the value of a parameter that is secret, whose name libpq takes percent-encoded, too."""
+    return f"{found[1]}={mask}" if is_secret(unquote(found[1])) else found[0]
+
+
+def is_secret(name: str) -> bool:
+    """Tell whether the value of one of libpq's parameters must not be shown."""
+    return name.lower().endswith(_SECRET)
 
 
 def split_schema(url: str) -> tuple[str, str | None]:

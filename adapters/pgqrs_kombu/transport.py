@@ -17,6 +17,7 @@ from pgqrs_core.errors import PgqrsError
 from pgqrs_core.pipe import Pipe
 from pgqrs_kombu import channel as channels
 from pgqrs_kombu import topology
+from pgqrs_kombu.address import place, place_alternates, split_when_taken
 from pgqrs_kombu.broker import Broker, broker_for
 from pgqrs_kombu.errors import CHANNEL_ERRORS, CONNECTION_ERRORS, RECOVERABLE_CONNECTION_ERRORS
 from pgqrs_kombu.groups import publish_groups_together
@@ -24,7 +25,7 @@ from pgqrs_kombu.intake import STALE, Intake
 from pgqrs_kombu.options import Options
 from pgqrs_kombu.requests import follow_requests
 from pgqrs_kombu.tasks import surround_tasks
-from pgqrs_kombu.url import config_of, keep_alternates, masked, port_of
+from pgqrs_kombu.url import config_of, masked
 
 if TYPE_CHECKING:
     from kombu import Connection
@@ -82,7 +83,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self._scheduled = False
         self._looking = False
         self._stale_at: float | None = None
-        keep_alternates(client)
+        place(client)
+        place_alternates(client)
         _open_gates(client)
         surround_tasks()
         follow_requests()
@@ -323,7 +325,11 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     @property
     def default_connection_params(self) -> dict[str, Any]:
         """What the address says, for those who ask for its parts."""
-        return {"hostname": "localhost", "port": port_of(self.client)}
+        return {"hostname": "localhost", "port": self.default_port}
+
+
+# Kombu asks for this module before it takes the first address.
+split_when_taken()
 
 
 def _open_gates(client: Connection) -> None:

@@ -19,6 +19,7 @@ import msgspec
 import pytest
 from celery import Celery
 from kombu import Connection
+from pgqrs_dramatiq import PgqrsBroker
 from pgqrs_native import Client, Worker
 from pgqrs_native.command.app import run
 from psycopg.conninfo import conninfo_to_dict
@@ -185,6 +186,9 @@ def test_no_repr_shows_a_password(evidence: Evidence) -> None:
     app = Celery("secrets", set_as_current=False)
     app.conf.update(result_backend=f"pgqrs://u:{PASSWORD}@127.0.0.1:1/db?sslpassword={PASSWORD}")
     evidence.add("celery", app.backend, app.backend.as_uri())
+    broker = PgqrsBroker(f"postgresql://u:{PASSWORD}@127.0.0.1:1/db?sslpassword={PASSWORD}", middleware=[])
+    evidence.add("dramatiq", broker, str(broker), vars(broker))
+    broker.close()
 
 
 @pytest.fixture(scope="module")
