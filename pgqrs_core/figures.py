@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from pgqrs_core.engine import AsyncEngine, Engine
     from pgqrs_core.watch import Watch
 
-__all__ = ["EngineFigures", "PoolUsage", "figures_of", "note_engine", "process_figures"]
+__all__ = ["EngineFigures", "PoolUsage", "figures_of", "note_engine", "process_engines", "process_figures"]
 
 
 class PoolUsage(NamedTuple):
@@ -65,8 +65,13 @@ def note_engine(engine: Engine | AsyncEngine) -> int:
         return next(_numbers)
 
 
-def process_figures() -> list[EngineFigures]:
-    """Return the figures of every engine that this process has made; those of a parent process are not its own."""
+def process_engines() -> list[Engine | AsyncEngine]:
+    """Return every engine that this process has made and still keeps; those of a parent process are not its own."""
     with _lock:
         engines = list(_engines)
-    return [engine.figures() for engine in engines if engine.is_ours]
+    return [engine for engine in engines if engine.is_ours]
+
+
+def process_figures() -> list[EngineFigures]:
+    """Return the figures of every engine of `process_engines`."""
+    return [engine.figures() for engine in process_engines()]

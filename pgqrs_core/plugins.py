@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from functools import lru_cache
+from functools import lru_cache, partial
 from importlib.metadata import EntryPoint, entry_points
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +20,7 @@ from pgqrs_core.plugin_settings import NO_SETTINGS, AllSettings, PluginSettings
 from pgqrs_core.serializers import Serializer, SerializerRegistry
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable
 
     from pgqrs_core.hookspecs import AdapterInfo, MigrationSource
 
@@ -173,12 +173,17 @@ class Plugins:
         except ContractError as error:
             raise PluginError(name, str(error)) from error
 
-    def extend_command(self, app: Any) -> None:
-        """Let each plugin add its commands to ``app``, a ``typer.Typer``; one that fails is reported."""
+    def extend_command(self, add: Callable[[Callable[[Any], object]], None]) -> None:
+        """Let each plugin add its commands; one that fails is reported.
+
+        Args:
+            add: is called once for each plugin, with a function that takes a ``typer.Typer`` and adds commands to it. What
+                it raises, the plugin is skipped for.
+        """
         for one in reversed(self._manager.hook.pgqrs_cli.get_hookimpls()):
             try:
-                one.function(*[app for _ in one.argnames])
-            except Exception as error:
+                add(partial(_call, one.function, len(one.argnames)))
+            except (Exception, SystemExit) as error:
                 origin = next(it for it in self.loaded if it.name == one.plugin_name)
                 reason = f"pgqrs_cli failed: {type(error).__name__}: {error}"
                 self._report(BrokenPlugin(origin.name, origin.distribution, origin.version, reason))
@@ -217,7 +222,7 @@ class Plugins:
                 plugin = self._configured(plugin, name)
                 self._manager.register(plugin, name)
                 self._keep(name, offers_of(self._manager, plugin))
-            except Exception as error:
+            except (Exception, SystemExit) as error:
                 # pluggy keeps what it had registered of a plugin when it finds the first mistake.
                 if self._manager.has_plugin(name):
                     self._manager.unregister(name=name)
@@ -272,6 +277,11 @@ class Plugins:
         broken = msgspec.structs.replace(broken, error=" ".join(broken.error.split()))
         self.broken = (*self.broken, broken)
         _logger.error("plugin %r %s is skipped: %s", broken.name, _from(broken), broken.error)
+
+
+def _call(function: Callable[..., object], arguments: int, app: Any) -> object:
+    # An implementation may leave the argument out.
+    return function(*[app] * arguments)
 
 
 def _origin(entry: EntryPoint) -> tuple[str, str]:

@@ -25,6 +25,8 @@ unlogged table leaders
   role text not null
   holder bigint not null
   until timestamp with time zone not null
+  host text
+  pid integer
   CREATE UNIQUE INDEX leaders_pkey ON pgqrs.leaders USING btree (role)
 
 table migrations

@@ -15,6 +15,7 @@ from pgqrs_core.engine import Engine
 from pgqrs_core.errors import PgqrsError, SchemaMissing
 from pgqrs_core.operations.maintenance import elect, resign
 from pgqrs_core.operations.schema import check_component
+from pgqrs_core.this_process import this_process
 
 __all__ = ["Housekeeper"]
 
@@ -56,7 +57,7 @@ class Housekeeper:
             except SchemaMissing:
                 # Whoever stores the first result installs it, or says that it is missing.
                 return False
-            if not engine.transact(elect, self._holder, self._interval * 2.5, role=_ROLE):
+            if not engine.transact(elect, self._holder, self._interval * 2.5, this_process(), role=_ROLE):
                 return False
             engine.run(operations.prune)
             abandoned = engine.run(chord_operations.abandoned)

@@ -11,6 +11,7 @@ from pgqrs_core.errors import PgqrsError, SchemaError, Unavailable
 from pgqrs_core.leases import LeaseKeeper
 from pgqrs_core.operations import maintenance
 from pgqrs_core.settling import Settler
+from pgqrs_core.this_process import this_process
 from pgqrs_dramatiq import operations
 from pgqrs_dramatiq.intake import Intake
 from pgqrs_dramatiq.plugin import ADAPTER
@@ -64,9 +65,9 @@ class Runtime:
         engine = self._engine
         engine.connections.trim(1)
         try:
-            if engine.run(maintenance.elect, self._holder, 2.5 * self._interval):
+            if engine.run(maintenance.elect, self._holder, 2.5 * self._interval, this_process()):
                 engine.run(maintenance.maintain, engine.schema)
-            if engine.run(maintenance.elect, self._holder, 2.5 * self._interval, role=_ROLE):
+            if engine.run(maintenance.elect, self._holder, 2.5 * self._interval, this_process(), role=_ROLE):
                 self._database.prepare(own_tables=True)
                 engine.run(operations.prune)
         except SchemaError as error:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 from pgqrs_core.errors import PgqrsError
 from pgqrs_core.operations import maintenance
+from pgqrs_core.this_process import this_process
 from pgqrs_core.threads import join
 from pgqrs_kombu import topology
 
@@ -154,6 +155,6 @@ class Upkeep:
                 tell()
         if time.monotonic() >= self._house_at:
             self._house_at = time.monotonic() + _HOUSE
-            if engine.run(maintenance.elect, self._broker.consumer, _HOUSE + 2 * ROUND):
+            if engine.run(maintenance.elect, self._broker.consumer, _HOUSE + 2 * ROUND, this_process()):
                 engine.run(topology.sweep_orphans)
                 engine.run(maintenance.maintain, engine.schema)

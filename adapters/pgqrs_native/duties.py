@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 from pgqrs_core.errors import PgqrsError, QueueNotFound, Unavailable
 from pgqrs_core.operations.maintenance import elect, maintain, resign
 from pgqrs_core.operations.traffic import incoming
+from pgqrs_core.this_process import this_process
 from pgqrs_native.courses import Course
 from pgqrs_native.load import Load
 from pgqrs_native.roster import Roster
@@ -238,7 +239,7 @@ class Duties(Roster):
             if self._load.stopping:
                 break
             try:
-                elected = yield engine.run(elect, me, 3 * self._house)
+                elected = yield engine.run(elect, me, 3 * self._house, this_process())
                 if elected:
                     yield engine.run(maintain, engine.schema)
             except PgqrsError as error:

@@ -12,10 +12,11 @@ from typing import Final
 import msgspec
 
 from pgqrs_core.effects import Execute, Op
-from pgqrs_core.errors import SchemaError, SchemaMissing, ServerError
+from pgqrs_core.errors import SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld, ServerError
 from pgqrs_core.operations import doctor_queues, doctor_server
 from pgqrs_core.operations.findings import Finding, span
 from pgqrs_core.operations.schema import SUPPORTED, check_schema, version
+from pgqrs_core.pasting import command
 from pgqrs_core.sql import queries
 
 __all__ = ["Circumstances", "examine"]
@@ -70,7 +71,7 @@ def _pooler(pooled: bool) -> list[Finding]:
             "warn",
             "a connection pooler in transaction mode is in between: consumers poll instead of being woken, and "
             "statements are not prepared",
-            "Producers are fine here. Point consumers at the server itself.",
+            "Producers need nothing. Let the URL of consumers lead to the server itself.",
         )
     ]
 
@@ -99,11 +100,17 @@ def _schema(schema: str) -> Op[list[Finding]]:
     try:
         yield from check_schema(schema)
     except SchemaMissing as error:
-        return [Finding("schema", "fail", f"nothing is installed in schema {error.schema!r}", "Run `pgqrs install`.")]
+        summary = f"nothing is installed in schema {error.schema!r}"
+        return [Finding("schema", "fail", summary, "Install it.", (command("install"),))]
+    except SchemaTooOld as error:
+        return [Finding("schema", "fail", str(error), "Upgrade the tables.", (command("install"),))]
+    except SchemaTooNew as error:
+        upgrade = "pip install --upgrade pgqrs-py"
+        return [Finding("schema", "fail", str(error), "Upgrade pgqrs where this runs.", (upgrade,))]
     except SchemaError as error:
         return [Finding("schema", "fail", str(error))]
     except ServerError as error:
-        remedy = "Connect as the owner of the schema, or let him grant this role the rights on it."
+        remedy = "Connect as the owner of the schema, or as a role that the owner gave rights on it: docs/security.md."
         return [Finding("schema", "fail", f"schema {schema!r} cannot be used: {error}", remedy)]
     installed = yield from version(schema)
     return [Finding("schema", "ok", f"schema {schema!r} has version {installed}; this code brings {SUPPORTED}")]

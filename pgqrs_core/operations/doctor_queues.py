@@ -9,7 +9,9 @@ from pgqrs_core.effects import Execute, Op
 from pgqrs_core.messages import Metrics, Queue
 from pgqrs_core.operations import metrics, vitals
 from pgqrs_core.operations.findings import Finding, span
+from pgqrs_core.operations.maintenance import ROLE
 from pgqrs_core.operations.queues import list_queues
+from pgqrs_core.pasting import command, identifier
 from pgqrs_core.sql import queries
 
 __all__ = ["checks"]
@@ -26,7 +28,7 @@ def checks(schema: str) -> Iterator[tuple[str, Op[list[Finding]]]]:
     """Yield the checks by name, each to be run before the next is asked for."""
     yield "tables", _tables(schema)
     yield "queues", _queues(schema)
-    yield "housekeeping", _housekeeping()
+    yield "maintenance", _maintenance()
     yield "waiters", _waiters()
 
 
@@ -37,15 +39,23 @@ def _tables(schema: str) -> Op[list[Finding]]:
     for queue in queues:
         fact = facts.get(f"q_{queue.suffix}")
         if fact is None:
-            remedy = f"Restore it, or remove the queue's row from {schema}.queues."
-            found.append(Finding("tables", "fail", f"the table of queue {queue.name!r} is missing", remedy))
+            remedy = "Restore it from a backup, or delete what is left of the queue."
+            delete = command("queue", "delete", "--yes", names=(queue.name,))
+            found.append(Finding("tables", "fail", f"the table of queue {queue.name!r} is missing", remedy, (delete,)))
             continue
         if fact.autovacuum_off:
             summary = f"autovacuum is switched off for the table of queue {queue.name!r}"
-            found.append(Finding("tables", "warn", summary, "ALTER TABLE … RESET (autovacuum_enabled);"))
+            reset = f"ALTER TABLE {identifier(schema, fact.table)} RESET (autovacuum_enabled);"
+            found.append(Finding("tables", "warn", summary, "Switch it on.", (reset,)))
         if fact.dead > _BLOATED and fact.dead > fact.live:
             found.append(
-                Finding("tables", "warn", _bloat(queue, fact), "See old_snapshots; then run `pgqrs maintain`.")
+                Finding(
+                    "tables",
+                    "warn",
+                    _bloat(queue, fact),
+                    "End what the check old_snapshots names, if anything; then let maintenance vacuum it.",
+                    (command("maintain"),),
+                )
             )
     if not found:
         dead = sum(facts[f"q_{queue.suffix}"].dead for queue in queues)
@@ -68,7 +78,11 @@ def _bloat(queue: Queue, fact: vitals.TableFacts) -> str:
 def _queues(schema: str) -> Op[list[Finding]]:
     queues = yield from list_queues()
     if not queues:
-        return [Finding("queues", "info", "there are no queues yet", "Run `pgqrs queue create NAME`.")]
+        return [
+            Finding(
+                "queues", "info", "there are no queues yet", "Create one.", (command("queue", "create", "my_queue"),)
+            )
+        ]
     # One missing table must not hide the figures of the others.
     tables = {one.table for one in (yield from vitals.table_facts(schema))}
     measured = yield from metrics.measure([queue for queue in queues if f"q_{queue.suffix}" in tables])
@@ -91,23 +105,32 @@ def _judge(one: Metrics) -> Iterator[Finding]:
     age = one.oldest_ready_seconds
     if one.paused:
         summary = f"queue {one.queue!r} is paused with {_counted(one.ready, 'message')} ready"
-        yield Finding("queues", "info", summary, "`pgqrs queue resume` ends the pause.")
+        yield Finding("queues", "info", summary, "End the pause.", (command("queue", "resume", names=(one.queue,)),))
     elif age is not None and age > _LATE:
         summary = f"queue {one.queue!r} has {_counted(one.ready, 'message')} ready, the oldest has waited {span(age)}"
-        yield Finding("queues", "warn", summary, "Is a worker running? If so, start more.")
+        look = command("message", "peek", names=(one.queue,))
+        yield Finding("queues", "warn", summary, "Is a worker running? If so, start more. See what waits:", (look,))
     if one.dead:
         summary = f"queue {one.queue!r} holds {_counted(one.dead, 'dead message')}"
-        yield Finding("queues", "warn", summary, "`pgqrs dead list` says why; `pgqrs dead replay` sends them again.")
+        look = command("dead", "list", names=(one.queue,))
+        replay = command("dead", "replay", "--all", names=(one.queue,))
+        yield Finding("queues", "warn", summary, "See why they died; then send them again.", (look, replay))
 
 
-def _housekeeping() -> Op[list[Finding]]:
-    rows = yield Execute(queries["housekeeper"])
-    if rows:
-        holder, left = rows[0]
-        summary = f"process {holder & 0xFFFFFFFF:08x} keeps house; its term runs for {span(left)} more"
-        return [Finding("housekeeping", "ok", summary)]
-    remedy = "Workers do it by themselves; without workers run `pgqrs maintain` now and then."
-    return [Finding("housekeeping", "info", "nobody keeps house now: no expiry, no retention", remedy)]
+def _maintenance() -> Op[list[Finding]]:
+    rows = yield Execute(queries["leaders"])
+    found = [Finding("maintenance", "ok", _leader(*row)) for row in rows]
+    if any(row[0] == ROLE for row in rows):
+        return found
+    remedy = "Workers do it by themselves; without workers run it now and then."
+    summary = "no process does the maintenance now: nothing expires, retention is not kept"
+    return [Finding("maintenance", "info", summary, remedy, (command("maintain"),)), *found]
+
+
+def _leader(role: str, host: str | None, pid: int | None, left: float) -> str:
+    process = "a process that did not say which" if host is None else f"the process {pid} on {host}"
+    what = "does the maintenance" if role == ROLE else f"has the role {role!r}"
+    return f"{process} {what}; its term runs for {span(left)} more"
 
 
 def _waiters() -> Op[list[Finding]]:

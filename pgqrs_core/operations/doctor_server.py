@@ -9,6 +9,7 @@ from typing import Final
 from pgqrs_core.effects import Execute, Op
 from pgqrs_core.operations import vitals
 from pgqrs_core.operations.findings import Finding, span
+from pgqrs_core.pasting import identifier, literal
 from pgqrs_core.sql import queries
 
 __all__ = ["checks"]
@@ -23,6 +24,10 @@ _PIN_TRANSACTIONS: Final = 1_000_000
 _IDS_WARN, _IDS_FAIL = 1_000_000_000, 1_800_000_000
 #: The part of the notification queue in use.
 _NOTIFY_WARN, _NOTIFY_FAIL = 0.2, 0.8
+_IDLE: Final = (
+    "SELECT pid, usename, application_name, xact_start FROM pg_stat_activity"
+    " WHERE state LIKE 'idle in transaction%' ORDER BY xact_start;"
+)
 
 
 def checks(max_connections: int) -> Iterator[tuple[str, Op[list[Finding]]]]:
@@ -40,7 +45,7 @@ def checks(max_connections: int) -> Iterator[tuple[str, Op[list[Finding]]]]:
 
 
 def _server() -> Op[list[Finding]]:
-    number, text, read_only, zone, sees_all = (yield Execute(queries["server_facts"]))[0]
+    number, text, read_only, zone, sees_all, role, _ = (yield Execute(queries["server_facts"]))[0]
     major = number // 10_000
     release = text.split()[0]
     if major < _OLDEST:
@@ -59,7 +64,7 @@ def _server() -> Op[list[Finding]]:
                 "server",
                 "fail",
                 "the server accepts no writes: it is a standby, or sessions are read-only by default",
-                "Connect to the primary: several hosts, and target_session_attrs=read-write in the URL.",
+                "Let the URL lead to the primary: name several hosts in it, and target_session_attrs=read-write.",
             )
         )
     found.append(Finding("time_zone", "ok", f"the server's time zone is {zone}; any will do, pgqrs works in UTC"))
@@ -69,7 +74,8 @@ def _server() -> Op[list[Finding]]:
                 "rights",
                 "info",
                 "this role does not see what sessions of other roles do; some findings are incomplete",
-                "GRANT pg_read_all_stats, or run doctor as a role that has it.",
+                "Let it, or run doctor as a role that does.",
+                (f"GRANT pg_read_all_stats TO {identifier(role)};",),
             )
         )
     return found
@@ -77,7 +83,8 @@ def _server() -> Op[list[Finding]]:
 
 def _settings() -> Op[list[Finding]]:
     settings = dict((yield Execute(queries["server_settings"])))
-    found = [*_durability(settings), *_autovacuum(settings)]
+    role, database = (yield Execute(queries["server_facts"]))[0][-2:]
+    found = [*_durability(settings, role, database), *_autovacuum(settings)]
     waits = settings.get("synchronous_commit") not in ("off", "local")
     names = settings.get("synchronous_standby_names", "").strip()
     if waits and names:
@@ -98,8 +105,9 @@ def _standbys(names: str) -> Op[list[Finding]]:
             "synchronous_standbys",
             "warn",
             f"{summary}: they hang until enough are",
-            "Start the standbys, or set synchronous_standby_names = '' and reload. A role that is no member of "
-            "pg_monitor sees no standbys: if there are any, GRANT pg_read_all_stats to it.",
+            "Start the standbys, or let commits wait for none. A role that is no member of pg_monitor sees no standbys: "
+            "run doctor as one that is, if there are any.",
+            _configure("synchronous_standby_names", ""),
         )
     ]
 
@@ -110,7 +118,12 @@ def _number_of_standbys(names: str) -> int:
     return int(found[1]) if found else 1
 
 
-def _durability(settings: dict[str, str]) -> Iterator[Finding]:
+def _configure(name: str, value: str) -> tuple[str, ...]:
+    """Return what changes a setting of the server, for a superuser to paste."""
+    return f"ALTER SYSTEM SET {name} = {literal(value)};", "SELECT pg_reload_conf();"
+
+
+def _durability(settings: dict[str, str], role: str, database: str) -> Iterator[Finding]:
     sound = True
     for name, loss in (
         ("fsync", "a crash of the machine can destroy the database"),
@@ -118,14 +131,16 @@ def _durability(settings: dict[str, str]) -> Iterator[Finding]:
     ):
         if settings.get(name) == "off":
             sound = False
-            yield Finding("durability", "warn", f"{name} is off: {loss}", f"Set {name} = on, except in tests.")
+            summary = f"{name} is off: {loss}"
+            yield Finding("durability", "warn", summary, "Switch it on, except in tests.", _configure(name, "on"))
     if settings.get("synchronous_commit") == "off":
         sound = False
         yield Finding(
             "durability",
             "warn",
             "synchronous_commit is off: a crash of the server can lose messages that were just enqueued",
-            "Set synchronous_commit = on for this role and database; claims are relaxed by pgqrs itself.",
+            "Switch it on for this role and database; pgqrs itself relaxes it where nothing can be lost.",
+            (f"ALTER ROLE {identifier(role)} IN DATABASE {identifier(database)} SET synchronous_commit = on;",),
         )
     if sound:
         level = settings.get("synchronous_commit", "on")
@@ -136,7 +151,9 @@ def _autovacuum(settings: dict[str, str]) -> Iterator[Finding]:
     off = [name for name in ("autovacuum", "track_counts") if settings.get(name) == "off"]
     if off:
         summary = f"{' and '.join(off)} is off: dead rows pile up"
-        yield Finding("autovacuum", "warn", summary, "Switch it on, or run `pgqrs maintain` every minute.")
+        commands = [line for name in off for line in _configure(name, "on")[:1]]
+        remedy = "Switch it on, or run the last of these every minute."
+        yield Finding("autovacuum", "warn", summary, remedy, (*commands, "SELECT pg_reload_conf();", "pgqrs maintain"))
     else:
         yield Finding("autovacuum", "ok", "autovacuum is on")
 
@@ -155,7 +172,8 @@ def _connections(wanted: int) -> Op[list[Finding]]:
             "connections",
             "warn",
             f"{summary}, fewer than the {wanted} that one more process may open",
-            "Lower PGQRS_MAX_CONNECTIONS, raise the server's max_connections, or use a pooler for producers.",
+            "Let each process open fewer, raise the server's max_connections, or use a pooler for producers.",
+            (f"export PGQRS_MAX_CONNECTIONS={max(free // 2, 3)}",) if free else (),
         )
     ]
 
@@ -165,8 +183,8 @@ def _transaction_ids() -> Op[list[Finding]]:
     summary = f"database {name!r} has used {used:,} of 2,147,483,648 transaction ids since it was last frozen"
     if used < _IDS_WARN:
         return [Finding("transaction_ids", "ok", summary)]
-    remedy = "Find what keeps vacuum from freezing (see old_snapshots), then run VACUUM in that database."
-    return [Finding("transaction_ids", "fail" if used >= _IDS_FAIL else "warn", summary, remedy)]
+    remedy = "End what the check old_snapshots names, if anything; then connect to that database and freeze it."
+    return [Finding("transaction_ids", "fail" if used >= _IDS_FAIL else "warn", summary, remedy, ("VACUUM (FREEZE);",))]
 
 
 def _old_snapshots() -> Op[list[Finding]]:
@@ -182,17 +200,20 @@ def _judge(pin: vitals.Pin) -> Finding | None:
     age = f" for {span(pin.seconds)}" if pin.seconds is not None else ""
     summary = f"{pin.describe()}, keeps dead rows{age} ({pin.transactions:,} transactions)"
     harms = inactive or (pin.seconds or 0) >= _PIN_HARMS or pin.transactions >= _PIN_TRANSACTIONS
-    return Finding("old_snapshots", "warn" if harms else "info", summary, _remedy(pin))
+    return Finding("old_snapshots", "warn" if harms else "info", summary, *_remedy(pin))
 
 
-def _remedy(pin: vitals.Pin) -> str:
+def _remedy(pin: vitals.Pin) -> tuple[str, tuple[str, ...]]:
     if pin.kind == "session":
-        return f"End its transaction, or: SELECT pg_terminate_backend({pin.pid});"
+        return "End its transaction, or the session.", (f"SELECT pg_terminate_backend({pin.pid});",)
     if pin.kind == "prepared transaction":
-        return "COMMIT PREPARED or ROLLBACK PREPARED it."
+        return "Commit it (COMMIT PREPARED), or roll it back.", (f"ROLLBACK PREPARED {literal(pin.name)};",)
     if pin.kind == "replication slot":
-        return "Bring its standby back, or drop the slot: SELECT pg_drop_replication_slot(…);"
-    return "End the long queries on that standby, or set hot_standby_feedback = off there."
+        drop = f"SELECT pg_drop_replication_slot({literal(pin.name)});"
+        return "Bring its standby back, or drop the slot.", (drop,)
+    return "End the long queries on that standby, or let it not report them, there:", _configure(
+        "hot_standby_feedback", "off"
+    )
 
 
 def _notify_queue() -> Op[list[Finding]]:
@@ -200,5 +221,5 @@ def _notify_queue() -> Op[list[Finding]]:
     summary = f"the notification queue is {usage:.1%} full"
     if usage < _NOTIFY_WARN:
         return [Finding("notify_queue", "ok", summary)]
-    remedy = "A listening session does not read: look for one that is idle in transaction and end it."
-    return [Finding("notify_queue", "fail" if usage >= _NOTIFY_FAIL else "warn", summary, remedy)]
+    remedy = "A listening session does not read: find one that is idle in a transaction, and end it."
+    return [Finding("notify_queue", "fail" if usage >= _NOTIFY_FAIL else "warn", summary, remedy, (_IDLE,))]

@@ -21,13 +21,16 @@ class Finding(msgspec.Struct, frozen=True):
         check: A stable name, the same for every finding of one check.
         status: ``ok``; ``info``: nothing to judge; ``warn``: works, but look at it; ``fail``: does not work.
         summary: One sentence, with figures.
-        remedy: What to do, or None.
+        remedy: What to do, in words, or None.
+        commands: What to paste for it, one line each: into a shell what begins with ``pgqrs``, ``export`` or ``pip``, into
+            psql what ends with a semicolon.
     """
 
     check: str
     status: Status
     summary: str
     remedy: str | None = None
+    commands: tuple[str, ...] = ()
 
 
 def span(seconds: float) -> str:

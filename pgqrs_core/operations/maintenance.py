@@ -15,16 +15,24 @@ from pgqrs_core.operations.archives import prune_archive
 from pgqrs_core.operations.queues import list_queues
 from pgqrs_core.sql import queries
 
-__all__ = ["Housekeeping", "elect", "maintain", "resign"]
+__all__ = ["ROLE", "Housekeeping", "Process", "elect", "maintain", "resign"]
 
 _log = logging.getLogger("pgqrs.maintenance")
 
-_ROLE: Final = "housekeeper"
+#: Who expires, prunes and vacuums.
+ROLE: Final = "housekeeper"
 _PAGE: Final = 1_000
 #: Dead tuples beyond which a table is vacuumed here: autovacuum, which starts at 2,000, has not kept up.
 _BLOATED: Final = 50_000
 #: Queues in a row for which the server does not answer in time: then it is not the queues.
 _MOST_TIMEOUTS: Final = 3
+
+
+class Process(msgspec.Struct, frozen=True):
+    """The host's name, at most 255 characters, and the process id there: what a person looks for."""
+
+    host: str
+    pid: int
 
 
 class Housekeeping(msgspec.Struct, frozen=True):
@@ -39,13 +47,21 @@ class Housekeeping(msgspec.Struct, frozen=True):
     failed: dict[str, str] = {}
 
 
-def elect(holder: int, seconds: float, *, role: str = _ROLE) -> Op[bool]:
-    """Become, or stay, the one process that has ``role``, by default to keep house, for the next ``seconds``."""
-    rows = yield Execute(queries["elect"], {"role": role, "holder": holder, "seconds": seconds})
+def elect(holder: int, seconds: float, process: Process, *, role: str = ROLE) -> Op[bool]:
+    """Become, or stay, the one process that has ``role``, by default maintenance, for the next ``seconds``.
+
+    Args:
+        holder: a random number that no other process has.
+        seconds: how long the term runs; elect again before its end.
+        process: which process that is, for people.
+        role: what the process is elected for.
+    """
+    term = {"role": role, "holder": holder, "host": process.host, "pid": process.pid, "seconds": seconds}
+    rows = yield Execute(queries["elect"], term)
     return bool(rows)
 
 
-def resign(holder: int, *, role: str = _ROLE) -> Op[None]:
+def resign(holder: int, *, role: str = ROLE) -> Op[None]:
     """Let another process take over at once."""
     yield Execute(queries["resign"], {"role": role, "holder": holder})
 

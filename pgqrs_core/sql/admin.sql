@@ -297,10 +297,11 @@ with old as materialized (
 delete from {schema}.idempotency_keys k using old where k.queue_id = old.queue_id and k.key = old.key returning 1;
 
 -- name: elect consumer relaxed
--- Become, or stay, the one process that does the housekeeping; no row when another is.
-insert into {schema}.leaders as l (role, holder, until)
-values (%(role)s, %(holder)s, statement_timestamp() + %(seconds)s::float8 * interval '1 second')
-on conflict (role) do update set holder = excluded.holder, until = excluded.until
+-- Become, or stay, the one process that has a role, such as maintenance; no row when another is.
+insert into {schema}.leaders as l (role, holder, host, pid, until)
+values (%(role)s, %(holder)s, %(host)s, %(pid)s, statement_timestamp() + %(seconds)s::float8 * interval '1 second')
+on conflict (role) do update
+set holder = excluded.holder, host = excluded.host, pid = excluded.pid, until = excluded.until
 where l.until <= statement_timestamp() or l.holder = excluded.holder
 returning holder;
 

@@ -6,7 +6,7 @@
 select current_setting('server_version_num')::int, current_setting('server_version'),
   pg_is_in_recovery() or current_setting('default_transaction_read_only')::boolean,
   (select reset_val from pg_catalog.pg_settings where name = 'TimeZone'),
-  pg_has_role(current_user, 'pg_read_all_stats', 'usage');
+  pg_has_role(current_user, 'pg_read_all_stats', 'usage'), current_user::text, current_database()::text;
 
 -- name: server_time observer
 select extract(epoch from clock_timestamp())::float8;
@@ -72,10 +72,10 @@ from pg_catalog.pg_database order by used desc limit 1;
 -- The part of the notification queue that is in use, from 0 to 1: one stuck listener fills it for all.
 select pg_notification_queue_usage();
 
--- name: housekeeper observer
--- Who keeps house, and for how many seconds its term still runs.
-select holder, extract(epoch from until - statement_timestamp())::float8
-from {schema}.leaders where role = 'housekeeper' and until > statement_timestamp();
+-- name: leaders observer
+-- Which process has which role, and for how many seconds its term still runs.
+select role, host, pid, extract(epoch from until - statement_timestamp())::float8
+from {schema}.leaders where until > statement_timestamp() order by role;
 
 -- name: sleepers observer
 -- How many consumers sleep and have asked to be woken, by queue.

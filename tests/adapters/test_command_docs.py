@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from pgqrs_native.command.app import build
 
 PAGE = (Path(__file__).parents[2] / "docs" / "command.md").read_text(encoding="utf-8")
@@ -55,7 +54,7 @@ def commands(group: Any, path: str = "") -> list[tuple[str, Any]]:
     return found
 
 
-COMMANDS = commands(typer.main.get_command(build()))
+COMMANDS = commands(build())
 
 
 @pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])

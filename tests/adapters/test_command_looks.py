@@ -324,7 +324,9 @@ def test_the_doctor_is_content_with_a_sound_database(shell: Shell) -> None:
 
     assert {one["check"] for one in document["findings"]} >= {"connection", "server", "schema", "plugins", "pooler"}
     assert "FAIL" not in shown
-    assert re.search(r"\n\d+ fine, ", shown)
+    assert re.search(r"\d+ fine\n$", shown)
+    statuses = [one["status"] for one in document["findings"]]
+    assert statuses == sorted(statuses, key=["fail", "warn", "info", "ok"].index)
 
 
 def test_the_doctor_works_without_a_schema(shell: Shell) -> None:
@@ -332,7 +334,8 @@ def test_the_doctor_works_without_a_schema(shell: Shell) -> None:
     result = shell("doctor", "--schema", "elsewhere", "--json")
     assert (result.code, result.document["status"]) == (1, "fail")
     (finding,) = [one for one in result.document["findings"] if one["status"] == "fail"]
-    assert (finding["check"], finding["remedy"]) == ("schema", "Run `pgqrs install`.")
+    assert (finding["check"], finding["remedy"]) == ("schema", "Install it.")
+    assert finding["commands"] == ["pgqrs --schema elsewhere install"]
 
 
 def test_the_doctor_says_when_there_is_no_server(shell: Shell) -> None:
@@ -380,11 +383,11 @@ def test_the_doctor_shows_broken_and_blocked_plugins(shell: Shell, monkeypatch: 
     for name, problem in (("fit", None), ("lame", "install frobnicate"), ("mad", "raise")):
         plugins.register(Adapter(name, problem), name)
     plugins.broken = (BrokenPlugin("rusty", "rusty-dist", "2.1", "it cannot be imported"),)
-    monkeypatch.setattr("pgqrs_core.engine.default_plugins", lambda *_: plugins)
+    monkeypatch.setattr("pgqrs_native.command.doctor.default_plugins", lambda *_: plugins)
     shown = shell.ok("doctor").out
 
     assert "plugin 'rusty' of rusty-dist 2.1 is broken: it cannot be imported" in shown
-    assert "PGQRS_PLUGINS_BLOCKED=rusty" in shown
+    assert "PGQRS_PLUGINS_BLOCKED=stopped,rusty" in shown
     assert "plugin 'stopped' is blocked" in shown
     assert "adapter fit 1.0: for the test" in shown
     assert "adapter lame 1.0 cannot be used: install frobnicate" in shown
@@ -406,7 +409,7 @@ def test_the_doctor_fails_for_two_serializers_of_one_content_type(
 
     plugins = Plugins.core()
     plugins.register(SimpleNamespace(pgqrs_serializers=hookimpl(lambda: [Rival()])), "rival")
-    monkeypatch.setattr("pgqrs_core.engine.default_plugins", lambda *_: plugins)
+    monkeypatch.setattr("pgqrs_native.command.doctor.default_plugins", lambda *_: plugins)
 
     result = shell("doctor")
 
@@ -419,12 +422,43 @@ def test_the_doctor_fails_for_two_serializers_of_one_content_type(
 def test_the_doctor_names_settings_of_a_plugin_that_cannot_take_effect(
     shell: Shell, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In one line, without their values."""
+    """Without their values, and beside everything else there is to say."""
     monkeypatch.setenv("PGQRS_PLUGINS_CRYPTO_KEYS", "k1:hunter2")
 
-    result = shell("doctor")
+    result = shell("doctor", "--json")
 
-    assert result.code != 0
-    assert "plugins.crypto.keys entry 1 ('k1') must be `id:key`" in result.err
+    assert result.code == 1
+    (failed,) = [one for one in result.document["findings"] if one["status"] == "fail"]
+    assert "plugins.crypto.keys entry 1 ('k1') must be `id:key`" in failed["summary"]
+    assert {"server", "schema", "queues", "serializers"} <= {one["check"] for one in result.document["findings"]}
     assert "hunter2" not in result.err + result.out
-    assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "code"),
+    [
+        ("PGQRS_PLUGINS_NOBODY_SIZE", "1", 1),
+        ("PGQRS_QUEUE_MAX_BATCH_SIZE", "many", 2),
+        ("PGQRS_DATABASE_URL", "postgresql://[", 2),
+    ],
+)
+def test_the_doctor_says_everything_else_beside_a_wrong_setting(
+    shell: Shell, monkeypatch: pytest.MonkeyPatch, name: str, value: str, code: int
+) -> None:
+    if name.endswith("URL"):
+        monkeypatch.delenv("DATABASE_URL")
+    monkeypatch.setenv(name, value)
+
+    result = shell("doctor", "--json", "--problems")
+
+    assert result.code == code
+    assert result.document["findings"][0]["status"] == "fail"
+    assert {one["status"] for one in result.document["findings"]} <= {"fail", "warn"}
+    assert "plugins" in [one["check"] for one in shell("doctor", "--json").document["findings"]]
+
+
+def test_the_doctor_shows_problems_alone_and_none_where_there_are_none(shell: Shell) -> None:
+    shown = shell.ok("doctor", "--problems").out.splitlines()
+
+    assert all(line.startswith(("warn", "FAIL", " ")) for line in shown[:-1])
+    assert shell.json("doctor", "--problems")["status"] == shell.json("doctor")["status"]

@@ -1147,7 +1147,7 @@ class TestMaintenance:
 
     @pytest.mark.parametrize(("rows", "won"), [([(5,)], True), ([], False)])
     def test_an_election_is_won_by_whoever_gets_a_row(self, rows: list[tuple[int]], won: bool) -> None:
-        assert play(maintenance.elect(5, 10.0), rows).result is won
+        assert play(maintenance.elect(5, 10.0, maintenance.Process("here", 7)), rows).result is won
 
 
 def step(version: int, *, checksum: str = "c", **blocks: str) -> Migration:

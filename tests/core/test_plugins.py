@@ -466,7 +466,7 @@ def test_hook_cli(caplog: pytest.LogCaptureFixture) -> None:
         three=plugin(cli=lambda app: app.append("three")),
     )
 
-    plugins.extend_command(app)
+    plugins.extend_command(lambda add: add(app))
 
     assert app == ["three", "one"]
     assert plugins.broken == (BrokenPlugin("two", None, None, "pgqrs_cli failed: ZeroDivisionError: no"),)

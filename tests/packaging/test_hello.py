@@ -16,10 +16,9 @@ HELLO = ROOT / "examples" / "pgqrs_hello"
 PROGRAM = """
 import pgqrs_core, pgqrs_hello, sys
 from pgqrs_native import Client
-from pgqrs_hello.journal import JOURNAL
 
 assert all(module.__file__.startswith(sys.prefix) for module in (pgqrs_core, pgqrs_hello)), pgqrs_core.__file__
-with Client() as client:
+with Client(sys.argv[1]) as client:
     client.admin.install()
     client.admin.create_queue("jobs")
     client.producer.batch_enqueue("jobs", [pgqrs_hello.Rows([["a", "b"]]), 5])
@@ -27,7 +26,6 @@ with Client() as client:
     print(type(first.payload).__name__, first.payload, first.headers, second.payload)
     client.consumer.dequeue(first)
     client.consumer.nack(second, bury=True)
-    print(client.engine.transact(JOURNAL.write))
 """
 
 
@@ -63,14 +61,17 @@ def run(python: Path, *arguments: str, dsn: str = "") -> str:
 
 def test_a_plugin_of_somebody_else_works_with_our_wheel(python: Path, pgqrs_dsn: str) -> None:
     pytest.importorskip("typer")
-    printed = run(python, "-W", "error", "-c", PROGRAM, dsn=pgqrs_dsn)
+    printed = run(python, "-W", "error", "-c", PROGRAM, pgqrs_dsn)
     pgqrs = str(python.parent / "pgqrs")
-    journal = run(python, pgqrs, "hello", dsn=pgqrs_dsn)
+    # The program has ended and its journal is written; the command goes where the option says, before it or behind.
+    journal = run(python, pgqrs, "hello", "--url", pgqrs_dsn)
+    document = json.loads(run(python, pgqrs, "--url", pgqrs_dsn, "hello", "--json"))
     plugins = json.loads(run(python, pgqrs, "plugins", "--json", dsn=pgqrs_dsn))
     doctor = json.loads(run(python, pgqrs, "doctor", "--json", dsn=pgqrs_dsn))
 
-    assert printed == "Rows [['a', 'b']] {'greeting': 'moin'} 5\n2\n"
+    assert printed == "Rows [['a', 'b']] {'greeting': 'moin'} 5\n"
     assert journal == "jobs\tacked\t1\njobs\tdead\t1\n"
+    assert document[0] == {"queue": "jobs", "outcome": "acked", "count": 1}
     [hello] = [one for one in plugins["loaded"] if one["name"] == "hello"]
     assert (hello["distribution"], hello["version"]) == ("pgqrs-hello", "1.0.0")
     assert plugins["broken"] == []
@@ -80,4 +81,4 @@ def test_a_plugin_of_somebody_else_works_with_our_wheel(python: Path, pgqrs_dsn:
 def test_its_own_tests_run_the_conformance_suite_there(python: Path) -> None:
     printed = run(python, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(HELLO / "tests"))
 
-    assert "12 passed" in printed
+    assert "13 passed" in printed

@@ -114,10 +114,9 @@ def test_the_alerts_name_metrics_that_exist() -> None:
 
 
 def test_the_commands_of_metrics_exist() -> None:
-    import typer
     from pgqrs_native.command.app import build
 
-    group = typer.main.get_command(build()).commands["metrics"]  # type: ignore[attr-defined]
+    group = build().commands["metrics"]  # type: ignore[attr-defined]
 
     page = (DOCS / "metrics.md").read_text(encoding="utf-8")
     for name, command in group.commands.items():

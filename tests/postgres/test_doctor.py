@@ -28,7 +28,7 @@ GIVEN = Circumstances("pgqrs", time.time)
 #: What a sound server answers, statement by statement.
 SOUND: dict[str, Sequence[tuple[Any, ...]]] = {
     "outdated_queues": [],
-    "server_facts": [(180_000, "18.0 (Debian)", False, "Europe/Berlin", True)],
+    "server_facts": [(180_000, "18.0 (Debian)", False, "Europe/Berlin", True, "app", "shop")],
     "server_time": [(1000.0,)],
     "server_settings": [
         ("autovacuum", "on"),
@@ -89,26 +89,26 @@ def test_a_sound_server_lacks_nothing_but_the_schema() -> None:
         "notify_queue": ["ok"],
         "schema": ["fail"],
     }
-    assert only(found, "schema").remedy == "Run `pgqrs install`."
+    assert only(found, "schema").commands == ("pgqrs install",)
 
 
 @pytest.mark.parametrize(("number", "status"), [(130_022, "fail"), (140_000, "ok"), (189_999, "ok"), (190_000, "warn")])
 def test_servers_from_14_to_18_are_supported(number: int, status: str) -> None:
     """An older one is refused, a newer one is only untested."""
-    found = examined(server_facts=[(number, f"{number // 10_000}.1", False, "UTC", True)])
+    found = examined(server_facts=[(number, f"{number // 10_000}.1", False, "UTC", True, "app", "shop")])
     assert only(found, "server").status == status
 
 
 def test_a_standby_is_a_failure() -> None:
     """Nothing can be written there."""
-    found = examined(server_facts=[(180_000, "18.0", True, "UTC", True)])
+    found = examined(server_facts=[(180_000, "18.0", True, "UTC", True, "app", "shop")])
     assert [one.status for one in found["server"]] == ["ok", "fail"]
     assert "target_session_attrs" in (found["server"][1].remedy or "")
 
 
 def test_a_role_that_sees_little_is_told() -> None:
     """Findings are incomplete then."""
-    found = examined(server_facts=[(180_000, "18.0", False, "UTC", False)])
+    found = examined(server_facts=[(180_000, "18.0", False, "UTC", False, "app", "shop")])
     assert only(found, "rights").status == "info"
 
 
@@ -202,7 +202,7 @@ def test_what_keeps_dead_rows_is_judged_by_its_age(pin: tuple[Any, ...], status:
     """And comes with what to do about it."""
     finding = only(examined(xmin_pins=[pin]), "old_snapshots")
     assert finding.status == status
-    assert remedy is None or remedy in (finding.remedy or "")
+    assert remedy is None or remedy in " ".join(finding.commands)
     if remedy:
         assert (pin[3] or pin[1]) in finding.summary
 
@@ -240,7 +240,7 @@ def looked_at(engine: Engine) -> dict[str, list[Finding]]:
 def test_every_check_is_answered_by_a_real_server(engine: Engine) -> None:
     """None of them fails, and none could not be asked."""
     found = looked_at(engine)
-    assert {"tables", "queues", "housekeeping", "waiters"} <= found.keys()
+    assert {"tables", "queues", "maintenance", "waiters"} <= found.keys()
     assert not [one for some in found.values() for one in some if one.status == "fail"]
     assert not [one for some in found.values() for one in some if "could not be checked" in one.summary]
 
@@ -318,12 +318,15 @@ def test_a_bloated_table_is_told() -> None:
         "applied_migrations": [(schema.SUPPORTED, "", True)],
         "metrics": [],
         "archive_metrics": [],
-        "housekeeper": [(0x1234, 12.0)],
+        "leaders": [("celery", None, None, 5.0), ("housekeeper", "web-1", 4711, 12.0)],
         "sleepers": [(1, 2)],
     }
     found = examined(**answers)
     assert "100,000 dead rows beside 10 live ones, never vacuumed" in only(found, "tables").summary
-    assert "keeps house; its term runs for 12 s more" in only(found, "housekeeping").summary
+    assert [one.summary for one in found["maintenance"]] == [
+        "a process that did not say which has the role 'celery'; its term runs for 5 s more",
+        "the process 4711 on web-1 does the maintenance; its term runs for 12 s more",
+    ]
     assert "'jobs': 2" in only(found, "waiters").summary
 
 

@@ -40,6 +40,9 @@ if TYPE_CHECKING:
     from pgqrs_core.effects import Op
 
 
+HERE = maintenance.Process("here", 7)
+
+
 def measured(harness: Harness, name: str = "jobs") -> Any:
     return harness.run(metrics.measure, [harness.queue(name)])[0]
 
@@ -628,13 +631,13 @@ class TestQueues:
             harness.send()
 
     def test_an_election_has_one_winner_until_he_resigns(self, harness: Harness) -> None:
-        assert harness.run(maintenance.elect, 1, 60.0)
-        assert not harness.run(maintenance.elect, 2, 60.0)
-        assert harness.run(maintenance.elect, 1, 60.0)
+        assert harness.run(maintenance.elect, 1, 60.0, HERE)
+        assert not harness.run(maintenance.elect, 2, 60.0, HERE)
+        assert harness.run(maintenance.elect, 1, 60.0, HERE)
 
         harness.run(maintenance.resign, 1)
 
-        assert harness.run(maintenance.elect, 2, 60.0)
+        assert harness.run(maintenance.elect, 2, 60.0, HERE)
 
     def test_people_can_read_a_queue_at_a_prompt(self, harness: Harness) -> None:
         harness.send(b"hello")

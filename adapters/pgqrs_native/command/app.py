@@ -20,6 +20,7 @@ import os
 import sys
 import traceback
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -27,11 +28,11 @@ import typer
 
 from pgqrs_core.config import Config
 from pgqrs_core.errors import ConfigurationError, EncodeError, InvalidArgument, PgqrsError, Unavailable
-from pgqrs_core.plugins import default_plugins
+from pgqrs_core.plugins import Plugins, default_plugins
 from pgqrs_native.command import archive, dead, doctor, message, queue, schema, top
 from pgqrs_native.command.inputs import InvalidInput
 from pgqrs_native.command.output import safe
-from pgqrs_native.command.session import Given, sign
+from pgqrs_native.command.session import Given, accept_globals, sign
 
 __all__ = ["FAILED", "INTERRUPTED", "UNREACHABLE", "USAGE", "build", "run"]
 
@@ -46,7 +47,7 @@ def run(arguments: Sequence[str]) -> int:
     """Run the command and return its exit code."""
     given = Given()
     try:
-        command = typer.main.get_command(build(_blocked(arguments)))
+        command = build(_plugins(arguments))
         if _COMPLETION in os.environ:
             command.main(list(arguments), prog_name="pgqrs")
         # Not command.main(): it takes what a command returns for an exit code.
@@ -67,8 +68,8 @@ def run(arguments: Sequence[str]) -> int:
     return 0
 
 
-def build(blocked: Sequence[str] = ()) -> typer.Typer:
-    """Put the commands together, those of plugins included."""
+def build(plugins: Plugins | None = None) -> Any:
+    """Put the commands together, those of plugins included, by default of all that are installed; return click's group."""
     app = typer.Typer(
         name="pgqrs",
         help="A message queue on plain PostgreSQL.",
@@ -84,8 +85,22 @@ def build(blocked: Sequence[str] = ()) -> typer.Typer:
     top.register(app)
     if importlib.util.find_spec("pgqrs_native.demo") and importlib.util.find_spec(_DEMO):
         importlib.import_module(_DEMO).register(app)
-    default_plugins(frozenset(blocked)).extend_command(app)
-    return app
+    group = typer.main.get_group(app)
+    (plugins or default_plugins()).extend_command(partial(_extend, group))
+    return group
+
+
+def _extend(group: Any, add: Callable[[typer.Typer], object]) -> None:
+    """Add the commands of one plugin: all of them, or none if one is none or would hide another."""
+    theirs = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
+    add(theirs)
+    # What typer cannot turn into a command is found here, where it costs one plugin and not every command.
+    added = typer.main.get_group(theirs).commands
+    if taken := sorted(added.keys() & group.commands.keys()):
+        raise ValueError(f"there is a command {taken[0]!r} already")
+    for one in added.values():
+        accept_globals(one)
+    group.commands.update(added)
 
 
 def _version(wanted: bool) -> None:
@@ -109,8 +124,8 @@ def _root() -> Callable[..., None]:
     return sign(run, [version])
 
 
-def _blocked(arguments: Sequence[str]) -> Sequence[str]:
-    """Return the plugins that the configuration blocks; plugins add commands, so this comes before all parsing."""
+def _plugins(arguments: Sequence[str]) -> Plugins:
+    """Load the plugins that the configuration asks for; they add commands, so this comes before all parsing."""
     path: str | None = None
     for place, word in enumerate(arguments):
         if word == "--":
@@ -120,10 +135,11 @@ def _blocked(arguments: Sequence[str]) -> Sequence[str]:
         elif word.startswith("--config="):
             path = word.partition("=")[2]
     try:
-        return Config.load(Path(path) if path else None).plugins.blocked
+        chosen = Config.load(Path(path) if path else None).plugins
     except ConfigurationError:
         # The command itself will say so, unless it was only asked for help.
-        return ()
+        return default_plugins()
+    return default_plugins(frozenset(chosen.blocked), chosen.settings, chosen.content_types)
 
 
 def _failed(error: Exception, given: Given) -> int:

@@ -1,26 +1,36 @@
 """``doctor``: is everything fit for the queues, and is anything in their way?"""
 
 import os
+import textwrap
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from typing import Annotated, Final
 
 import msgspec
 import typer
 from rich.text import Text
 
+from pgqrs_core import config_address
 from pgqrs_core.config import SETTINGS
 from pgqrs_core.config_strays import strays
-from pgqrs_core.errors import PluginError, Unavailable
+from pgqrs_core.errors import ConfigurationError, PgqrsError, Unavailable
 from pgqrs_core.operations.doctor import Circumstances, examine
 from pgqrs_core.operations.findings import Finding
-from pgqrs_core.plugins import Plugins
+from pgqrs_core.pasting import command as command_to_paste
+from pgqrs_core.pasting import shell_quoted
+from pgqrs_core.plugins import Plugins, default_plugins
 from pgqrs_native.client import Client
-from pgqrs_native.command.output import Column, make_table, plural, safe, show
+from pgqrs_native.command import doctor_plugins
+from pgqrs_native.command.inputs import InvalidInput
+from pgqrs_native.command.output import make_console, safe
 from pgqrs_native.command.session import Session, command
 
-__all__ = ["register"]
+__all__ = ["encryption", "register", "show_findings"]
 
-_STYLES = {"ok": "green", "info": "cyan", "warn": "bold yellow", "fail": "bold red"}
+_STYLES: Final = {"ok": "green", "info": "cyan", "warn": "bold yellow", "fail": "bold red"}
+#: What comes first, and what `--problems` shows.
+_ORDER: Final = ("fail", "warn", "info", "ok")
+_PROBLEMS: Final = ("fail", "warn")
 
 
 def register(app: typer.Typer) -> None:
@@ -28,35 +38,83 @@ def register(app: typer.Typer) -> None:
     command(app, "doctor", panel="Watching")(doctor)
 
 
-def doctor(session: Session) -> None:
-    """Examine the server, the schema, the queues and the plugins. Exit code 1 if a check fails."""
-    client = session.client
-    lost = False
-    findings: list[Finding] = []
-    try:
-        findings += _connect(client)
-        findings += client.engine.run(examine, _circumstances(client))
-    except Unavailable as error:
-        lost = True
-        remedy = "`pgqrs config show` shows which server is meant."
-        findings.append(Finding("connection", "fail", str(error), remedy))
-    findings += _environment()
-    findings += _plugins(client.engine.plugins)
+Problems = Annotated[bool, typer.Option("--problems", help="Show only what failed or should be looked at.")]
+
+
+def doctor(session: Session, *, problems: Problems = False) -> None:
+    """Examine the server, the schema, the queues and the plugins; problems first. Exit code 1 if a check fails."""
+    examined = _examine(session)
+    findings = sorted(examined.findings, key=lambda finding: _ORDER.index(finding.status))
+    shown = [finding for finding in findings if finding.status in _PROBLEMS] if problems else findings
+    shown = [msgspec.structs.replace(one, commands=_addressed(session, one.commands)) for one in shown]
     if session.out.json:
         session.out.document(
             {
-                "target": client.config.target,
-                "schema": client.engine.schema,
+                "target": examined.target,
+                "schema": examined.schema,
                 "status": _worst(findings),
-                "findings": [msgspec.to_builtins(finding) for finding in findings],
+                "findings": [msgspec.to_builtins(finding) for finding in shown],
             }
         )
     else:
-        _show(session, findings)
-    if lost:
-        raise typer.Exit(3)
+        show_findings(shown)
+        session.out.say(_counted(findings))
+    if examined.code:
+        raise typer.Exit(examined.code)
     if _worst(findings) == "fail":
         raise typer.Exit(1)
+
+
+class _Examined(msgspec.Struct):
+    """What was found, where, and the exit code if nothing could be examined."""
+
+    findings: list[Finding]
+    target: str | None = None
+    schema: str | None = None
+    code: int = 0
+
+
+def _examine(session: Session) -> _Examined:
+    """Look at everything; what cannot be looked at becomes a finding and keeps nothing else from being looked at."""
+    examined = _Examined([])
+    plugins: Plugins | None = None
+    try:
+        config = session.config
+        chosen = config.plugins
+        plugins = default_plugins(frozenset(chosen.blocked), chosen.settings, chosen.content_types)
+        examined.target, examined.schema = config.target, config.database.schema
+        # What is looked at needs no plugin, and a plugin that is set up wrongly must not keep it from being looked at.
+        with Client(config, plugins=Plugins.core()) as client:
+            examined.findings += _connect(client)
+            examined.findings += client.engine.run(examine, _circumstances(client))
+    except (ConfigurationError, InvalidInput) as error:
+        examined.code = 2
+        examined.findings.append(Finding("configuration", "fail", str(error), *_LOOK))
+    except Unavailable as error:
+        examined.code = 3
+        examined.findings.append(Finding("connection", "fail", str(error), *_LOOK))
+    except PgqrsError as error:
+        examined.findings.append(Finding("connection", "fail", str(error), *_LOOK))
+    examined.findings += _environment()
+    examined.findings += doctor_plugins.findings(plugins or default_plugins())
+    return examined
+
+
+_LOOK: Final = ("See which server is meant, and from where that is known.", (command_to_paste("config", "show"),))
+
+
+def _addressed(session: Session, commands: tuple[str, ...]) -> tuple[str, ...]:
+    """Let commands that are to be pasted go where this one went."""
+    given = session.given
+    words = ["--embedded"] if given.embedded else []
+    if given.url is not None and config_address.masked(given.url, "***") == given.url:
+        words += ["--url", shell_quoted(given.url)]
+    if given.schema is not None:
+        words += ["--schema", shell_quoted(given.schema)]
+    if given.config is not None:
+        words += ["--config", shell_quoted(str(given.config))]
+    front = " ".join(["pgqrs", *words])
+    return tuple(front + one.removeprefix("pgqrs") if one.startswith("pgqrs ") else one for one in commands)
 
 
 def _connect(client: Client) -> list[Finding]:
@@ -101,35 +159,9 @@ def _environment() -> Iterator[Finding]:
     """Yield what looks like a setting and is none."""
     for name, near in strays(os.environ, SETTINGS).items():
         summary = f"environment variable {name} is no setting and is ignored"
-        yield Finding("environment", "warn", summary, f"Did you mean {near}? If it is another program's, all is well.")
-
-
-def _plugins(plugins: Plugins) -> Iterator[Finding]:
-    """Yield what there is to say about what is installed here."""
-    names = ", ".join(one.name for one in plugins.loaded) or "none"
-    yield Finding("plugins", "ok", f"{plural(len(plugins.loaded), 'plugin')} loaded: {names}")
-    for broken in plugins.broken:
-        origin = f" of {broken.distribution} {broken.version}" if broken.distribution else ""
-        remedy = f"Repair or uninstall it, or block it: PGQRS_PLUGINS_BLOCKED={broken.name}"
-        yield Finding("plugins", "warn", f"plugin {broken.name!r}{origin} is broken: {broken.error}", remedy)
-    for blocked in plugins.blocked:
-        yield Finding("plugins", "info", f"plugin {blocked.name!r} is blocked by the configuration")
-    try:
-        kinds = ", ".join(plugins.serializers.content_types) or "none"
-        yield Finding("serializers", "ok", f"content types that can be read: {kinds}")
-    except PluginError as error:
-        yield Finding("serializers", "fail", str(error))
-    yield Finding("codecs", "ok", f"codecs that can be undone: {', '.join(plugins.hooks.codecs.names) or 'none'}")
-    for adapter in plugins.adapters:
-        try:
-            problem = adapter.check()
-        except Exception as error:
-            problem = f"its check failed: {type(error).__name__}: {error}"
-        summary = f"adapter {adapter.name} {adapter.version}"
-        if problem:
-            yield Finding("adapters", "info", f"{summary} cannot be used: {problem}")
-        else:
-            yield Finding("adapters", "ok", f"{summary}: {adapter.summary}")
+        remedy = f"Did you mean {near}? If it is another program's, all is well."
+        rename = (f'export {near}="${name}"; unset {name}',) if name.isidentifier() and name.isascii() else ()
+        yield Finding("environment", "warn", summary, remedy, rename)
 
 
 def _worst(findings: list[Finding]) -> str:
@@ -137,19 +169,38 @@ def _worst(findings: list[Finding]) -> str:
     return next((status for status in ("fail", "warn") if status in statuses), "ok")
 
 
-def _show(session: Session, findings: list[Finding]) -> None:
-    rows = []
+def show_findings(findings: Sequence[Finding]) -> None:
+    """Draw findings. What is to be pasted stands in lines of its own, and is never broken."""
+    console = make_console()
+    names = max((len(_name(one)) for one in findings), default=0)
+    indent = 6 + names + 2
+    room = max(console.width - indent, 30)
+    lines: list[Text] = []
     for finding in findings:
-        text = Text(safe(finding.summary))
-        if finding.remedy and finding.status != "ok":
-            text.append(f"\n→ {safe(finding.remedy)}", style="dim")
         mark = finding.status.upper() if finding.status == "fail" else finding.status
-        rows.append([Text(mark, style=_STYLES[finding.status]), Text(finding.check.replace("_", " ")), text])
-    columns = [Column(""), Column("check"), Column("finding", "fold")]
-    show(make_table(columns, rows))
+        first, *rest = _wrapped(finding.summary, room)
+        lines.append(Text.assemble((f"{mark:<6}", _STYLES[finding.status]), f"{_name(finding):<{names}}  {first}"))
+        lines += [Text(" " * indent + line) for line in rest]
+        if finding.status == "ok":
+            continue
+        for number, line in enumerate(_wrapped(finding.remedy or "", room - 2)):
+            lines.append(Text(" " * indent + ("→ " if number == 0 else "  ") + line, style="dim"))
+        lines += [Text("  " + pasted) for pasted in finding.commands]
+    for one in lines:
+        console.print(one, soft_wrap=True)
+
+
+def _name(finding: Finding) -> str:
+    return finding.check.replace("_", " ")
+
+
+def _wrapped(text: str, width: int) -> list[str]:
+    return textwrap.wrap(safe(text), width, break_on_hyphens=False) if text else []
+
+
+def _counted(findings: Sequence[Finding]) -> str:
     counted = [
         (sum(finding.status == status for finding in findings), word)
-        for status, word in (("ok", "fine"), ("info", "to know"), ("warn", "to look at"), ("fail", "failed"))
+        for status, word in (("fail", "failed"), ("warn", "to look at"), ("info", "to know"), ("ok", "fine"))
     ]
-    session.out.say("")
-    session.out.say(", ".join(f"{number} {word}" for number, word in counted if number))
+    return ", ".join(f"{number} {word}" for number, word in counted if number)

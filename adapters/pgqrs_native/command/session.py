@@ -17,7 +17,7 @@ from pgqrs_native.client import Client
 from pgqrs_native.command.inputs import InvalidInput
 from pgqrs_native.command.output import Output
 
-__all__ = ["Given", "Session", "command", "sign"]
+__all__ = ["Given", "Session", "accept_globals", "command", "sign"]
 
 _PANEL = "Global options"
 
@@ -135,3 +135,35 @@ def command(app: typer.Typer, name: str, *, panel: str | None = None) -> Callabl
         return function
 
     return register
+
+
+def accept_globals(command: Any) -> None:
+    """Let a plugin's command, and those below it, accept the global options, except where it has options of those names.
+
+    What is given goes to ``context.obj``, a `Given`, and not to the command's function.
+    """
+    for below in getattr(command, "commands", {}).values():
+        accept_globals(below)
+    own = {name for param in command.params for name in (*param.opts, *param.secondary_opts)}
+    options: list[Any] = typer.main.get_command(_only_globals()).params
+    for option in options:
+        if option.name in _GLOBALS and not own.intersection(option.opts):
+            option.expose_value = False
+            option.callback = _note
+            command.params.append(option)
+
+
+def _only_globals() -> typer.Typer:
+    app = typer.Typer(add_completion=False)
+
+    def run(**_: Any) -> None:
+        pass
+
+    app.command()(sign(run, []))
+    return app
+
+
+def _note(context: typer.Context, option: Any, value: Any) -> Any:
+    if isinstance(context.obj, Given):
+        context.obj.update({option.name: value})
+    return value

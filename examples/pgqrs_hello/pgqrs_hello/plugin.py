@@ -8,7 +8,7 @@ from pgqrs_core.hookspecs import MigrationSource, hookimpl
 from pgqrs_core.plugin_settings import PluginSettings, Setting
 from pgqrs_core.serializers import Serializer
 from pgqrs_hello.csv_rows import CsvRows
-from pgqrs_hello.journal import JOURNAL
+from pgqrs_hello.journal import Journal
 
 #: The version of the plugin interface that this was written for.
 pgqrs_api = 1
@@ -16,11 +16,15 @@ pgqrs_api = 1
 _SETTINGS = {"greeting": Setting("text", "a header that every message of ours gets", "hello", low=1, high=100)}
 
 
-class Hello:
-    """The plugin with its settings; each engine that has other settings has another one."""
+class Hello(Journal):
+    """The plugin with its settings; each engine that has other settings has another one.
+
+    Of the hooks that count, `Journal` keeps the last.
+    """
 
     def __init__(self, greeting: str) -> None:
         self.greeting = greeting
+        super().__init__()
 
     @hookimpl
     def pgqrs_serializers(self) -> list[Serializer]:
@@ -33,11 +37,6 @@ class Hello:
         for draft in batch.drafts:
             if draft.content_type == CsvRows.content_type:
                 draft.headers = {**(draft.headers or {}), "greeting": self.greeting}
-
-    @hookimpl
-    def pgqrs_after_consume(self, event: Any) -> None:
-        """Note what became of messages."""
-        JOURNAL.note(event)
 
     @hookimpl
     def pgqrs_migrations(self) -> MigrationSource:
