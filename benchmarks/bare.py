@@ -12,7 +12,7 @@ import psycopg
 from pgqrs_native import Client
 from psycopg import sql
 
-from pgqrs_core.arrays import ByteaArray, numbers
+from pgqrs_core.arrays import ByteaArray, numbers, texts
 from pgqrs_core.drivers.session import session_settings
 from pgqrs_core.drivers.statements import prepare_adapters
 from pgqrs_core.marks import Marks, Seen
@@ -107,7 +107,7 @@ class Ours:
         }
         rows = self.relaxed.execute(self._claim, params, prepare=True, binary=True).fetchall()
         if rows:
-            seen = Seen({0: max(row[1] for row in rows)}, rows[0][9], rows[0][10])
+            seen = Seen({0: max(row[1] for row in rows)}, rows[0][10], rows[0][11])
             self._marks.finish(seen, full=len(rows) == limit)
         else:
             self._marks.finish(None, full=False)
@@ -131,6 +131,7 @@ class Ours:
             "lanes": numbers([row[0] for row in rows]),
             "ids": numbers([row[1] for row in rows]),
             "tokens": numbers([row[8] for row in rows]),
+            "places": texts([row[9] for row in rows]),
         }
         return len(self.durable.execute(statement, params, prepare=True, binary=True).fetchall())
 

@@ -182,6 +182,8 @@ class Lease(msgspec.Struct, frozen=True, gc=False):
     lane: int
     message_id: int
     token: int
+    #: Where the row was when it was claimed, as PostgreSQL writes a ``tid``. A hint: rows move when leases are extended.
+    place: str | None = None
 
 
 class Delivery(msgspec.Struct, gc=False):
@@ -199,6 +201,7 @@ class Delivery(msgspec.Struct, gc=False):
     raw_headers: str | None
     body: bytes
     token: int = 0
+    place: str | None = None
     stored: tuple[str | None, bytes] | None = None
 
     __repr__ = discreet
@@ -206,7 +209,7 @@ class Delivery(msgspec.Struct, gc=False):
     @property
     def lease(self) -> Lease:
         """What settles this delivery."""
-        return Lease(self.lane, self.id, self.token)
+        return Lease(self.lane, self.id, self.token, self.place)
 
     @property
     def headers(self) -> dict[str, Any]:

@@ -51,9 +51,9 @@ def claim(queue: Queue, marks: Marks, *, limit: int, lease: float, bury: bool = 
             marks.finish(None, full=False)
             marks.cautious = 0
             return []
-        seen = Seen(highest_ids((row[0], row[1]) for row in rows), rows[0][9], rows[0][10])
+        seen = Seen(highest_ids((row[0], row[1]) for row in rows), rows[0][10], rows[0][11])
         marks.finish(seen, full=len(rows) == most)
-        found = [Delivery(*row[:9]) for row in sorted(rows, key=_order)]
+        found = [Delivery(*row[:10]) for row in sorted(rows, key=_order)]
         worn = [item for item in found if item.attempt >= queue.options.max_attempts]
         marks.cautious = max(marks.cautious - 1, 0)
         if not worn:

@@ -1,14 +1,15 @@
 """What becomes of a claimed message: ack, archive, nack, release, replace; and keeping its lease. All fenced.
 
-Each names its rows by lane, id and lease token. A row that no longer matches was lost, to another consumer or because
-it was settled before, and the answer says which: one bool per lease, in the order asked. Rows are locked in the order
-of their keys, so that two batches never wait for each other in a circle.
+Each goes to the places where the rows were when they were claimed, and checks lane, id and lease token there. A row
+that has moved since is located by its key and tried again; one that is not to be located was lost, to another consumer
+or because it was settled before. The answer says which: one bool per lease, in the order asked. PostgreSQL visits places
+in their order, so that two batches do not wait for each other in a circle.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
 
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
 __all__ = ["Failure", "Fate", "ack", "archive", "extend", "nack", "release", "replace"]
 
 Fate: TypeAlias = Literal["nacked", "dead", "lost"]
+
+#: How often a row is located anew that moves between two statements, because its lease is being extended.
+_TRIES: Final = 5
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -86,8 +90,8 @@ def nack(queue: Queue, failures: Sequence[Failure], doorbell: Doorbell | None = 
 
     fates: dict[Lease, Fate] = {}
     for leases in _rounds(by_lease):
-        rows = yield _execute("nack", queue, leases, more)
-        lanes = dict(rows)
+        rows = yield from _apply("nack", queue, leases, more)
+        lanes: dict[int, int] = dict(rows)
         for lease in leases:
             if lease.message_id in lanes:
                 fates[lease] = "dead" if lanes[lease.message_id] == DEAD_LANE else "nacked"
@@ -135,30 +139,47 @@ def _settle(
 ) -> Op[list[bool]]:
     kept: set[Lease] = set()
     for group in _rounds(leases):
-        rows: Rows = yield _execute(name, queue, group, more)
-        ids = {row[0] for row in rows}
+        ids = {row[0] for row in (yield from _apply(name, queue, group, more))}
         kept.update(group if len(ids) == len(group) else (lease for lease in group if lease.message_id in ids))
     return [lease in kept for lease in leases]
 
 
-def _execute(
+def _apply(
     name: str,
     queue: Queue,
     leases: Sequence[Lease],
     more: Callable[[Sequence[Lease]], dict[str, object]] | None,
-) -> Execute:
-    params: dict[str, object] = {
+) -> Op[Rows]:
+    """Run one statement on the leases of a round; return its answers."""
+    places = [lease.place for lease in leases]
+    found: Rows = []
+    for _ in range(_TRIES):
+        params: dict[str, object] = {**_named(leases), "places": texts(places)}
+        rows: Rows = yield Execute(queries[name], params if more is None else {**params, **more(leases)}, queue)
+        found = [*found, *rows]
+        if len(rows) == len(leases):
+            break
+        settled = {row[0] for row in rows}
+        missed = [lease for lease in leases if lease.message_id not in settled]
+        rows = yield Execute(queries["locate"], _named(missed), queue)
+        located: dict[int, str] = dict(rows)
+        leases = [lease for lease in missed if lease.message_id in located]
+        if not leases:
+            break
+        places = [located[lease.message_id] for lease in leases]
+    return found
+
+
+def _named(leases: Sequence[Lease]) -> dict[str, object]:
+    return {
         "lanes": numbers([lease.lane for lease in leases]),
         "ids": numbers([lease.message_id for lease in leases]),
         "tokens": numbers([lease.token for lease in leases]),
     }
-    if more is not None:
-        params.update(more(leases))
-    return Execute(queries[name], params, queue)
 
 
 def _rounds(leases: Iterable[Lease]) -> list[list[Lease]]:
-    """Sort leases by key, in rounds in which no id occurs twice: an answer names the id only.
+    """Sort leases by id, in rounds in which no id occurs twice: an answer names the id only.
 
     A second lease on the same id is a stale one, kept by somebody who was overtaken.
     """
@@ -177,7 +198,7 @@ def _rounds(leases: Iterable[Lease]) -> list[list[Lease]]:
 
 
 def _key(lease: Lease) -> tuple[int, int]:
-    return lease.lane, lease.message_id
+    return lease.message_id, lease.lane
 
 
 def _error_text(error: dict[str, Any] | None) -> str | None:

@@ -1,7 +1,7 @@
 -- What happens to messages: enqueue, claim, settle. The tables are described in migrations/0001_initial.sql.
 --
--- All of these name rows by (lane, message_id), the primary key; only a claim goes on to the places of the rows that it
--- has just locked. All times are the database's, and statement_timestamp() rather than clock_timestamp(), which keeps
+-- Rows are found by (lane, message_id), the primary key, in subqueries that the planner can run in one way only, and then
+-- changed at their places; no statement joins a table with a list. All times are the database's, and statement_timestamp() rather than clock_timestamp(), which keeps
 -- them legal on a sharded schema of Citus.
 
 -- name: enqueue_plain producer
@@ -128,7 +128,7 @@ set attempt = q.attempt + 1,
     lease_token = %(token)s
 where q.ctid = any (array(select place from picked))
 returning q.lane, q.message_id, q.attempt, q.priority, q.enqueued_at, coalesce(q.content_type, ''), q.headers::text,
-  q.body, q.lease_token, (select oldest from running), (select newest from running);
+  q.body, q.lease_token, q.ctid::text, (select oldest from running), (select newest from running);
 
 -- name: oldest_writer consumer relaxed
 -- Answer with the lowest number among the running transactions that have locked the queue to write, and where there is
@@ -153,17 +153,24 @@ select coalesce((select min(next - age) from running where age < 2147483648),
 
 -- name: ack consumer
 -- Remove messages whose leases are still held; answers with those.
+--
+-- This and the next three go to the places that the claim answered with, and then check that what lies there is what was
+-- claimed: `is true` keeps the check from becoming a join. A row that has moved since, because its lease was extended, is
+-- missed; operations/settle.py then asks `locate` and comes again. So there is one way to run them, whatever the
+-- statistics and settings: docs/adr/0018-settle-by-place.md.
 delete from {queue} q
-using unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token)
-where q.lane = a.lane and q.message_id = a.message_id and q.lease_token = a.token
+where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token) in (
+  select a.lane, a.message_id, a.token
+  from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
 returning q.message_id;
 
 -- name: archive consumer
 -- Move messages whose leases are still held to the archive; answers with those.
 with gone as (
   delete from {queue} q
-  using unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token)
-  where q.lane = a.lane and q.message_id = a.message_id and q.lease_token = a.token
+  where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token) in (
+    select a.lane, a.message_id, a.token
+    from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
   returning q.message_id, q.priority, q.attempt, q.enqueued_at, q.content_type, q.headers, q.body
 )
 insert into {archive} (message_id, priority, attempt, enqueued_at, content_type, headers, body)
@@ -172,16 +179,18 @@ returning message_id;
 
 -- name: nack consumer
 -- Give failed messages back after a delay, or bury them: when told to, or when their attempts are used up.
--- Answers with the lane each went to.
+-- Answers with the lane each went to. The ids are sorted, so that what belongs to one is found by a binary search.
 update {queue} q
-set lane = case when r.bury or q.attempt >= %(max_attempts)s then -100 else -1 - q.priority end,
-    due_at = statement_timestamp()
-      + case when r.bury or q.attempt >= %(max_attempts)s then 0 else r.delay end * interval '1 second',
-    lease_until = 'epoch', lease_token = 0, last_error = r.error::json
-from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[],
-            %(delays)s::float8[], %(burials)s::boolean[], %(errors)s::text[])
-     r(lane, message_id, token, delay, bury, error)
-where q.lane = r.lane and q.message_id = r.message_id and q.lease_token = r.token
+set (lane, due_at, last_error) = (
+      select case when f.dead then -100 else -1 - q.priority end,
+             statement_timestamp() + case when f.dead then 0 else (%(delays)s::float8[])[f.n] end * interval '1 second',
+             (%(errors)s::text[])[f.n]::json
+      from (select n, (%(burials)s::boolean[])[n] or q.attempt >= %(max_attempts)s as dead
+            from width_bucket(q.message_id, %(ids)s::bigint[]) n) f),
+    lease_until = 'epoch', lease_token = 0
+where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token) in (
+  select a.lane, a.message_id, a.token
+  from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
 returning q.message_id, q.lane;
 
 -- name: release consumer
@@ -190,9 +199,18 @@ returning q.message_id, q.lane;
 update {queue} q
 set lane = -1 - q.priority, due_at = q.enqueued_at, attempt = greatest(q.attempt - %(refund)s, 0),
     lease_until = 'epoch', lease_token = 0
-from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) r(lane, message_id, token)
-where q.lane = r.lane and q.message_id = r.message_id and q.lease_token = r.token
+where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token) in (
+  select a.lane, a.message_id, a.token
+  from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
 returning q.message_id;
+
+-- name: locate consumer glance
+-- Answer with the places of messages whose leases are still held.
+select r.message_id, r.place
+from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token)
+cross join lateral (
+  select message_id, ctid::text as place from {queue}
+  where lane = a.lane and message_id = a.message_id and lease_token = a.token limit 1) r;
 
 -- name: replace consumer
 -- Put another message in the place of one whose lease is still held, as if it were enqueued now; it keeps its id. Also
@@ -209,11 +227,19 @@ returning q.message_id,
   exists (select from {schema}.waiters w where w.queue_id = {queue_id} and w.until > statement_timestamp());
 
 -- name: extend consumer relaxed
--- Let leases that are still held run for `lease` seconds from now; answers with those.
+-- Let leases that are still held run for `lease` seconds from now; answers with those. A lease is extended again and again
+-- and moves each time, so this locates the rows by itself.
 update {queue} q
 set lease_until = statement_timestamp() + %(lease)s::float8 * interval '1 second'
-from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) r(lane, message_id, token)
-where q.lane = r.lane and q.message_id = r.message_id and q.lease_token = r.token
+where q.ctid = any (array(
+    select r.place
+    from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token)
+    cross join lateral (
+      select ctid as place from {queue}
+      where lane = a.lane and message_id = a.message_id and lease_token = a.token limit 1) r))
+  and ((q.lane, q.message_id, q.lease_token) in (
+    select a.lane, a.message_id, a.token
+    from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
 returning q.message_id;
 
 -- name: watch consumer relaxed

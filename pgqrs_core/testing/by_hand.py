@@ -95,7 +95,20 @@ def claimed_row(
 ) -> tuple[Any, ...]:
     """A row as the claim returns it."""
     priority = lane if lane >= 0 else -1 - lane
-    return (lane, message_id, attempt, priority, NOON, "text/plain", None, b"x", token, oldest, newest)
+    return (
+        lane,
+        message_id,
+        attempt,
+        priority,
+        NOON,
+        "text/plain",
+        None,
+        b"x",
+        token,
+        f"(0,{message_id})",
+        oldest,
+        newest,
+    )
 
 
 def array(text: object) -> list[str]:

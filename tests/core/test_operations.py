@@ -114,12 +114,12 @@ class TestClaim:
         assert all(2**62 <= token < 2**63 for token in tokens)
 
     def test_a_delivery_carries_what_the_row_held(self) -> None:
-        row = (3, 4, 2, 3, NOON, "text/plain", '{"a":1}', b"body", 55, 1, 2)
+        row = (3, 4, 2, 3, NOON, "text/plain", '{"a":1}', b"body", 55, "(7,8)", 1, 2)
 
         (item,) = self.run(row).result
 
         assert (item.id, item.attempt, item.priority, item.body, item.headers) == (4, 2, 3, b"body", {"a": 1})
-        assert item.lease == Lease(3, 4, 55)
+        assert item.lease == Lease(3, 4, 55, "(7,8)")
         # Codecs note there what they replace.
         assert item.stored is None
 
@@ -293,10 +293,10 @@ class TestSettle:
     def test_it_answers_per_lease_in_the_order_asked(self, name: str) -> None:
         leases = [Lease(0, 9, 1), Lease(0, 3, 1), Lease(0, 5, 1)]
 
-        played = play(ORDERED_KINDS[name](JOBS, leases), [(3,), (9,)])
+        played = play(ORDERED_KINDS[name](JOBS, leases), [(3,), (9,)], [])
 
         assert played.result == [True, True, False]
-        assert played.names == [name]
+        assert played.names == [name, "locate"]
 
     @pytest.mark.parametrize("name", ORDERED_KINDS)
     def test_it_names_lane_id_and_token_of_each(self, name: str) -> None:
@@ -310,16 +310,40 @@ class TestSettle:
 
         assert played.params(0)["refund"] == refund
 
-    def test_rows_are_named_in_the_order_of_their_keys_so_that_batches_cannot_block_each_other(self) -> None:
-        leases = [Lease(1, 2, 1), Lease(0, 9, 1), Lease(-3, 4, 1), Lease(0, 1, 1)]
+    @pytest.mark.parametrize("name", ORDERED_KINDS)
+    def test_it_goes_to_where_each_was_claimed(self, name: str) -> None:
+        leases = [Lease(0, 9, 1, "(2,1)"), Lease(1, 3, 1, "(1,7)")]
 
-        asked = play(settle.ack(JOBS, leases), []).params(0)
+        played = play(ORDERED_KINDS[name](JOBS, leases), [(3,), (9,)])
+
+        assert elements(played.params(0)["places"]) == ["(1,7)", "(2,1)"]
+        assert played.params(0)["ids"] == "{3,9}"
+
+    def test_what_has_moved_since_is_located_and_settled_where_it_is_now(self) -> None:
+        leases = [Lease(0, number, 1, f"(1,{number})") for number in (1, 2, 3)]
+
+        played = play(settle.ack(JOBS, leases), [(1,)], [(3, "(5,5)")], [(3,)])
+
+        assert played.result == [True, False, True]
+        assert played.names == ["ack", "locate", "ack"]
+        assert played.params(1) == {"lanes": "{0,0}", "ids": "{2,3}", "tokens": "{1,1}"}
+        assert played.params(2) == {"lanes": "{0}", "ids": "{3}", "tokens": "{1}", "places": '{"(5,5)"}'}
+
+    def test_what_moves_on_and_on_is_given_up(self) -> None:
+        played = play(settle.ack(JOBS, [Lease(0, 1, 1)]), *[[], [(1, "(1,1)")]] * settle._TRIES)
+
+        assert played.result == [False]
+
+    def test_ids_are_sorted_for_a_nack_searches_them(self) -> None:
+        failures = [settle.Failure(Lease(lane, number, 1)) for lane, number in ((1, 2), (0, 9), (-3, 4), (0, 1))]
+
+        asked = play(settle.nack(JOBS, failures), [], []).params(0)
 
         assert list(zip(ints(array(asked["lanes"])), ints(array(asked["ids"])), strict=True)) == [
-            (-3, 4),
             (0, 1),
-            (0, 9),
             (1, 2),
+            (-3, 4),
+            (0, 9),
         ]
 
     @given(
@@ -329,17 +353,18 @@ class TestSettle:
             max_size=12,
         )
     )
-    def test_every_round_is_in_the_order_of_keys_and_names_an_id_once(self, leases: list[Lease]) -> None:
+    def test_every_round_is_in_the_order_of_ids_and_names_each_once(self, leases: list[Lease]) -> None:
         op = settle.ack(JOBS, leases)
         asked: list[Lease] = []
         effect: Any = next(op)
         try:
             while True:
-                fields = [ints(array(effect.params[key])) for key in ("lanes", "ids", "tokens")]
-                keys = list(zip(*fields, strict=True))
-                assert keys == sorted(keys, key=lambda key: key[:2])
-                assert len({key[1] for key in keys}) == len(keys)
-                asked += [Lease(*key) for key in keys]
+                if effect.query.name == "ack":
+                    fields = [ints(array(effect.params[key])) for key in ("lanes", "ids", "tokens")]
+                    keys = list(zip(*fields, strict=True))
+                    assert keys == sorted(keys, key=lambda key: key[1])
+                    assert len({key[1] for key in keys}) == len(keys)
+                    asked += [Lease(*key) for key in keys]
                 effect = op.send([])
         except StopIteration:
             pass
@@ -356,8 +381,9 @@ class TestSettle:
     def test_two_tokens_of_one_message_go_in_two_statements_since_answers_name_the_id_only(self) -> None:
         stale, live = Lease(0, 3, 1), Lease(0, 3, 2)
 
-        played = play(settle.ack(JOBS, [stale, live]), [(3,)], [])
+        played = play(settle.ack(JOBS, [stale, live]), [(3,)], [], [])
 
+        assert played.names == ["ack", "ack", "locate"]
         tokens = [played.params(place)["tokens"] for place in (0, 1)]
         assert sorted(tokens) == ["{1}", "{2}"]
         assert played.result == [tokens[0] == "{1}", tokens[0] == "{2}"]
@@ -383,9 +409,9 @@ class TestSettle:
         assert played.names == ["release", "notify"]
 
     def test_a_release_that_came_too_late_for_some_rings_for_the_others(self) -> None:
-        played = play(settle.release(JOBS, [Lease(0, 1, 1), Lease(0, 2, 1)], Bell()), [(1,)], [])
+        played = play(settle.release(JOBS, [Lease(0, 1, 1), Lease(0, 2, 1)], Bell()), [(1,)], [], [])
 
-        assert played.names == ["release", "notify"]
+        assert played.names == ["release", "locate", "notify"]
 
     def test_unless_it_is_told_otherwise_a_release_gives_the_attempt_back(self) -> None:
         assert play(settle.release(JOBS, [Lease(0, 1, 1)]), [(1,)]).params(0)["refund"] == 1
@@ -394,7 +420,7 @@ class TestSettle:
         assert play(settle.extend(JOBS, [Lease(0, 1, 1)], 0.1), [(1,)]).result == [True]
 
     def test_a_release_of_nothing_but_lost_leases_does_not_ring(self) -> None:
-        assert play(settle.release(JOBS, [Lease(0, 1, 1)], Bell()), []).result == [False]
+        assert play(settle.release(JOBS, [Lease(0, 1, 1)], Bell()), [], []).result == [False]
 
 
 class TestReplace:
@@ -444,7 +470,7 @@ class TestNack:
     def test_it_says_of_each_whether_it_returns_is_dead_or_was_lost(self) -> None:
         failures = [settle.Failure(Lease(0, number, 1)) for number in (3, 1, 2)]
 
-        played = play(settle.nack(JOBS, failures), [(1, DEAD_LANE), (3, -1)])
+        played = play(settle.nack(JOBS, failures), [(1, DEAD_LANE), (3, -1)], [])
 
         assert played.result == ["nacked", "dead", "lost"]
 
@@ -454,7 +480,7 @@ class TestNack:
             settle.Failure(Lease(0, 1, 1), bury=True),
         ]
 
-        asked = play(settle.nack(JOBS, failures), []).params(0)
+        asked = play(settle.nack(JOBS, failures), [], []).params(0)
 
         assert (asked["ids"], asked["delays"], asked["burials"]) == ("{1,9}", "{0.0,2.5}", "{t,f}")
         assert elements(asked["errors"]) == [None, '{"m":"late"}']
@@ -462,12 +488,12 @@ class TestNack:
     def test_the_limit_of_attempts_is_the_queues(self) -> None:
         failure = settle.Failure(Lease(0, 1, 1))
 
-        assert play(settle.nack(make_queue(max_attempts=3), [failure]), []).params(0)["max_attempts"] == 3
+        assert play(settle.nack(make_queue(max_attempts=3), [failure]), [], []).params(0)["max_attempts"] == 3
 
     def test_an_error_text_with_nul_is_made_storable(self) -> None:
         failure = settle.Failure(Lease(0, 1, 1), error={"m": "a\0b"})
 
-        (text,) = elements(play(settle.nack(JOBS, [failure]), []).params(0)["errors"])
+        (text,) = elements(play(settle.nack(JOBS, [failure]), [], []).params(0)["errors"])
 
         assert msgspec.json.decode(text) == {"m": "a\ufffdb"}
 

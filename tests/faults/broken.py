@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from types import MappingProxyType
 from typing import Any, Final
 
@@ -15,19 +15,26 @@ from pgqrs_core.sql import Query, queries
 __all__ = ["BUGS"]
 
 
-def rewrite(name: str, *changes: tuple[str, str]) -> Callable[[], None]:
-    """Change the text of one statement of the catalogue."""
+def rewrite(name: str, *changes: tuple[str, str], more: dict[str, tuple[str, str]] | None = None) -> Callable[[], None]:
+    """Change the text of one statement of the catalogue, and ``more`` of others."""
 
     def apply() -> None:
-        query = queries[name]
-        text = query.text
-        for old, new in changes:
-            assert old in text, f"{name} does not hold {old!r} any more"
-            text = text.replace(old, new)
-        changed = MappingProxyType({**queries, name: Query(name, text, query.flags)})
-        claim.queries = settle.queries = changed
+        changed = {
+            name: _changed(name, changes),
+            **{other: _changed(other, [one]) for other, one in (more or {}).items()},
+        }
+        claim.queries = settle.queries = MappingProxyType({**queries, **changed})
 
     return apply
+
+
+def _changed(name: str, changes: Iterable[tuple[str, str]]) -> Query:
+    query = queries[name]
+    text = query.text
+    for old, new in changes:
+        assert old in text, f"{name} does not hold {old!r} any more"
+        text = text.replace(old, new)
+    return Query(name, text, query.flags)
 
 
 def advance_at_once() -> None:
@@ -130,10 +137,16 @@ _LATER_BY_KEY: Final = (
     ),
 )
 
+_ANYWHERE: Final = {"locate": (" and lease_token = a.token", "")}
+_WITHOUT_FENCE: Final = (
+    ("q.message_id, q.lease_token)", "q.message_id)"),
+    ("a.message_id, a.token\n", "a.message_id\n"),
+)
+
 BUGS: Final[dict[str, Callable[[], None]]] = {
     "": lambda: None,
-    "ack without fence": rewrite("ack", (" and q.lease_token = a.token", "")),
-    "nack without fence": rewrite("nack", (" and q.lease_token = r.token", "")),
+    "ack without fence": rewrite("ack", *_WITHOUT_FENCE, more=_ANYWHERE),
+    "nack without fence": rewrite("nack", *_WITHOUT_FENCE, more=_ANYWHERE),
     "claim without a lock": rewrite("claim", (" for update skip locked", ""), *_LATER_BY_KEY),
     "claim that ignores leases": rewrite("claim", ("lease_until <= statement_timestamp()", "true")),
     "attempt not counted": rewrite("claim", ("set attempt = q.attempt + 1", "set attempt = greatest(q.attempt, 1)")),

@@ -169,7 +169,10 @@ class FakeServer:
         ids = [row.id for row in taken]
         self.claims[params["token"]] = Claim(params["token"], ids, overtaken, [one for one in ids if one in leased])
         rows = [
-            (*row.lease[:2], row.attempt, row.priority, row.enqueued_at, "", None, row.body, row.token, oldest, newest)
+            (
+                *(*row.lease[:2], row.attempt, row.priority, row.enqueued_at, "", None, row.body, row.token),
+                *(row.place, oldest, newest),
+            )
             for row in taken
         ]
         # What an UPDATE returns has no order.
@@ -182,9 +185,11 @@ class FakeServer:
 
     def _held(self, params: dict[str, Any], name: str) -> list[tuple[int, Row]]:
         found = []
+        # An extension looks for the rows by itself.
+        places = None if name == "extend" else elements(params["places"])
         for place, lease in enumerate(leases_of(params)):
             row = self.table.held(lease)
-            if row is not None:
+            if row is not None and (places is None or places[place] == row.place):
                 if row.locked:
                     raise Blocked
                 found.append((place, row))
@@ -228,6 +233,10 @@ class FakeServer:
         for row in rows:
             self.table.release(row, refund=bool(params["refund"]))
         return [(row.id,) for row in rows]
+
+    def _locate(self, params: dict[str, Any], _: Transaction) -> list[tuple[Any, ...]]:
+        found = [self.table.held(lease) for lease in leases_of(params)]
+        return [(row.id, row.place) for row in found if row is not None]
 
     def _extend(self, params: dict[str, Any], _: Transaction) -> list[tuple[Any, ...]]:
         rows = [row for _, row in self._held(params, "extend")]

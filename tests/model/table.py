@@ -53,8 +53,15 @@ class Row:
     hidden: bool = False
     #: Changed by a transaction that has not ended.
     locked: bool = False
+    #: How often its lease was extended.
+    moves: int = field(default=0, compare=False)
     #: Since when anybody may claim it, for those who judge delays.
     free_since: float = field(default=0.0, compare=False)
+
+    @property
+    def place(self) -> str:
+        """Where it is, for whoever holds it: it moves when its lease is extended."""
+        return f"({self.id},{self.moves})"
 
     @property
     def lease(self) -> tuple[int, int, int]:
@@ -162,6 +169,7 @@ class Table:
 
     def extend(self, row: Row, seconds: float) -> None:
         row.lease_until = row.free_since = self.now + seconds
+        row.moves += 1
 
     def _back(self, row: Row, due_at: float) -> None:
         row.lane = -1 - row.priority

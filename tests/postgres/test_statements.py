@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from harness import SyncHarness, ask, draft
 
-from pgqrs_core.arrays import numbers
+from pgqrs_core.arrays import numbers, texts
 from pgqrs_core.effects import Execute
 from pgqrs_core.messages import CLAIM_LANES, DEAD_LANE, Lease
 from pgqrs_core.operations import enqueue, queues, schema, settle
@@ -302,7 +302,14 @@ SETTLING: dict[str, dict[str, Any]] = {
 def settling(bench: Bench, name: str, lease: Lease, **more: Any) -> Rows:
     if name == "replace":
         return bench.answer(next(settle.replace(bench.queue(), lease, draft(b"new"))))  # type: ignore[arg-type]
-    params = {"lanes": f"{{{lease.lane}}}", "ids": f"{{{lease.message_id}}}", "tokens": f"{{{lease.token}}}"}
+    # Where the row with this id is: the place alone must not let anything through.
+    places = bench.ask("select ctid::text from pgqrs.q_jobs where message_id = %s", lease.message_id)
+    params = {
+        "lanes": f"{{{lease.lane}}}",
+        "ids": f"{{{lease.message_id}}}",
+        "tokens": f"{{{lease.token}}}",
+        "places": texts(row[0] for row in places),
+    }
     return bench.answer(Execute(queries[name], {**params, **SETTLING[name], **more}, bench.queue()))
 
 
