@@ -230,11 +230,15 @@ from {queue} where lane = -100 and message_id = %(id)s;
 
 -- name: replay_dead consumer
 -- Put dead messages back as if new, at once and without their time to live, by their old priority.
+with dead as materialized (
+  select r.place from unnest(%(ids)s::bigint[]) a(message_id)
+  cross join lateral (
+    select ctid as place from {queue} where lane = -100 and message_id = a.message_id for update skip locked) r
+)
 update {queue} q
 set lane = -1 - q.priority, due_at = statement_timestamp(), attempt = 0, expires_at = null,
     lease_until = 'epoch', lease_token = 0
-from unnest(%(ids)s::bigint[]) r(message_id)
-where q.lane = -100 and q.message_id = r.message_id
+where q.ctid = any (array(select place from dead))
 returning q.message_id;
 
 -- name: dead_ids
@@ -242,9 +246,12 @@ returning q.message_id;
 select message_id from {queue} where lane = -100 and message_id > %(after)s order by message_id limit %(limit)s;
 
 -- name: purge_dead
-delete from {queue} q using unnest(%(ids)s::bigint[]) r(message_id)
-where q.lane = -100 and q.message_id = r.message_id
-returning q.message_id;
+with dead as materialized (
+  select r.place from unnest(%(ids)s::bigint[]) a(message_id)
+  cross join lateral (
+    select ctid as place from {queue} where lane = -100 and message_id = a.message_id for update skip locked) r
+)
+delete from {queue} q where q.ctid = any (array(select place from dead)) returning q.message_id;
 
 -- name: list_archive
 -- The newest id first.
@@ -255,7 +262,7 @@ order by message_id desc limit %(limit)s;
 -- name: replay_archive
 -- Move archived messages back into the queue as new messages with new ids; answers with those.
 with gone as (
-  delete from {archive} a using unnest(%(ids)s::bigint[]) r(message_id) where a.message_id = r.message_id
+  delete from {archive} a where a.message_id = any (%(ids)s::bigint[])
   returning a.message_id, a.priority, a.content_type, a.headers, a.body
 )
 insert into {queue} (lane, priority, content_type, headers, body)
@@ -291,10 +298,10 @@ delete from {queue} q where q.ctid = any (array(select place from old)) returnin
 -- name: prune_keys consumer
 -- Remove up to `limit` idempotency keys that are kept no longer, those of deleted queues among them.
 with old as materialized (
-  select queue_id, key from {schema}.idempotency_keys
+  select ctid as place from {schema}.idempotency_keys
   where expires_at <= statement_timestamp() order by expires_at limit %(limit)s for update skip locked
 )
-delete from {schema}.idempotency_keys k using old where k.queue_id = old.queue_id and k.key = old.key returning 1;
+delete from {schema}.idempotency_keys k where k.ctid = any (array(select place from old)) returning 1;
 
 -- name: elect consumer relaxed
 -- Become, or stay, the one process that has a role, such as maintenance; no row when another is.

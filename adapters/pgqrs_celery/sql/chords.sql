@@ -4,8 +4,9 @@
 -- name: start_chord producer
 -- Note a chord that is about to be sent. One of the same id that is over begins anew.
 with cleared as (
-  delete from {schema}.celery_chord_parts p using {schema}.celery_chords c
-  where p.group_id = %(group_id)s and c.group_id = p.group_id and c.finished_at is not null
+  delete from {schema}.celery_chord_parts
+  where group_id = %(group_id)s
+    and exists (select from {schema}.celery_chords where group_id = %(group_id)s and finished_at is not null)
 )
 insert into {schema}.celery_chords as c (group_id, header, content_type, expires_at)
 values (%(group_id)s, %(header)s, %(content_type)s,
@@ -91,7 +92,7 @@ with finished as (
   where group_id = %(group_id)s and claim = %(claim)s
   returning group_id
 )
-delete from {schema}.celery_chord_parts p using finished f where p.group_id = f.group_id;
+delete from {schema}.celery_chord_parts where group_id = %(group_id)s and exists (select from finished);
 
 -- name: abandoned_chords consumer
 -- Complete chords whose claimer did not come to publish their body.
@@ -101,9 +102,9 @@ where claimed_until <= statement_timestamp() and body is not null order by claim
 -- name: prune_chords consumer
 -- Remove up to `limit` chords that have expired, with their parts.
 with gone as materialized (
-  select group_id from {schema}.celery_chords
+  select ctid as place, group_id from {schema}.celery_chords
   where expires_at <= statement_timestamp() order by expires_at limit %(limit)s for update skip locked
 ), parts as (
-  delete from {schema}.celery_chord_parts p using gone where p.group_id = gone.group_id
+  delete from {schema}.celery_chord_parts where group_id = any (array(select group_id from gone))
 )
-delete from {schema}.celery_chords c using gone where c.group_id = gone.group_id returning 1;
+delete from {schema}.celery_chords c where c.ctid = any (array(select place from gone)) returning 1;

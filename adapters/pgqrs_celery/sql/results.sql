@@ -25,16 +25,15 @@ with stored as (
   where r.status <> 'SUCCESS' or r.expires_at <= statement_timestamp()
   returning r.task_id
 )
-select pg_notify(w.channel, w.task_id)
-from stored s join {schema}.celery_waiters w on w.task_id = s.task_id
-where w.until > statement_timestamp();
+select pg_notify(w.channel, w.task_id) from {schema}.celery_waiters w
+where w.task_id = %(task_id)s and w.until > statement_timestamp() and exists (select from stored);
 
 -- name: read_results producer
 -- Those of `ids` that are there, in no order.
 select r.task_id, r.status, r.result, r.content_type, r.traceback, r.children, r.date_done, r.group_id, r.parent_id,
   r.name, r.args, r.kwargs, r.worker, r.retries, r.queue, r.stamps
-from unnest(%(ids)s::text[]) wanted(task_id) join {schema}.celery_results r on r.task_id = wanted.task_id
-where r.expires_at is null or r.expires_at > statement_timestamp();
+from {schema}.celery_results r
+where r.task_id = any (%(ids)s::text[]) and (r.expires_at is null or r.expires_at > statement_timestamp());
 
 -- name: forget_result producer
 -- A task whose result is forgotten is pending, as one that nobody has heard of.
@@ -67,8 +66,7 @@ on conflict (task_id, channel) do update set until = excluded.until;
 
 -- name: await_no_more producer
 -- Take back what `await_results` asked for.
-delete from {schema}.celery_waiters w using unnest(%(ids)s::text[]) gone(task_id)
-where w.task_id = gone.task_id and w.channel = %(channel)s;
+delete from {schema}.celery_waiters where task_id = any (%(ids)s::text[]) and channel = %(channel)s;
 
 -- name: prune_waiters consumer
 -- Rows of processes that died without saying so.
@@ -77,15 +75,15 @@ delete from {schema}.celery_waiters where until < statement_timestamp() - interv
 -- name: prune_results consumer
 -- Remove up to `limit` results that have expired.
 with gone as materialized (
-  select task_id from {schema}.celery_results
+  select ctid as place from {schema}.celery_results
   where expires_at <= statement_timestamp() order by expires_at limit %(limit)s for update skip locked
 )
-delete from {schema}.celery_results r using gone where r.task_id = gone.task_id returning 1;
+delete from {schema}.celery_results r where r.ctid = any (array(select place from gone)) returning 1;
 
 -- name: prune_groups consumer
 -- Remove up to `limit` saved groups that have expired.
 with gone as materialized (
-  select group_id from {schema}.celery_groups
+  select ctid as place from {schema}.celery_groups
   where expires_at <= statement_timestamp() order by expires_at limit %(limit)s for update skip locked
 )
-delete from {schema}.celery_groups g using gone where g.group_id = gone.group_id returning 1;
+delete from {schema}.celery_groups g where g.ctid = any (array(select place from gone)) returning 1;

@@ -37,8 +37,8 @@ select %(key)s, coalesce(c.value, 0) + %(amount)s::bigint,
        statement_timestamp() + %(ttl)s::float8 * interval '1 second'
 from (select (select value from {schema}.dramatiq_limits
               where key = %(key)s and expires_at > statement_timestamp()) as value,
-             (select coalesce(sum(o.value), 0) from unnest(%(keys)s::text[]) k(key)
-              join {schema}.dramatiq_limits o on o.key = k.key and o.expires_at > statement_timestamp()) as total) c
+             (select coalesce(sum(value), 0) from {schema}.dramatiq_limits
+              where key = any (%(keys)s::text[]) and expires_at > statement_timestamp()) as total) c
 where coalesce(c.value, 0) + %(amount)s::bigint <= %(maximum)s::bigint
   and c.total + %(amount)s::bigint <= %(maximum)s::bigint
 on conflict (key) do update set value = excluded.value, expires_at = excluded.expires_at
@@ -52,27 +52,26 @@ with stored as (
   on conflict (key) do update set value = 1, expires_at = excluded.expires_at
   returning key
 )
-select pg_notify(%(channel)s, w.listener::text)
-from stored s join {schema}.dramatiq_waiters w on w.key = s.key
-where w.until > statement_timestamp();
+select pg_notify(%(channel)s, w.listener::text) from {schema}.dramatiq_waiters w
+where w.key = %(key)s and w.until > statement_timestamp() and exists (select from stored);
 
 -- name: read_events producer
 -- Those of `keys` that have happened, in no order.
-select l.key, l.value
-from unnest(%(keys)s::text[]) wanted(key) join {schema}.dramatiq_limits l on l.key = wanted.key
-where l.expires_at > statement_timestamp();
+select key, value from {schema}.dramatiq_limits
+where key = any (%(keys)s::text[]) and expires_at > statement_timestamp();
 
 -- name: events_probe producer
 -- Has an event happened that this process waits for? What a lost notification would have said.
 select {queue_id}::int as queue_id,
-  exists (select from {schema}.dramatiq_waiters w join {schema}.dramatiq_limits l on l.key = w.key
-          where w.listener = {queue_id} and l.expires_at > statement_timestamp()) as claimable,
+  exists (select from {schema}.dramatiq_waiters w cross join lateral (
+            select from {schema}.dramatiq_limits where key = w.key and expires_at > statement_timestamp() limit 1) l
+          where w.listener = {queue_id}) as claimable,
   null::float8 as next_due;
 
 -- name: prune_limits consumer
 -- Remove up to `limit` counters and events that have expired. The table is small: limiters come back to their keys.
 with gone as materialized (
-  select key from {schema}.dramatiq_limits
+  select ctid as place from {schema}.dramatiq_limits
   where expires_at <= statement_timestamp() limit %(limit)s for update skip locked
 )
-delete from {schema}.dramatiq_limits l using gone where l.key = gone.key returning 1;
+delete from {schema}.dramatiq_limits l where l.ctid = any (array(select place from gone)) returning 1;

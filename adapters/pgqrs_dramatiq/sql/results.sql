@@ -9,15 +9,13 @@ with stored as (
   on conflict (key) do update set result = excluded.result, expires_at = excluded.expires_at
   returning key
 )
-select pg_notify(%(channel)s, w.listener::text)
-from stored s join {schema}.dramatiq_waiters w on w.key = s.key
-where w.until > statement_timestamp();
+select pg_notify(%(channel)s, w.listener::text) from {schema}.dramatiq_waiters w
+where w.key = %(key)s and w.until > statement_timestamp() and exists (select from stored);
 
 -- name: read_results producer
--- Those of `keys` that are there, in no order.
-select r.key, r.result
-from unnest(%(keys)s::text[]) wanted(key) join {schema}.dramatiq_results r on r.key = wanted.key
-where r.expires_at > statement_timestamp();
+-- Those of `keys` that are there, in no order. `is true` keeps the planner from reading all by their expiry.
+select key, result from {schema}.dramatiq_results
+where key = any (%(keys)s::text[]) and (expires_at > statement_timestamp()) is true;
 
 -- name: await producer relaxed
 -- Ask to be told of `keys` for the next `seconds`. What is being stored at this moment may miss it, so whoever waits reads
@@ -29,24 +27,25 @@ on conflict (key, listener) do update set until = excluded.until
   where w.until < excluded.until - interval '60 seconds';
 
 -- name: await_no_more producer relaxed
--- Take back what `await` asked for.
-delete from {schema}.dramatiq_waiters w using unnest(%(keys)s::text[]) gone(key)
-where w.key = gone.key and w.listener = %(listener)s;
+-- Take back what `await` asked for. Adding 0 keeps the planner from reading all that this listener waits for.
+delete from {schema}.dramatiq_waiters where key = any (%(keys)s::text[]) and listener + 0 = %(listener)s;
 
 -- name: results_probe producer
 -- Is a result there that this process waits for? What a lost notification would have said.
 select {queue_id}::int as queue_id,
-  exists (select from {schema}.dramatiq_waiters w join {schema}.dramatiq_results r on r.key = w.key
-          where w.listener = {queue_id} and r.expires_at > statement_timestamp()) as claimable,
+  exists (select from {schema}.dramatiq_waiters w cross join lateral (
+            select from {schema}.dramatiq_results
+            where key = w.key and (expires_at > statement_timestamp()) is true limit 1) r
+          where w.listener = {queue_id}) as claimable,
   null::float8 as next_due;
 
 -- name: prune_results consumer
 -- Remove up to `limit` results that have expired.
 with gone as materialized (
-  select key from {schema}.dramatiq_results
+  select ctid as place from {schema}.dramatiq_results
   where expires_at <= statement_timestamp() order by expires_at limit %(limit)s for update skip locked
 )
-delete from {schema}.dramatiq_results r using gone where r.key = gone.key returning 1;
+delete from {schema}.dramatiq_results r where r.ctid = any (array(select place from gone)) returning 1;
 
 -- name: prune_waiters consumer relaxed
 -- Rows of processes that died without saying so.

@@ -11,11 +11,13 @@ with exchange as materialized (
   select q.queue_id, %(priority)s, statement_timestamp() + least(%(ttl)s::float8, q.message_ttl) * interval '1 second',
          %(content_type)s, %(headers)s::json, %(body)s
   from {schema}.kombu_queues q
-  where q.ephemeral and q.queue_id in (
-    select b.queue_id from {schema}.kombu_bindings b, exchange e
-    where b.exchange = %(exchange)s
-      and (e.type = 'fanout' or (e.type = 'direct' and b.routing_key = %(routing_key)s)
-           or (e.type = 'topic' and (%(routing_key)s || '.') ~ b.pattern)))
+  where q.ephemeral and q.queue_id = any (array(
+    select queue_id from {schema}.kombu_bindings
+    where (select type from exchange) = 'direct' and exchange = %(exchange)s and routing_key = %(routing_key)s
+    union all
+    select queue_id from {schema}.kombu_bindings
+    where (select type from exchange) in ('fanout', 'topic') and exchange = %(exchange)s
+      and ((select type from exchange) = 'fanout' or (%(routing_key)s || '.') ~ pattern)))
   returning queue_id
 )
 select (select type from exchange), count(pg_notify(%(channel)s, (-s.queue_id)::text)::text)::int from stored s;
@@ -34,16 +36,15 @@ select count(pg_notify(%(channel)s, (-s.queue_id)::text)::text)::int from stored
 -- name: take consumer relaxed
 -- Remove up to n messages of these queues, the oldest of each first, and answer with them.
 with taken as materialized (
-  select r.queue_id, r.mail_id
+  select r.place
   from unnest(%(queue_ids)s::int[]) h(queue_id)
   cross join lateral (
-    select queue_id, mail_id from {schema}.kombu_mail
+    select ctid as place from {schema}.kombu_mail
     where queue_id = h.queue_id and (expires_at is null or expires_at > statement_timestamp())
     order by mail_id limit %(limit)s for update skip locked) r
   limit %(limit)s
 )
-delete from {schema}.kombu_mail m using taken t
-where m.queue_id = t.queue_id and m.mail_id = t.mail_id
+delete from {schema}.kombu_mail m where m.ctid = any (array(select place from taken))
 returning m.queue_id, m.mail_id, m.priority, m.enqueued_at, coalesce(m.content_type, ''), m.headers::text, m.body;
 
 -- name: put_back consumer relaxed
@@ -54,7 +55,7 @@ with stored as (
   from unnest(%(queue_ids)s::int[], %(mail_ids)s::bigint[], %(priorities)s::smallint[], %(enqueued)s::timestamptz[],
               %(content_types)s::text[], %(headers)s::text[], %(bodies)s::bytea[])
        r(queue_id, mail_id, priority, enqueued_at, content_type, headers, body)
-  join {schema}.kombu_queues q on q.queue_id = r.queue_id
+  cross join lateral (select queue_id from {schema}.kombu_queues where queue_id = r.queue_id limit 1) q
   on conflict do nothing
   returning queue_id
 )

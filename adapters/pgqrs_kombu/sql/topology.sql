@@ -35,7 +35,7 @@ with gone as (
     and not (%(if_unused)s and exists (select from {schema}.kombu_bindings where exchange = %(name)s))
   returning name
 ), unbound as (
-  delete from {schema}.kombu_bindings b using gone where b.exchange = gone.name returning b.queue_id
+  delete from {schema}.kombu_bindings where exchange = %(name)s and exists (select from gone) returning queue_id
 )
 select (select count(*) from gone), (select count(*) from unbound);
 
@@ -64,10 +64,11 @@ select count(*) from {schema}.kombu_consumers where queue_id = %(queue_id)s and 
 -- A row if exactly this binding is there: then there is nothing to write.
 select true
 from {schema}.kombu_bindings b
-join {schema}.kombu_queues q on q.queue_id = b.queue_id
-join {schema}.kombu_exchanges e on e.name = b.exchange
-where b.exchange = %(exchange)s and b.routing_key = %(routing_key)s and q.name = %(queue)s
-  and b.pattern is not distinct from case when e.type = 'topic' then %(pattern)s::text end
+where b.exchange = %(exchange)s and b.routing_key = %(routing_key)s
+  and b.queue_id = (select queue_id from {schema}.kombu_queues where name = %(queue)s)
+  and b.pattern is not distinct from
+    (select %(pattern)s::text from {schema}.kombu_exchanges where name = %(exchange)s and type = 'topic')
+  and exists (select from {schema}.kombu_exchanges where name = %(exchange)s)
   and b.arguments::text is not distinct from %(arguments)s::text;
 
 -- name: bind consumer
@@ -87,9 +88,9 @@ select (select type from exchange), count(b.queue_id), count(pg_notify(%(channel
 -- name: unbind consumer
 -- Take one binding back; an exchange declared with auto_delete goes with its last one.
 with gone as (
-  delete from {schema}.kombu_bindings b using {schema}.kombu_queues q
-  where q.name = %(queue)s and b.queue_id = q.queue_id and b.exchange = %(exchange)s
-    and b.routing_key = %(routing_key)s
+  delete from {schema}.kombu_bindings b
+  where b.exchange = %(exchange)s and b.routing_key = %(routing_key)s
+    and b.queue_id = (select queue_id from {schema}.kombu_queues where name = %(queue)s)
   returning b.queue_id
 ), left_over as (
   delete from {schema}.kombu_exchanges e using gone
@@ -111,9 +112,9 @@ with gone as (
                                        where c.queue_id = q.queue_id and c.until > statement_timestamp()))
   returning q.queue_id, q.ephemeral
 ), emptied as (
-  delete from {schema}.kombu_mail m using gone where m.queue_id = gone.queue_id returning m.queue_id
+  delete from {schema}.kombu_mail where queue_id = any (array(select queue_id from gone)) returning queue_id
 ), freed as (
-  delete from {schema}.kombu_consumers c using gone where c.queue_id = gone.queue_id returning c.queue_id
+  delete from {schema}.kombu_consumers where queue_id = any (array(select queue_id from gone)) returning queue_id
 )
 select g.queue_id, g.ephemeral, (select count(*) from emptied), (select count(*) from freed), pg_notify(%(channel)s, '0')
 from gone g;
@@ -135,8 +136,9 @@ order by b.exchange, q.name, b.routing_key;
 -- The type of an exchange and what is bound to it: of durable queues each binding, of ephemeral ones that there are some.
 select e.type, b.routing_key, b.pattern, q.name, q.ephemeral, q.message_ttl, q.arguments::text
 from {schema}.kombu_exchanges e
-left join {schema}.kombu_bindings b on b.exchange = e.name
-left join {schema}.kombu_queues q on q.queue_id = b.queue_id
+left join {schema}.kombu_bindings b on b.exchange = %(name)s
+left join lateral (
+  select name, ephemeral, message_ttl, arguments from {schema}.kombu_queues where queue_id = b.queue_id limit 1) q on true
 where e.name = %(name)s;
 
 -- name: keep consumer relaxed
@@ -157,15 +159,14 @@ with alive as (
         < statement_timestamp() - q.expires * interval '1 second'
   limit 100 for update skip locked
 ), gone as (
-  delete from {schema}.kombu_queues q using deserted d where q.queue_id = d.queue_id returning q.queue_id
+  delete from {schema}.kombu_queues where queue_id = any (array(select queue_id from deserted)) returning queue_id
 ), forgotten as (
-  delete from {schema}.kombu_consumers c using gone where c.queue_id = gone.queue_id returning c.queue_id
+  delete from {schema}.kombu_consumers where queue_id = any (array(select queue_id from gone)) returning queue_id
 ), stale as materialized (
-  select m.queue_id, m.mail_id from {schema}.kombu_mail m
+  select ctid as place from {schema}.kombu_mail m
   where (select ours from turn) and m.expires_at < statement_timestamp() limit 1000 for update skip locked
 ), expired as (
-  delete from {schema}.kombu_mail m using stale s where m.queue_id = s.queue_id and m.mail_id = s.mail_id
-  returning m.queue_id
+  delete from {schema}.kombu_mail m where m.ctid = any (array(select place from stale)) returning m.queue_id
 )
 select a.queue_id, (select count(*) from gone), (select count(*) from forgotten), (select count(*) from expired)
 from alive a
@@ -175,13 +176,12 @@ select null, count(*), (select count(*) from forgotten), (select count(*) from e
 -- name: sweep_orphans consumer
 -- Mail of queues that are gone: written while its queue was being deleted.
 with orphans as materialized (
-  select m.queue_id, m.mail_id from {schema}.kombu_mail m
-  where not exists (select from {schema}.kombu_queues q where q.queue_id = m.queue_id)
+  select ctid as place from {schema}.kombu_mail m
+  where not exists (select from {schema}.kombu_queues q where q.queue_id = m.queue_id offset 0)
     and m.enqueued_at < statement_timestamp() - interval '10 seconds'
   limit 1000 for update skip locked
 )
-delete from {schema}.kombu_mail m using orphans o where m.queue_id = o.queue_id and m.mail_id = o.mail_id
-returning m.queue_id;
+delete from {schema}.kombu_mail m where m.ctid = any (array(select place from orphans)) returning m.queue_id;
 
 -- name: leave consumer relaxed
 -- This process uses these queues no more.
@@ -189,7 +189,7 @@ with gone as (
   delete from {schema}.kombu_consumers
   where consumer = %(consumer)s and queue_id = any(%(queue_ids)s::int[]) returning queue_id
 )
-update {schema}.kombu_queues q set used_at = statement_timestamp() from gone where q.queue_id = gone.queue_id;
+update {schema}.kombu_queues set used_at = statement_timestamp() where queue_id = any (array(select queue_id from gone));
 
 -- name: topology_probe anyone
 -- The number 0 stands for the bindings: their changes ring; there is nothing to claim.
