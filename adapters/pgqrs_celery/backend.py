@@ -12,7 +12,6 @@ from weakref import WeakValueDictionary
 from celery import states
 from celery._state import get_current_worker_task
 from celery.backends.asynchronous import AsyncBackendMixin
-from celery.backends.base import Backend
 from celery.exceptions import SecurityError
 from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import result_from_tuple
@@ -22,6 +21,7 @@ from kombu.utils.encoding import ensure_bytes
 from pgqrs_celery import housekeeping, operations
 from pgqrs_celery.address import configuration, read_options
 from pgqrs_celery.chords import ChordsMixin
+from pgqrs_celery.compat import Backend, setting
 from pgqrs_celery.consumer import ResultConsumer
 from pgqrs_celery.encoding import decode, id_of, meta_of, row_of
 from pgqrs_celery.listener import Listener
@@ -71,8 +71,8 @@ class PgqrsBackend(ChordsMixin, AsyncBackendMixin, Backend):
         self.config = configuration(self.url, settings)
         #: Seconds for which results, failures and unfinished chords are kept; None: until they are forgotten.
         self.expires: float | None = self._seconds(self.prepare_expires(base.get("expires")), None)
-        self.failure_expires = self._seconds(app.conf.result_failure_expires, self.expires)
-        self.chord_expires = self._seconds(app.conf.result_chord_expires, self.expires)
+        self.failure_expires = self._seconds(setting(app, "result_failure_expires"), self.expires)
+        self.chord_expires = self._seconds(setting(app, "result_chord_expires"), self.expires)
         self.store = self._share()
         self.result_consumer = ResultConsumer(self, app, self.accept, self._pending_results, self._pending_messages)
 

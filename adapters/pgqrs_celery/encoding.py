@@ -10,9 +10,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from celery import states
-from celery.backends.base import decompress_payload
 from kombu.serialization import loads
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
+
+from pgqrs_celery.compat import decompress_result
 
 __all__ = ["decode", "id_of", "meta_of", "row_of"]
 
@@ -92,7 +93,7 @@ def decode(value: bytes | None, content_type: str, accept: Iterable[str] | None)
     if value is None:
         return None
     # The encoding matters only for types without a decoder, which then are text.
-    return loads(decompress_payload(value), content_type=content_type, content_encoding="utf-8", accept=accept)
+    return loads(decompress_result(value), content_type=content_type, content_encoding="utf-8", accept=accept)
 
 
 def _stamps(meta: Mapping[str, Any]) -> dict[str, Any] | None:

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from kombu.exceptions import BatchPublishError
-
 from pgqrs_core.errors import Unavailable
 from pgqrs_core.scopes import Caller
+from pgqrs_kombu.compat import BatchPublishError
 from pgqrs_kombu.errors import translated
 from pgqrs_kombu.outbox import current_scope
 

@@ -11,7 +11,8 @@ import kombu
 import pgqrs_kombu
 from celery import Celery as Application
 from celery.exceptions import Reject
-from kombu.exceptions import BatchPublishError, OperationalError
+from kombu.exceptions import OperationalError
+from pgqrs_kombu.compat import BatchPublishError
 
 from actors.handling import Failed, Handler
 from actors.kombu import url_of

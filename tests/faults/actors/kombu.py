@@ -8,7 +8,7 @@ from typing import Any
 
 import kombu
 import pgqrs_kombu
-from kombu.exceptions import BatchPublishError
+from pgqrs_kombu.compat import BatchPublishError
 from pgqrs_kombu.url import masked
 
 from actors.options import Options

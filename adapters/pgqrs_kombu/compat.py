@@ -1,0 +1,15 @@
+"""Where the supported versions of Kombu, 5.4 to 5.7, differ: what came after 5.4 is made up for here, and nowhere else."""
+
+from __future__ import annotations
+
+from kombu.exceptions import KombuError
+
+__all__ = ["BatchPublishError"]
+
+try:
+    # Since 5.7, with `Producer.batch()`.
+    from kombu.exceptions import BatchPublishError
+except ImportError:
+
+    class BatchPublishError(KombuError):  # type: ignore[no-redef,misc]
+        """It is not known whether a batch was published."""
