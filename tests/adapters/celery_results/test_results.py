@@ -5,11 +5,13 @@ from __future__ import annotations
 import pickle
 import threading
 import uuid
+import zlib
 from collections.abc import Callable
 from datetime import datetime, timedelta, timezone
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 from celery import Celery, states
 from celery.backends.base import Backend
@@ -19,6 +21,7 @@ from kombu.exceptions import ContentDisallowed, EncodeError
 
 from pgqrs_core.errors import SchemaError, SchemaMissing, Unavailable
 from pgqrs_core.testing import eventually
+from tests.support.versions import needs_celery_57
 
 from .support import ask, request_of
 
@@ -63,7 +66,7 @@ def test_a_result_comes_back_as_it_was_stored(open_app: Callable[..., Celery], s
 def test_what_was_never_stored_is_pending(app: Celery) -> None:
     result = seen(app, "nobody")
 
-    assert (result.state, result.result, result.exists()) == (states.PENDING, None, False)
+    assert (result.state, result.result, app.backend.task_result_exists("nobody")) == (states.PENDING, None, False)
 
 
 @pytest.mark.parametrize("state", [states.STARTED, states.FAILURE, states.RETRY, states.REVOKED, "PROGRESS", "SUCCESS"])
@@ -108,6 +111,7 @@ def test_a_stored_result_is_one_statement(app: Celery, pgqrs_dsn: str) -> None:
     assert counted == ["store_result"]
 
 
+@needs_celery_57  # Before, its database backend does not work with the present SQLAlchemy.
 @pytest.mark.parametrize("extended", [False, True])
 @pytest.mark.parametrize("state", [states.SUCCESS, states.FAILURE, states.STARTED])
 def test_the_fields_of_a_result_are_those_of_celerys_database_backend(
@@ -175,7 +179,8 @@ def test_what_is_no_exception_is_not_called_as_one(app: Celery, pgqrs_dsn: str) 
 
 
 def test_a_result_that_names_an_exit_does_not_end_its_reader(app: Celery) -> None:
-    app.backend.store_result("t", SystemExit(1), states.FAILURE)
+    forged = {"exc_type": "SystemExit", "exc_module": "builtins", "exc_message": [1]}
+    app.backend.store_result("t", forged, states.FAILURE)
 
     with pytest.raises(SecurityError, match="SystemExit"):
         seen(app, "t").get(timeout=5)
@@ -206,6 +211,7 @@ def test_a_reader_with_another_serializer_reads_it_if_it_accepts_the_type(open_a
         refusing.AsyncResult("t").get(timeout=5)
 
 
+@needs_celery_57
 def test_compressed_results_are_read_by_those_who_do_not_compress(
     open_app: Callable[..., Celery], pgqrs_dsn: str
 ) -> None:
@@ -215,15 +221,24 @@ def test_compressed_results_are_read_by_those_who_do_not_compress(
     assert ask(pgqrs_dsn, "select length(result) as n from pgqrs.celery_results")[0]["n"] < 1_000
 
 
+def test_a_result_that_a_newer_celery_compressed_is_read(app: Celery, pgqrs_dsn: str) -> None:
+    app.backend.store_result("t", 1, states.SUCCESS)
+    compressed = b"\0celery-compressed\0application/x-gzip\0" + zlib.compress(b'"' + b"a" * 50_000 + b'"')
+    with psycopg.connect(pgqrs_dsn) as connection:
+        connection.execute("update pgqrs.celery_results set result = %s", [compressed])
+
+    assert seen(app, "t").get(timeout=5) == "a" * 50_000
+
+
 def test_forgetting_removes_the_row(app: Celery, pgqrs_dsn: str) -> None:
     app.backend.store_result("t", 1, states.SUCCESS)
     result = seen(app, "t")
-    assert result.exists()
+    assert app.backend.task_result_exists("t")
 
     result.forget()
 
     assert ask(pgqrs_dsn, "select * from pgqrs.celery_results") == []
-    assert (seen(app, "t").state, seen(app, "t").exists()) == (states.PENDING, False)
+    assert (seen(app, "t").state, app.backend.task_result_exists("t")) == (states.PENDING, False)
 
 
 def test_groups_are_saved_restored_and_deleted(app: Celery) -> None:

@@ -11,6 +11,7 @@ from pgqrs_kombu import in_transaction
 from psycopg.conninfo import conninfo_to_dict
 
 from pgqrs_core.errors import InvalidArgument
+from tests.support.versions import needs_batches
 
 from .kombu_support import Bench, Inbox
 
@@ -21,6 +22,7 @@ def declared(bench: Bench) -> Producer:
     return Producer(connection)
 
 
+@needs_batches
 def test_a_batch_is_stored_whole_or_not_at_all(bench: Bench) -> None:
     producer = declared(bench)
     with producer.batch():
@@ -34,6 +36,7 @@ def test_a_batch_is_stored_whole_or_not_at_all(bench: Bench) -> None:
     assert Inbox(bench.connect(), Queue("q")).bodies(10) == [1, 3, 5, 7, 9, 0, 2, 4, 6, 8]
 
 
+@needs_batches
 def test_a_batch_to_many_queues_is_one_transaction(bench: Bench) -> None:
     producer = declared(bench)
     fan = Exchange("fan", "fanout")
@@ -62,6 +65,7 @@ def test_what_is_published_in_a_transaction_shares_its_fate(bench: Bench, kind: 
     assert bench.rows("q") == int(commit)
 
 
+@needs_batches
 def test_a_waiting_consumer_is_told_of_each_queue_after_the_commit(bench: Bench) -> None:
     producer = declared(bench)
     Queue("r")(producer.channel).declare()
