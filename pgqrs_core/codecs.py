@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, runt
 import msgspec
 
 from pgqrs_core.errors import DecodeError, InvalidArgument, PayloadError, PgqrsError, PluginError
+from pgqrs_core.interrupts import is_interrupt
 from pgqrs_core.messages import decode_headers, encode_headers
 
 if TYPE_CHECKING:
@@ -196,6 +197,8 @@ class CodecStack:
         except ImportError as error:
             raise PluginError(plugin, f"codec {name!r}: {error}") from error
         except Exception as error:
+            if is_interrupt(error):
+                raise
             # Only the kind: the text of a library's error may hold a part of the body.
             raise DecodeError(around.content_type, f"codec {name!r} failed: {type(error).__name__}") from error
         if type(found) is not bytes:
@@ -221,6 +224,8 @@ class CodecStack:
         try:
             return required or (codec.active and codec.wants(draft.queue, len(draft.body)))
         except Exception as error:
+            if is_interrupt(error):
+                raise
             raise PluginError(plugin, f"codec {codec.name!r}: wants: {type(error).__name__}: {error}") from error
 
 
@@ -234,6 +239,8 @@ def _encoded(plugin: str, codec: Codec, body: bytes, around: Envelope) -> Encode
     except PgqrsError:
         raise
     except Exception as error:
+        if is_interrupt(error):
+            raise
         reason = f"codec {codec.name!r}: encode failed: {type(error).__name__}: {error}"
         raise PluginError(plugin, reason) from error
     if encoded is None:

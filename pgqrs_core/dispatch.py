@@ -18,6 +18,7 @@ import msgspec
 
 from pgqrs_core.codecs import CodecStack
 from pgqrs_core.errors import InvalidArgument, PgqrsError, PluginError
+from pgqrs_core.interrupts import is_interrupt
 from pgqrs_core.messages import MAX_PRIORITY, MAX_SECONDS, check_number
 
 if TYPE_CHECKING:
@@ -66,6 +67,8 @@ class _Call(NamedTuple):
         except PgqrsError:
             raise
         except Exception as error:
+            if is_interrupt(error):
+                raise
             raise self.failed(hook, f"{type(error).__name__}: {error}") from error
 
     def failed(self, hook: str, reason: str) -> PluginError:
@@ -222,6 +225,8 @@ class Hooks:
             try:
                 call.function(event)
             except Exception as error:
+                if is_interrupt(error):
+                    raise
                 self._failed(call, hook, error)
             if (seconds := perf_counter() - began) > SLOW_SECONDS:
                 self._slow(call, hook, seconds)
@@ -268,20 +273,32 @@ class _Around(msgspec.Struct):
                 if manager is not None:
                     manager.__enter__()
                     self.entered.append((call, manager))
-            except Exception as error:
-                self.hooks._failed(call, self.hook, error)
+            except BaseException as error:
+                if is_interrupt(error):
+                    # What was entered is left, for no one else will.
+                    self.__exit__(type(error), error, error.__traceback__)
+                    raise
+                self.hooks._failed(call, self.hook, error)  # type: ignore[arg-type]
             if (seconds := perf_counter() - began) > SLOW_SECONDS:
                 self.hooks._slow(call, self.hook, seconds)
 
-    def __exit__(self, *ended: object) -> None:
-        for call, manager in reversed(self.entered):
+    def __exit__(self, *ended: Any) -> None:
+        interrupt: BaseException | None = None
+        while self.entered:
+            call, manager = self.entered.pop()
             began = perf_counter()
             try:
                 manager.__exit__(*ended)
-            except Exception as error:
-                self.hooks._failed(call, self.hook, error)
+            except BaseException as error:
+                if not is_interrupt(error):
+                    self.hooks._failed(call, self.hook, error)  # type: ignore[arg-type]
+                elif error is not ended[1]:
+                    # Once all others have been left.
+                    interrupt = error
             if (seconds := perf_counter() - began) > SLOW_SECONDS:
                 self.hooks._slow(call, self.hook, seconds)
+        if interrupt is not None:
+            raise interrupt
 
 
 def _check_draft(draft: Draft, queue: str) -> None:

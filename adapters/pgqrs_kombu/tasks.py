@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple
 from pgqrs_core.config import Config
 from pgqrs_core.errors import InvalidArgument
 from pgqrs_core.events import Handled, Handling
+from pgqrs_core.interrupts import note_interrupt
 from pgqrs_core.messages import Delivery, encode_headers
 from pgqrs_core.plugins import Plugins, default_plugins
 
@@ -45,9 +46,33 @@ def surround_tasks() -> None:
     """Listen to Celery's signals, if there is Celery. May be repeated."""
     signals: Any = sys.modules.get("celery.signals")
     if signals is not None:
+        limits: Any = sys.modules.get("billiard.exceptions")
+        if limits is not None:
+            note_interrupt(limits.SoftTimeLimitExceeded)
         # A receiver is known by its identifier, so it is connected once.
         signals.task_prerun.connect(_before, weak=False, dispatch_uid="pgqrs")
-        signals.task_postrun.connect(_after, weak=False, dispatch_uid="pgqrs")
+        signals.task_postrun.connect(_after_inner, weak=False, dispatch_uid="pgqrs inner")
+        signals.task_postrun.connect(_after_outer, weak=False, dispatch_uid="pgqrs outer")
+
+
+def _nest() -> bool:
+    """Take the innermost place among all that surround tasks; tell whether this task is surrounded there already.
+
+    Celery calls the receivers of both signals in one order. What others put around a task, such as the current span of
+    OpenTelemetry's instrumentation, must be taken away in the opposite one. So we come last before a task and first after
+    it; a task that began while others stood behind us, which connected after us, is left after them.
+    """
+    signals: Any = sys.modules["celery.signals"]
+    before, after = signals.task_prerun.receivers, signals.task_postrun.receivers
+    is_last = before[-1][1] is _before
+    if not is_last or after[0][1] is not _after_inner or after[-1][1] is not _after_outer:
+        # New lists: others may be going through these.
+        ours = {_before, _after_inner, _after_outer}
+        theirs = [item for item in after if item[1] not in ours]
+        found = {item[1]: item for item in [*before, *after] if item[1] in ours}
+        signals.task_prerun.receivers = [item for item in before if item[1] not in ours] + [found[_before]]
+        signals.task_postrun.receivers = [found[_after_inner], *theirs, found[_after_outer]]
+    return is_last
 
 
 def _before(task: Any = None, **_: Any) -> None:
@@ -57,16 +82,26 @@ def _before(task: Any = None, **_: Any) -> None:
         return
     hooks = _plugins().hooks
     if hooks.surrounds_handler:
+        is_innermost = _nest()
         handled = Handled(origin.message_id, origin.attempt, _headers(request))
         surrounding = hooks.around_handler(Handling(origin.queue, ADAPTER, [handled]))
         surrounding.__enter__()
-        setattr(request, _SURROUNDING, surrounding)
+        setattr(request, _SURROUNDING, (surrounding, is_innermost))
 
 
-def _after(task: Any = None, retval: Any = None, state: str | None = None, **_: Any) -> None:
-    surrounding = vars(task.request).pop(_SURROUNDING, None)
-    if surrounding is None:
+def _after_inner(task: Any = None, retval: Any = None, state: str | None = None, **_: Any) -> None:
+    _leave(task.request, retval, state, inner=True)
+
+
+def _after_outer(task: Any = None, retval: Any = None, state: str | None = None, **_: Any) -> None:
+    _leave(task.request, retval, state, inner=False)
+
+
+def _leave(request: Any, retval: Any, state: str | None, *, inner: bool) -> None:
+    surrounding, is_innermost = vars(request).get(_SURROUNDING, (None, inner))
+    if surrounding is None or is_innermost is not inner:
         return
+    delattr(request, _SURROUNDING)
     error = retval if isinstance(retval, BaseException) and state not in _FINE else None
     try:
         surrounding.__exit__(type(error) if error else None, error, error.__traceback__ if error else None)

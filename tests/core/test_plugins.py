@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+from pgqrs_core import interrupts
 from pgqrs_core.config import Config
 from pgqrs_core.engine import Engine
 from pgqrs_core.errors import ConfigurationError, InvalidArgument, PgqrsError, PluginError, QueueNotFound
@@ -734,6 +735,65 @@ def test_hook_around_handler() -> None:
     # It was told of the error, and its wish to swallow it was not granted.
     assert seen == [("a", "Handling"), ("a", "in"), ("a", error)]
     assert HANDLING.messages[0].headers == {"tenant": "a"}
+
+
+class Limit(Exception):
+    """As Celery's soft time limit: an error like others, which ends what runs."""
+
+
+class Leaves:
+    def __init__(self, seen: list[Any], where: str, error: BaseException) -> None:
+        self.seen, self.where, self.error = seen, where, error
+
+    def __enter__(self) -> None:
+        if self.where == "enter":
+            raise self.error
+
+    def __exit__(self, *_: object) -> None:
+        self.seen.append("left")
+        if self.where == "exit":
+            raise self.error
+
+
+@pytest.mark.parametrize("error", [Limit(), KeyboardInterrupt(), SystemExit()], ids=repr)
+@pytest.mark.parametrize("where", ["call", "enter", "exit"])
+def test_what_ends_the_work_is_let_through_by_hooks_and_all_that_was_entered_is_left(
+    where: str, error: BaseException, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(interrupts, "_noted", {Limit})
+    seen: list[Any] = []
+
+    def interrupted(handling: object) -> Any:
+        if where == "call":
+            raise error
+        return Leaves(seen, where, error)
+
+    plugins = with_plugins(
+        first=plugin(around_handler=around("first", seen)),
+        bad=plugin(around_handler=interrupted),
+        last=plugin(around_handler=around("last", seen)),
+    )
+
+    with pytest.raises(type(error)), plugins.hooks.around_handler(HANDLING):
+        seen.append("handled")
+
+    # Those that were entered were left: each is seen when it is asked, when it is entered, and then.
+    names = [what[0] for what in seen if isinstance(what, tuple)]
+    assert names
+    assert {names.count(name) for name in names} == {3}
+    assert ("handled" in seen) == (where == "exit")
+
+
+@pytest.mark.parametrize("hook", ["before_enqueue", "after_enqueue"])
+def test_what_ends_the_work_is_no_failure_of_a_plugin(hook: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(interrupts, "_noted", {Limit})
+
+    def interrupted() -> None:
+        raise Limit
+
+    plugins = with_plugins(slow=plugin(**{hook: interrupted}))
+    with pytest.raises(Limit):
+        getattr(plugins.hooks, hook)(drafts(b"x"))
 
 
 class BreaksOnEntry:
