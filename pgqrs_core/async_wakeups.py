@@ -12,6 +12,7 @@ import psycopg
 from pgqrs_core.drivers import aio
 from pgqrs_core.effects import Effect, Execute, Rows
 from pgqrs_core.errors import PgqrsError
+from pgqrs_core.supervision import start_task
 from pgqrs_core.wakeups import LONGEST_PAUSE, SPARE, Shared
 from pgqrs_core.watch import Party
 
@@ -54,7 +55,7 @@ class AsyncWakeups(Shared):
         if self._closing:
             return 0.0, []
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name="pgqrs-wakeups")
+            self._task = start_task(self._run, name="pgqrs-wakeups")
         deadline = self.watch.clock() + patience
         party = Party(self.watch, queues)
         try:

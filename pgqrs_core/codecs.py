@@ -9,7 +9,6 @@ which plugins are loaded nor today's configuration matters to those of yesterday
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, runtime_checkable
 
@@ -17,6 +16,7 @@ import msgspec
 
 from pgqrs_core.errors import DecodeError, InvalidArgument, PayloadError, PgqrsError, PluginError
 from pgqrs_core.interrupts import is_interrupt
+from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import decode_headers, encode_headers
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ STAGES: Final[tuple[Stage, ...]] = ("transform", "compress", "sign", "encrypt")
 ENCODING: Final = "pgqrs_encoding"
 #: The header by which a producer chooses for one message: ``{"zstd": False}``. It is not stored.
 CHOICE: Final = "pgqrs_codecs"
-_logger = logging.getLogger("pgqrs.plugins")
+_logger = get_logger("pgqrs.plugins")
 
 #: More layers than there are stages and plugins for; a body of a thousand layers is an attack.
 _MOST_LAYERS: Final = 8

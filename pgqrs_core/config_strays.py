@@ -7,15 +7,15 @@ so it is only told, once in the log and by `pgqrs doctor`.
 from __future__ import annotations
 
 import difflib
-import logging
 from collections.abc import Iterable, Mapping
 from typing import Final
 
 from pgqrs_core.config_sources import Settings, env_names, quote
+from pgqrs_core.logs import get_logger
 
 __all__ = ["strays", "tell_strays"]
 
-_log = logging.getLogger("pgqrs.config")
+_log = get_logger("pgqrs.config")
 
 #: Known, though no settings: the file, and what the test fixtures use.
 _KNOWN: Final = ("PGQRS_CONFIG", "PGQRS_TEST_")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Collection, Sequence
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 
 from pgqrs_core.effects import Op
 from pgqrs_core.errors import PgqrsError
+from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Metrics
 from pgqrs_core.operations.metrics import measure
 from pgqrs_core.operations.queues import list_queues
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Depths"]
 
-_log = logging.getLogger("pgqrs.depths")
+_log = get_logger("pgqrs.depths")
 
 
 class Depths:

@@ -6,7 +6,6 @@ pluggy's own call is not used here: it stops at the first exception and does not
 
 from __future__ import annotations
 
-import logging
 import threading
 from contextlib import AbstractContextManager
 from datetime import datetime
@@ -19,6 +18,7 @@ import msgspec
 from pgqrs_core.codecs import CodecStack
 from pgqrs_core.errors import InvalidArgument, PgqrsError, PluginError
 from pgqrs_core.interrupts import is_interrupt
+from pgqrs_core.logs import error_text, get_logger
 from pgqrs_core.messages import MAX_PRIORITY, MAX_SECONDS, check_number
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ _CALLED: Final = (
 #: An observing hook that takes longer than this many seconds is warned about, once.
 SLOW_SECONDS = 1.0
 
-_logger = logging.getLogger("pgqrs.plugins")
+_logger = get_logger("pgqrs.plugins")
 
 
 class _Call(NamedTuple):
@@ -69,7 +69,7 @@ class _Call(NamedTuple):
         except Exception as error:
             if is_interrupt(error):
                 raise
-            raise self.failed(hook, f"{type(error).__name__}: {error}") from error
+            raise self.failed(hook, f"{type(error).__name__}: {error_text(error)}") from error
 
     def failed(self, hook: str, reason: str) -> PluginError:
         return PluginError(self.plugin, f"{hook}: {reason}", distribution=self.distribution)

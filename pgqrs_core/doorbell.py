@@ -9,10 +9,11 @@ ask who sleeps: whoever falls asleep meanwhile looks again, too.
 from __future__ import annotations
 
 import hashlib
-import logging
 import time
 from collections.abc import Callable
 from typing import Final
+
+from pgqrs_core.logs import get_logger
 
 __all__ = ["Doorbell", "channel_of"]
 
@@ -20,7 +21,7 @@ __all__ = ["Doorbell", "channel_of"]
 #: a consumer that was woken, or fell asleep, comes later than this.
 QUIET: Final = 0.004
 
-_log = logging.getLogger("pgqrs.wakeups")
+_log = get_logger("pgqrs.wakeups")
 
 
 def channel_of(schema: str) -> str:

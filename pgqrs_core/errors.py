@@ -66,8 +66,20 @@ __all__ = [
 ]
 
 
+#: What the server refuses today and grants tomorrow, as SQLSTATEs or their first two characters (classes): a lost
+#: connection, a conflict between transactions, want of memory, disk or connections, an administrator's action, trouble
+#: of the operating system; a read-only session, an object in use, a lock that was not free in time.
+_PASSING_CLASSES = frozenset({"08", "40", "53", "57", "58"})
+_PASSING = frozenset({"25006", "55000", "55006", "55P03", "72000"})
+
+
 class PgqrsError(Exception):
     """The root of all errors of pgqrs."""
+
+    @property
+    def retryable(self) -> bool:
+        """Whether the same call may succeed later although nothing is changed in it; nothing was done."""
+        return False
 
     def __init__(self, message: str, **fields: object) -> None:
         super().__init__(message)
@@ -297,6 +309,11 @@ class Unavailable(PgqrsError, ConnectionError):
     #: Whether a statement was on its way, so that its outcome is not known.
     in_flight: bool
 
+    @property
+    def retryable(self) -> bool:
+        """True: the server may be back soon. With ``in_flight`` the call may have been carried out all the same."""
+        return True
+
     def __init__(self, message: str, *, target: str = "", in_flight: bool = False) -> None:
         super().__init__(message, target=target, in_flight=in_flight)
 
@@ -335,6 +352,12 @@ class ServerError(PgqrsError):
     """The server refused a statement. ``sqlstate`` says why; the original error is the cause."""
 
     sqlstate: str | None
+
+    @property
+    def retryable(self) -> bool:
+        """Whether it was refused for a reason that passes: a lock, a conflict, want of memory, disk or connections."""
+        state = self.sqlstate or ""
+        return state in _PASSING or state[:2] in _PASSING_CLASSES
 
     def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
         super().__init__(message, sqlstate=sqlstate)

@@ -6,7 +6,12 @@ It strikes wherever the task happens to be, in a plugin's hook too. Adapters not
 
 from __future__ import annotations
 
-__all__ = ["is_interrupt", "note_interrupt"]
+from typing import Final
+
+__all__ = ["FAILURES", "is_failure", "is_interrupt", "note_interrupt"]
+
+#: What the code of others may raise and mean that it has failed; see `is_failure`.
+FAILURES: Final = (Exception, SystemExit)
 
 _noted: set[type[Exception]] = set()
 
@@ -19,3 +24,11 @@ def note_interrupt(kind: type[Exception]) -> None:
 def is_interrupt(error: BaseException) -> bool:
     """Tell whether an exception ends what runs, whoever happens to run."""
     return not isinstance(error, Exception) or (bool(_noted) and isinstance(error, tuple(_noted)))
+
+
+def is_failure(error: BaseException) -> bool:
+    """Tell whether an exception means that what raised it has failed.
+
+    ``sys.exit`` in a plugin, a handler or a logging handler does: it does not end a process that does other things, too.
+    """
+    return isinstance(error, SystemExit) or not is_interrupt(error)

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from pgqrs_core.backoff import Backoff
 from pgqrs_core.errors import PgqrsError
-from pgqrs_core.logs import worker_name
+from pgqrs_core.interrupts import FAILURES
+from pgqrs_core.logs import error_text, get_logger, worker_name
 from pgqrs_core.operations.settle import extend
-from pgqrs_core.threads import join
+from pgqrs_core.supervision import join, start_task, start_thread
 
 if TYPE_CHECKING:
     from pgqrs_core.engine import AsyncEngine, Engine
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AsyncLeaseKeeper", "LeaseKeeper", "Ledger"]
 
-_log = logging.getLogger("pgqrs.leases")
+_log = get_logger("pgqrs.leases")
 
 #: Leases renewed by one statement.
 _PAGE: Final = 1_000
@@ -58,6 +59,7 @@ class Ledger:
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
         self._held: dict[Lease, _Held] = {}
+        self._backoff = Backoff(_RETRY, _RETRY, clock)
 
     def hold(
         self,
@@ -95,7 +97,9 @@ class Ledger:
             if held.due_at <= now + held.seconds / 12:
                 key = held.queue.id, held.seconds
                 groups.setdefault(key, Renewal(held.queue, held.seconds, [])).leases.append(lease)
-        ripe = (group for group in groups.values() if min(self._held[x].due_at for x in group.leases) <= now)
+        ripe = [group for group in groups.values() if min(self._held[x].due_at for x in group.leases) <= now]
+        # A queue that is locked makes its own renewals wait, and not those of others.
+        ripe.sort(key=lambda group: self._backoff.has_failed(group.queue.id))
         return [
             group._replace(leases=group.leases[start : start + _PAGE])
             for group in ripe
@@ -108,6 +112,7 @@ class Ledger:
 
     def renewed(self, renewal: Renewal, kept: Sequence[bool]) -> list[tuple[Callable[[Lease], None], Lease]]:
         """Note the answers to a renewal; return whom to tell of which lost lease."""
+        self._backoff.succeeded(renewal.queue.id)
         due_at = self._clock() + renewal.seconds / 3
         told: list[tuple[Callable[[Lease], None], Lease]] = []
         for lease, alive in zip(renewal.leases, kept):
@@ -128,12 +133,20 @@ class Ledger:
                 told.append((held.on_lost, lease))
         return told
 
-    def failed(self, renewal: Renewal) -> None:
-        """Note that a renewal could not be carried out, and try again soon."""
-        due_at = self._clock() + min(_RETRY, renewal.seconds / 10)
-        for lease in renewal.leases:
-            if lease in self._held:
-                self._held[lease].due_at = due_at
+    def is_due(self, renewal: Renewal) -> bool:
+        """Tell whether to carry a renewal out that was due: others of its queue may have failed meanwhile."""
+        return not self._backoff.waits(renewal.queue.id)
+
+    def failed(self, renewal: Renewal, error: BaseException) -> None:
+        """Note that a renewal could not be carried out, and try all those of its queue again soon."""
+        number = renewal.queue.id
+        log = _log.debug if self._backoff.has_failed(number) else _log.warning
+        text = "%d leases of queue %r could not be renewed yet: %s"
+        log(text, len(renewal.leases), renewal.queue.name, error_text(error), exc_info=_trace(error))
+        due_at = self._clock() + self._backoff.failed(number, first=min(_RETRY, renewal.seconds / 10))
+        for held in self._held.values():
+            if held.queue.id == number:
+                held.due_at = max(held.due_at, due_at)
 
     def __len__(self) -> int:
         return len(self._held)
@@ -165,8 +178,7 @@ class LeaseKeeper:
         with self._changed:
             self._ledger.hold(queue, leases, seconds, on_lost, age=age)
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="pgqrs-leases", daemon=True)
-                self._thread.start()
+                self._thread = start_thread(self._run, name="pgqrs-leases")
             elif self._wake_at is None or time.monotonic() + seconds / 3 - age < self._wake_at:
                 self._changed.notify()
 
@@ -199,20 +211,26 @@ class LeaseKeeper:
                 if self._closing:
                     return
             for renewal in due:
-                self._renew(renewal)
+                if self._ledger.is_due(renewal):
+                    self._renew(renewal)
 
     def _renew(self, renewal: Renewal) -> None:
         try:
             kept = self._engine.run(extend, renewal.queue, renewal.leases, renewal.seconds)
-        except PgqrsError as error:
-            _log.warning("%d leases could not be renewed yet: %s", len(renewal.leases), error)
+        except BaseException as error:
             with self._changed:
-                self._ledger.failed(renewal)
+                self._ledger.failed(renewal, error)
+            if not isinstance(error, FAILURES):
+                raise
             return
         with self._changed:
             told = self._ledger.renewed(renewal, kept)
         for tell, lease in told:
             tell(lease)
+
+
+def _trace(error: BaseException) -> BaseException | None:
+    return None if isinstance(error, PgqrsError) else error
 
 
 class AsyncLeaseKeeper:
@@ -239,7 +257,7 @@ class AsyncLeaseKeeper:
         self._ledger.hold(queue, leases, seconds, on_lost, age=age)
         self._changed.set()
         if self._task is None or self._task.done():
-            self._task = asyncio.create_task(self._run(), name="pgqrs-leases")
+            self._task = start_task(self._run, name="pgqrs-leases")
 
     def drop(self, leases: Iterable[Lease]) -> None:
         """Renew these no more."""
@@ -255,7 +273,8 @@ class AsyncLeaseKeeper:
     async def _run(self) -> None:
         while len(self._ledger):
             for renewal in self._ledger.due():
-                await self._renew(renewal)
+                if self._ledger.is_due(renewal):
+                    await self._renew(renewal)
             next_at = self._ledger.next_at()
             if next_at is None:
                 return
@@ -266,9 +285,8 @@ class AsyncLeaseKeeper:
     async def _renew(self, renewal: Renewal) -> None:
         try:
             kept = await self._engine.run(extend, renewal.queue, renewal.leases, renewal.seconds)
-        except PgqrsError as error:
-            _log.warning("%d leases could not be renewed yet: %s", len(renewal.leases), error)
-            self._ledger.failed(renewal)
+        except FAILURES as error:
+            self._ledger.failed(renewal, error)
             return
         for tell, lease in self._ledger.renewed(renewal, kept):
             tell(lease)

@@ -6,6 +6,7 @@ is used they are bound to its logger.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import socket
@@ -13,7 +14,18 @@ import sys
 from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
-__all__ = ["MessageLogger", "bound_logger", "message_fields", "worker_name"]
+from pgqrs_core.interrupts import is_interrupt
+
+__all__ = [
+    "Logger",
+    "MessageLogger",
+    "bound_logger",
+    "describe",
+    "error_text",
+    "get_logger",
+    "message_fields",
+    "worker_name",
+]
 
 _HOST: Final = socket.gethostname()
 
@@ -21,6 +33,87 @@ _HOST: Final = socket.gethostname()
 def worker_name() -> str:
     """Return what this process is called in logs: host and process id."""
     return f"{_HOST}:{os.getpid()}"
+
+
+def error_text(error: object) -> str:
+    """Return the text of an error, whatever it does when it is asked for it; it can be stored and printed."""
+    try:
+        text = str(error)
+    except (Exception, SystemExit):
+        text = f"<{type(error).__name__} whose text cannot be had>"
+    return text.encode("utf-8", "replace").decode()
+
+
+def describe(error: BaseException) -> str:
+    """Return an error as a line of a log shows it: its kind and its text, in one line."""
+    return " ".join(f"{type(error).__name__}: {error_text(error)}".split())
+
+
+class Logger:
+    """A logger of `logging` whose calls never raise: a handler, filter or record factory may fail.
+
+    A failure is printed on standard error, once for each logger.
+    """
+
+    __slots__ = ("_complained", "_logger")
+
+    def __init__(self, name: str) -> None:
+        self._logger = logging.getLogger(name)
+        self._complained = False
+
+    def log(self, level: int, message: str, *args: object, **options: Any) -> None:
+        """Log at a level of `logging`."""
+        self._log(level, message, args, options)
+
+    def debug(self, message: str, *args: object, **options: Any) -> None:
+        """Log for developers."""
+        self._log(logging.DEBUG, message, args, options)
+
+    def info(self, message: str, *args: object, **options: Any) -> None:
+        """Log what happened as it should."""
+        self._log(logging.INFO, message, args, options)
+
+    def warning(self, message: str, *args: object, **options: Any) -> None:
+        """Log what may need attention."""
+        self._log(logging.WARNING, message, args, options)
+
+    def error(self, message: str, *args: object, **options: Any) -> None:
+        """Log what needs attention."""
+        self._log(logging.ERROR, message, args, options)
+
+    def exception(self, message: str, *args: object) -> None:
+        """Log an error with the traceback of the exception that is being handled."""
+        self._log(logging.ERROR, message, args, {"exc_info": True})
+
+    def _log(self, level: int, message: str, args: tuple[object, ...], options: dict[str, Any]) -> None:
+        try:
+            if not self._logger.isEnabledFor(level):
+                return
+            try:
+                self._logger.log(level, message, *args, stacklevel=3, **options)
+            except KeyError:
+                # A record factory has set one of our fields, which `logging` refuses to overwrite.
+                self._logger.log(level, message, *args, stacklevel=3, **{**options, "extra": None})
+        except (Exception, SystemExit) as error:
+            if is_interrupt(error):
+                raise
+            self._complain(error, message, args)
+
+    def _complain(self, error: BaseException, message: str, args: tuple[object, ...]) -> None:
+        if self._complained or sys.stderr is None:
+            return
+        self._complained = True
+        with contextlib.suppress(Exception):
+            said = " ".join([message, *map(error_text, args)])
+            sys.stderr.write(
+                f"pgqrs: logging failed ({type(error).__name__}: {error_text(error)}); "
+                f"further failures of logger {self._logger.name!r} are not shown. The line was: {said}\n"
+            )
+
+
+def get_logger(name: str) -> Logger:
+    """Return the logger that code of pgqrs uses for its own lines."""
+    return Logger(name)
 
 
 def message_fields(queue: str, message_id: int, attempt: int) -> dict[str, Any]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import threading
 from functools import lru_cache, partial
 from importlib.metadata import EntryPoint, entry_points
@@ -15,6 +14,7 @@ from pgqrs_core import hookspecs, serializers
 from pgqrs_core.codecs import Codec, CodecStack
 from pgqrs_core.dispatch import Hooks
 from pgqrs_core.errors import ConfigurationError, PluginError
+from pgqrs_core.logs import get_logger
 from pgqrs_core.plugin_contract import ContractError, Offers, check_api, check_marks, offers_of
 from pgqrs_core.plugin_settings import NO_SETTINGS, AllSettings, PluginSettings
 from pgqrs_core.serializers import Serializer, SerializerRegistry
@@ -30,7 +30,7 @@ __all__ = ["GROUP", "BlockedPlugin", "BrokenPlugin", "LoadedPlugin", "Plugins", 
 GROUP = "pgqrs"
 
 _CORE = "json"
-_logger = logging.getLogger("pgqrs.plugins")
+_logger = get_logger("pgqrs.plugins")
 
 
 class LoadedPlugin(msgspec.Struct, frozen=True):

@@ -8,19 +8,21 @@ broker. A verdict names the lease and not the connection it came by, so it holds
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections import deque
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
 
+from pgqrs_core.backoff import Backoff
 from pgqrs_core.effects import Op
-from pgqrs_core.errors import PgqrsError, Unavailable
+from pgqrs_core.errors import PgqrsError, TimedOut, Unavailable
 from pgqrs_core.events import Consumed, Outcome, OutcomeKind
+from pgqrs_core.interrupts import is_interrupt
+from pgqrs_core.logs import error_text, get_logger
 from pgqrs_core.messages import Delivery, Queue
-from pgqrs_core.operations.settle import Failure, ack, nack, release
-from pgqrs_core.threads import join
+from pgqrs_core.operations.settle import Failure, ack, is_refusal_that_passes, nack, release
+from pgqrs_core.supervision import join, start_thread
 
 if TYPE_CHECKING:
     from pgqrs_core.engine import Engine
@@ -28,7 +30,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Kind", "Settler", "Verdict"]
 
-_log = logging.getLogger("pgqrs.settling")
+_log = get_logger("pgqrs.settling")
 
 Kind = Literal["ack", "release", "requeue", "reject"]
 
@@ -39,8 +41,9 @@ _LONGEST: Final = 1.0
 #: Verdicts written at once; as many end the gathering.
 _MOST: Final = 1_000
 _ENOUGH: Final = 200
-#: Seconds until the next try when the server is away.
+#: Seconds until the next try when the server is away, or a queue refuses it; the latter waits double.
 _RETRY: Final = 0.5
+_LONGEST_RETRY: Final = 5.0
 
 _KINDS: Final[dict[str, OutcomeKind]] = {"ack": "acked", "release": "released", "requeue": "nacked"}
 _REJECTED: Final = {"type": "Rejected", "message": "the consumer rejected it"}
@@ -62,6 +65,9 @@ class Verdict(NamedTuple):
 class Settler:
     """Gathers verdicts and writes them. Thread-safe; giving a verdict never blocks and never fails.
 
+    What the server refuses for a reason that passes – a lock, a full disk, an outage – is kept and tried again, and its
+    leases are renewed meanwhile. What it refuses for good is logged, and is delivered again when its lease ends.
+
     An exception that strikes a thread while it gives one (Dramatiq interrupts its workers so) leaves no lock behind: deque
     and SimpleQueue are not written in Python.
     """
@@ -71,6 +77,9 @@ class Settler:
         self._keeper = keeper
         self._adapter = adapter
         self._given: deque[Verdict] = deque()
+        #: Verdicts of queues that refused some, until they are tried again.
+        self._kept: dict[int, list[Verdict]] = {}
+        self._backoff = Backoff(_RETRY, _LONGEST_RETRY)
         self._bell: SimpleQueue[None] = SimpleQueue()
         self._starting = threading.Lock()
         self._writing = threading.Lock()
@@ -87,7 +96,7 @@ class Settler:
             self.start()
 
     def flush(self) -> None:
-        """Write what has been given so far.
+        """Write what has been given so far, but for queues that refuse it at present.
 
         Raises:
             Unavailable: the server is away; the verdicts are kept.
@@ -97,33 +106,36 @@ class Settler:
                 self._write(self._take())
 
     def close(self) -> None:
-        """Write what is left, if the server is there, and stop."""
+        """Write what is left, if the server takes it, and stop."""
         self._closing = True
         self._bell.put(None)
         join(self._thread)
+        reason = "their queues refuse it"
         try:
+            self._retry(everything=True)
             self.flush()
         except Unavailable as error:
-            _log.warning("%d messages could not be settled and will be delivered again: %s", len(self._given), error)
+            reason = str(error)
+        if self.pending:
+            _log.warning("%d messages could not be settled and will be delivered again: %s", self.pending, reason)
 
     @property
     def pending(self) -> int:
         """How many verdicts wait to be written."""
-        return len(self._given)
+        return len(self._given) + sum(map(len, list(self._kept.values())))
 
     def start(self) -> None:
         """Start the thread that writes. The first verdict does it too; but not where an exception may strike meanwhile."""
         with self._starting:
             if self._thread is None:
-                thread = threading.Thread(target=self._run, name="pgqrs-settler", daemon=True)
-                thread.start()
-                self._thread = thread
+                self._thread = start_thread(self._run, name="pgqrs-settler")
 
     def _run(self) -> None:
         while not self._closing:
             # The time limit is for a thread that was struck between giving and ringing.
             with contextlib.suppress(Empty):
-                self._bell.get(timeout=_LONGEST)
+                self._bell.get(timeout=min(self._backoff.pause() or _LONGEST, _LONGEST))
+            self._retry()
             if not self._given:
                 continue
             if len(self._given) < _ENOUGH and not self._closing:
@@ -136,6 +148,15 @@ class Settler:
                     time.sleep(_RETRY)
                 self._bell.put(None)
 
+    def _retry(self, *, everything: bool = False) -> None:
+        """Take up again what was kept for queues whose time has come."""
+        with self._writing:
+            for number in list(self._kept):
+                if everything or not self._backoff.waits(number):
+                    self._given.extendleft(reversed(self._kept.pop(number)))
+                    if everything:
+                        self._backoff.succeeded(number)
+
     def _take(self) -> list[Verdict]:
         taken: list[Verdict] = []
         while self._given and len(taken) < _MOST:
@@ -146,25 +167,60 @@ class Settler:
         groups: dict[tuple[str, int], list[Verdict]] = {}
         for verdict in verdicts:
             groups.setdefault((verdict.kind, verdict.queue.id), []).append(verdict)
-        while groups:
-            key, group = groups.popitem()
-            self._keeper.settling(verdict.delivery.lease for verdict in group)
-            try:
-                fates = self._engine.run(_settle, group, self._engine.doorbell)
-            except Unavailable:
-                left = [verdict for others in (group, *groups.values()) for verdict in others]
-                self._given.extendleft(reversed(left))
+        left = list(groups.values())
+        try:
+            while left:
+                group = left[-1]
+                if self._backoff.waits(group[0].queue.id):
+                    self._kept.setdefault(group[0].queue.id, []).extend(group)
+                    left.pop()
+                    continue
+                fates = self._write_group(group, left)
+                left.pop()
+                if fates is not None:
+                    self._done(group[0].kind, group, fates)
+        finally:
+            # Of those that are left nothing is known to be written.
+            self._given.extendleft(verdict for group in reversed(left) for verdict in reversed(group))
+
+    def _write_group(self, group: list[Verdict], left: list[list[Verdict]]) -> list[Any] | None:
+        """Write one group; None if that failed. What is to be written apart is added to ``left``."""
+        queue = group[0].queue
+        self._keeper.settling(verdict.delivery.lease for verdict in group)
+        try:
+            fates = self._engine.run(_settle, group, self._engine.doorbell)
+        except Unavailable as error:
+            if not isinstance(error, TimedOut):
                 raise
-            except Exception as error:
-                # Whatever it is, it must not keep this thread from settling others.
-                known = isinstance(error, PgqrsError)
-                name = group[0].queue.name
-                _log.error(
-                    "%d messages of queue %r could not be settled: %s", len(group), name, error, exc_info=not known
-                )
-                self._keeper.drop(verdict.delivery.lease for verdict in group)
+            self._refused(group, error)
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            if is_refusal_that_passes(error):
+                self._refused(group, error)
+            elif len(group) > 1:
+                # Perhaps because of one of them: the others are not to suffer.
+                middle = len(group) // 2
+                left[:0] = [group[:middle], group[middle:]]
             else:
-                self._done(key[0], group, fates)
+                # It must not keep this thread from settling others.
+                known = isinstance(error, PgqrsError)
+                text = "message %d of queue %r could not be settled (%s) and is delivered again: %s"
+                number, kind = group[0].delivery.id, group[0].kind
+                _log.error(text, number, queue.name, kind, error_text(error), exc_info=None if known else error)
+                self._keeper.drop([group[0].delivery.lease])
+        else:
+            if self._backoff.succeeded(queue.id):
+                _log.info("messages of queue %r can be settled again", queue.name)
+            return fates
+        return None
+
+    def _refused(self, group: list[Verdict], error: BaseException) -> None:
+        queue = group[0].queue
+        if not self._backoff.has_failed(queue.id):
+            _log.warning("messages of queue %r cannot be settled yet, and are kept: %s", queue.name, error)
+        self._backoff.failed(queue.id)
+        self._kept.setdefault(queue.id, []).extend(group)
 
     def _done(self, kind: str, group: list[Verdict], fates: list[Any]) -> None:
         self._keeper.drop(verdict.delivery.lease for verdict in group)
@@ -191,7 +247,10 @@ def _settle(group: list[Verdict], doorbell: Any) -> Op[list[Any]]:
     if kind == "ack":
         return (yield from ack(queue, leases))
     if kind == "reject":
-        burials = [Failure(lease, error=one.error or _REJECTED, bury=True) for one, lease in zip(group, leases)]
+        burials = [
+            Failure(one.delivery.lease, error=one.error or _REJECTED, bury=True, attempt=one.delivery.attempt)
+            for one in group
+        ]
         return list((yield from nack(queue, burials)))
     # What is requeued keeps its place too, but has been tried.
     return (yield from release(queue, leases, doorbell, counts=kind == "requeue"))

@@ -8,7 +8,6 @@ by the hundred, or when somebody asks for the figures.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import sys
 import threading
@@ -22,6 +21,8 @@ import msgspec
 
 from pgqrs_core.events import Enqueued
 from pgqrs_core.hookspecs import hookimpl
+from pgqrs_core.logs import get_logger
+from pgqrs_core.supervision import start_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Sums", "Tally"]
 
-_log = logging.getLogger("pgqrs.plugins")
+_log = get_logger("pgqrs.plugins")
 
 #: Messages whose events are kept at most, or little more: in one thread of many a message may be overlooked.
 _MOST: Final = 1_000
@@ -166,8 +167,7 @@ class Tally:
         if self._thread is None:
             with self._starting:
                 if self._thread is None:
-                    self._thread = threading.Thread(target=self._run, args=(within,), name="pgqrs-tally", daemon=True)
-                    self._thread.start()
+                    self._thread = start_thread(self._run, within, name="pgqrs-tally")
                     _at_childs_end(self.flush)
 
     def _run(self, within: float) -> None:

@@ -7,7 +7,6 @@ channel, marks and probes; whatever breaks it, consumers fall back to looking fo
 from __future__ import annotations
 
 import contextlib
-import logging
 import secrets
 import threading
 from collections import deque
@@ -22,9 +21,10 @@ from pgqrs_core.drivers import sync
 from pgqrs_core.effects import Effect, Execute, Op, Rows
 from pgqrs_core.errors import PgqrsError, ServerError
 from pgqrs_core.operations.many import ask_all
+from pgqrs_core.logs import get_logger
 from pgqrs_core.pipe import Pipe
 from pgqrs_core.sql import queries
-from pgqrs_core.threads import join
+from pgqrs_core.supervision import join, start_thread
 from pgqrs_core.watch import MARK_SECONDS, POLL, Agenda, Party, Watch
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SPARE", "Shared", "Wakeups"]
 
-_log = logging.getLogger("pgqrs.wakeups")
+_log = get_logger("pgqrs.wakeups")
 
 #: A connection that waits for notifications is idle, and meant to be.
 SPARE = "set idle_session_timeout = 0"
@@ -189,8 +189,7 @@ class Wakeups(Shared):
     def _start(self) -> None:
         if self._thread is None or not self._thread.is_alive():
             self._pipe = Pipe()
-            self._thread = threading.Thread(target=self._run, name="pgqrs-wakeups", daemon=True)
-            self._thread.start()
+            self._thread = start_thread(self._run, name="pgqrs-wakeups")
 
     def _nudge(self) -> None:
         # A thread that has ended needs none, and has closed its pipe.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import threading
 from typing import Any, Final
@@ -13,13 +12,15 @@ from pgqrs_celery import chord_operations, operations
 from pgqrs_celery.sql import COMPONENT, MIGRATIONS
 from pgqrs_core.engine import Engine
 from pgqrs_core.errors import PgqrsError, SchemaMissing
+from pgqrs_core.logs import get_logger
 from pgqrs_core.operations.maintenance import elect, resign
 from pgqrs_core.operations.schema import check_component
 from pgqrs_core.this_process import this_process
+from pgqrs_core.supervision import join, start_thread
 
 __all__ = ["Housekeeper"]
 
-_log = logging.getLogger("pgqrs.celery")
+_log = get_logger("pgqrs.celery")
 
 _ROLE: Final = "celery results"
 
@@ -38,16 +39,16 @@ class Housekeeper:
         self._interval: float = backend.config.queue.cleanup_interval_seconds
         self._holder = secrets.randbits(62)
         self._stopped = threading.Event()
-        self._thread = threading.Thread(target=self._run, name="pgqrs-celery-housekeeping", daemon=True)
+        self._thread: threading.Thread | None = None
 
     def start(self) -> None:
         """Begin, with a round at once."""
-        self._thread.start()
+        self._thread = start_thread(self._run, name="pgqrs-celery-housekeeping")
 
     def stop(self) -> None:
         """End, and let another worker take over at once."""
         self._stopped.set()
-        self._thread.join(timeout=5)
+        join(self._thread)
 
     def round(self) -> bool:
         """Do one round if no other worker does; tell whether it was ours to do."""

@@ -7,7 +7,6 @@ wait and ends, with its connection, some seconds after the last one. Under geven
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import secrets
 import threading
@@ -23,8 +22,9 @@ from psycopg import sql
 from pgqrs_celery import operations
 from pgqrs_celery.interests import REGISTERED_SECONDS, Interests, Plan, Watcher
 from pgqrs_core.errors import PgqrsError
+from pgqrs_core.logs import get_logger
 from pgqrs_core.pipe import Pipe
-from pgqrs_core.threads import join
+from pgqrs_core.supervision import join, start_thread
 from pgqrs_core.wakeups import SPARE
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Listener"]
 
-_log = logging.getLogger("pgqrs.celery")
+_log = get_logger("pgqrs.celery")
 
 #: Seconds without anybody waiting after which the connection is closed.
 LINGER: Final = 10.0
@@ -126,8 +126,7 @@ class Listener:
             self._closing = False
             # A name of its own for each connection: what the one before takes back is not this one's.
             self._channel = f"pgqrs:celery:{secrets.token_hex(8)}"
-            self._thread = threading.Thread(target=self._run, name="pgqrs-celery-results", daemon=True)
-            self._thread.start()
+            self._thread = start_thread(self._run, name="pgqrs-celery-results")
 
     def _nudge(self) -> None:
         # Without a thread there is nobody to nudge.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from dramatiq.broker import Consumer, MessageProxy
 from dramatiq.errors import ActorNotFound, DecodeError
 
+from pgqrs_core.logs import get_logger
 from pgqrs_core.settling import Verdict
 from pgqrs_dramatiq.delivery import Leased
 from pgqrs_dramatiq.envelope import decode, undecodable
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["AttemptsExhausted", "PgqrsConsumer"]
 
-_log = logging.getLogger("pgqrs.dramatiq")
+_log = get_logger("pgqrs.dramatiq")
 
 #: Seconds for which a consumer that is told to end rests at most, so that its thread notices soon.
 _LAST: Final = 0.1
@@ -98,7 +98,6 @@ class PgqrsConsumer(Consumer):
         try:
             content = decode(delivery.body, self._queue_name)
         except DecodeError as error:
-            _log.error("message %d of queue %r is dead: it cannot be decoded", delivery.id, self._queue_name)
             source.settler.give(Verdict("reject", source.queue, delivery, claimed_at, error=undecodable(error)))
             source.settled(delivery.lease)
             return None
@@ -111,7 +110,6 @@ class PgqrsConsumer(Consumer):
 
     def _bury(self, message: Leased, error: Exception) -> None:
         """Reject a message as a worker does that has given up on it, so that middleware learns of it."""
-        _log.error("message %s of queue %r is dead: %s", message.message_id, self._queue_name, error)
         message.fail()
         message.stuff_exception(error)
         self._broker.emit_before("nack", message)

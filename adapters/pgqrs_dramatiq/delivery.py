@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from dramatiq.broker import MessageProxy
 
+from pgqrs_core.logs import error_text
 from pgqrs_core.settling import Verdict
 from pgqrs_dramatiq.envelope import readable
 
@@ -107,7 +108,7 @@ class Leased(MessageProxy):
         trace = self.options.get("traceback") or "".join(traceback.format_exception(error))
         return {
             "type": type(error).__name__,
-            "message": readable(str(error)),
+            "message": error_text(error),
             "traceback": readable(str(trace))[-_LONGEST:],
         }
 

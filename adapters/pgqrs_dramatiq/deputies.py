@@ -15,7 +15,7 @@ from typing import Any, Final, Generic, TypeVar
 
 from dramatiq.worker import _WorkerThread
 
-from pgqrs_core.threads import join
+from pgqrs_core.supervision import join, start_thread
 
 __all__ = ["Deputies"]
 
@@ -59,9 +59,7 @@ class Deputies:
             if self._threads or self._closed:
                 return
             for number in range(COUNT):
-                thread = threading.Thread(target=self._run, name=f"pgqrs-dramatiq-{number}", daemon=True)
-                thread.start()
-                self._threads.append(thread)
+                self._threads.append(start_thread(self._run, name=f"pgqrs-dramatiq-{number}"))
 
     def call(self, task: Callable[[], T]) -> T:
         """Return what ``task`` returns, or raise what it raises; it runs elsewhere if this is a worker thread."""

@@ -11,7 +11,6 @@ long ones hoards nothing.
 from __future__ import annotations
 
 import contextlib
-import logging
 import threading
 import time
 from collections.abc import Callable
@@ -19,10 +18,11 @@ from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Final
 
 from pgqrs_core.errors import PgqrsError, QueueNotFound, ServerError, TimedOut, Unavailable
+from pgqrs_core.logs import get_logger
 from pgqrs_core.operations.claim import is_last
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_core.subscriptions import Subscription
-from pgqrs_core.threads import join
+from pgqrs_core.supervision import join, start_thread
 from pgqrs_dramatiq.database import persist
 from pgqrs_dramatiq.plugin import ADAPTER
 from pgqrs_dramatiq.source import STALE, Source
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Intake"]
 
-_log = logging.getLogger("pgqrs.dramatiq")
+_log = get_logger("pgqrs.dramatiq")
 
 #: Messages taken by one statement.
 MOST: Final = 200
@@ -78,8 +78,7 @@ class Intake:
             self._sources.append(source)
             if self._thread is None:
                 self._subscription = Subscription(self._engine.wakeups, self.kick)
-                self._thread = threading.Thread(target=self._run, name="pgqrs-dramatiq-intake", daemon=True)
-                self._thread.start()
+                self._thread = start_thread(self._run, name="pgqrs-dramatiq-intake")
         self.kick()
         return source
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import secrets
 import time
 from typing import TYPE_CHECKING, Final
 
 from pgqrs_core.errors import PgqrsError, SchemaError, Unavailable
 from pgqrs_core.leases import LeaseKeeper
+from pgqrs_core.logs import get_logger
 from pgqrs_core.operations import maintenance
 from pgqrs_core.settling import Settler
 from pgqrs_core.this_process import this_process
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Runtime", "runtime_of"]
 
-_log = logging.getLogger("pgqrs.dramatiq")
+_log = get_logger("pgqrs.dramatiq")
 
 _ROLE: Final = "dramatiq results"
 

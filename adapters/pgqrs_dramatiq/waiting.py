@@ -7,16 +7,17 @@ Dramatiq's can leave half held. A notification that is lost is made up for by th
 
 from __future__ import annotations
 
-import logging
 import secrets
 import threading
 import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pgqrs_core.errors import PgqrsError
+from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Queue, QueueOptions
 from pgqrs_core.sql import Query
 from pgqrs_core.subscriptions import Subscription
+from pgqrs_core.supervision import start_timer
 from pgqrs_dramatiq import operations
 from pgqrs_dramatiq.sql import queries
 
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["EVENTS", "RESULTS", "Kind", "wait_for"]
 
-_log = logging.getLogger("pgqrs.dramatiq")
+_log = get_logger("pgqrs.dramatiq")
 
 #: For how many seconds a process is noted as waiting, and after how many it says so again.
 NOTED: Final = 120.0
@@ -181,9 +182,7 @@ class Awaiter:
             self._deliver(self._engine.run(operations.await_keys, keys, self._listener, NOTED, self._kind.read))
         except PgqrsError as error:
             _log.warning("%s cannot be read, and are tried again: %s", self._kind.name, error)
-            timer = threading.Timer(_RETRY, lambda: self._deputies.submit(self._look))
-            timer.daemon = True
-            timer.start()
+            start_timer(_RETRY, lambda: self._deputies.submit(self._look), name="pgqrs-dramatiq-look")
             return
         # Some may have been handed out meanwhile, and their notes taken back before these were made.
         self._forget(keys)

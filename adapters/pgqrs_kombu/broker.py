@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import logging
 import os
 import secrets
 import threading
@@ -19,9 +18,11 @@ from typing import TYPE_CHECKING, Any, Final
 from pgqrs_core.engine import Engine
 from pgqrs_core.errors import PgqrsError, Unavailable
 from pgqrs_core.leases import LeaseKeeper
+from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Delivery, Queue, QueueOptions
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_core.settling import Settler, Verdict
+from pgqrs_core.supervision import start_timer
 from pgqrs_kombu import mail, topology
 from pgqrs_kombu.directory import Directory
 from pgqrs_kombu.plugin import ADAPTER
@@ -36,7 +37,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Broker", "broker_for"]
 
-_log = logging.getLogger("pgqrs.kombu")
+_log = get_logger("pgqrs.kombu")
 
 #: Seconds for which what was shared outlives the last connection that was lost.
 _LINGER: Final = 5.0
@@ -104,9 +105,7 @@ class Broker:
     def leave_later(self, user: Any) -> None:
         """``user`` lost its connection, and may be back in a moment; nothing here may wait for the server now."""
         self._users.discard(user)
-        timer = threading.Timer(_LINGER, self.close_if_idle)
-        timer.daemon = True
-        timer.start()
+        start_timer(_LINGER, self.close_if_idle, name="pgqrs-kombu-close")
 
     def close_if_idle(self) -> None:
         """Close everything unless somebody uses it, or some delivery waits to be settled."""

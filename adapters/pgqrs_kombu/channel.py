@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from kombu.transport import virtual
 from kombu.utils.uuid import uuid
 
+from pgqrs_core.logs import get_logger
 from pgqrs_core.marks import Marks
 from pgqrs_core.settling import Verdict
 from pgqrs_kombu import envelope, mail, topology
@@ -26,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Channel"]
 
-_log = logging.getLogger("pgqrs.kombu")
+_log = get_logger("pgqrs.kombu")
 
 
 class Channel(Declarations, virtual.Channel):  # type: ignore[misc]

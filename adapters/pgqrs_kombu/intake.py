@@ -11,13 +11,13 @@ of short tasks a second need tens of claims, and a worker with long ones hoards 
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from pgqrs_core.errors import PgqrsError, QueueNotFound, ServerError, TimedOut, Unavailable
+from pgqrs_core.logs import get_logger
 from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Delivery, Lease, Queue, QueueOptions
 from pgqrs_core.operations.claim import is_last
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["STALE", "Intake"]
 
-_log = logging.getLogger("pgqrs.kombu")
+_log = get_logger("pgqrs.kombu")
 
 #: Messages taken by one statement.
 MOST: Final = 100

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from pgqrs_core.arrays import ByteaArray, numbers, texts
 from pgqrs_core.effects import Execute, Op
 from pgqrs_core.events import ConsumeBatch, Draft
+from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Delivery, encode_headers
 from pgqrs_kombu.envelope import exchange_of
 from pgqrs_kombu.plugin import ADAPTER
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Mail", "post", "post_to", "purge", "put_back", "receive", "size"]
 
-_log = logging.getLogger("pgqrs.kombu")
+_log = get_logger("pgqrs.kombu")
 
 #: A message and the number of the queue it was taken from.
 Mail = tuple[int, Delivery]

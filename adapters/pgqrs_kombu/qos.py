@@ -6,7 +6,6 @@ there is: so an ack still holds after the connection that delivered the message 
 
 from __future__ import annotations
 
-import logging
 import time
 import weakref
 from itertools import count
@@ -14,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from kombu.transport import virtual
 
+from pgqrs_core.logs import get_logger
 from pgqrs_core.settling import Verdict
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["QoS"]
 
-_log = logging.getLogger("pgqrs.kombu")
+_log = get_logger("pgqrs.kombu")
 
 
 class _Held(NamedTuple):

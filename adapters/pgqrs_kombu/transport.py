@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import secrets
 import sys
@@ -14,6 +13,7 @@ import psycopg
 from kombu.transport import virtual
 
 from pgqrs_core.errors import PgqrsError
+from pgqrs_core.logs import get_logger
 from pgqrs_core.pipe import Pipe
 from pgqrs_kombu import channel as channels
 from pgqrs_kombu import topology
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Transport"]
 
-_log = logging.getLogger("pgqrs.kombu")
+_log = get_logger("pgqrs.kombu")
 
 #: Seconds between two looks at what no event tells.
 _CHECK: Final = 1.0

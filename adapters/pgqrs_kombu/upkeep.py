@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import gc
-import logging
 import threading
 import time
 from collections import Counter
@@ -16,9 +15,10 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from pgqrs_core.errors import PgqrsError
+from pgqrs_core.logs import get_logger
 from pgqrs_core.operations import maintenance
 from pgqrs_core.this_process import this_process
-from pgqrs_core.threads import join
+from pgqrs_core.supervision import join, start_thread
 from pgqrs_kombu import topology
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 __all__ = ["HOLD", "ROUND", "Upkeep"]
 
-_log = logging.getLogger("pgqrs.kombu")
+_log = get_logger("pgqrs.kombu")
 
 #: Seconds between two rounds, and for how many one of them keeps a queue.
 ROUND: Final = 30.0
@@ -108,8 +108,7 @@ class Upkeep:
     def _start(self) -> None:
         if self._thread is None and not self._closing:
             self._round_at = self._house_at = time.monotonic() + ROUND
-            self._thread = threading.Thread(target=self._run, name="pgqrs-kombu-upkeep", daemon=True)
-            self._thread.start()
+            self._thread = start_thread(self._run, name="pgqrs-kombu-upkeep")
 
     def _run(self) -> None:
         while True:
@@ -139,7 +138,7 @@ class Upkeep:
                 self._lost.remove(qos)
         if not self._lost:
             # Not from this thread, which it joins.
-            threading.Thread(target=self._broker.close_if_idle, name="pgqrs-kombu-close", daemon=True).start()
+            start_thread(self._broker.close_if_idle, name="pgqrs-kombu-close", restart=False)
 
     def _round(self) -> None:
         engine = self._broker.engine

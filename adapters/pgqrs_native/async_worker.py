@@ -8,22 +8,24 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import logging
 import signal
 from collections import deque
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any, Literal
 
+from pgqrs_core.logs import get_logger
+from pgqrs_core.supervision import start_task
 from pgqrs_native.async_client import AsyncClient
 from pgqrs_native.courses import follow_async
 from pgqrs_native.duties import LATE, TICK, Duties
 from pgqrs_native.load import Load
-from pgqrs_native.routing import Task, note_failed, note_returned, outcomes_of
+from pgqrs_native.routing import Task, conclude, note_returned, outcomes_of
 from pgqrs_native.traffic import surrounding
 
 __all__ = ["AsyncWorker"]
 
-_log = logging.getLogger("pgqrs.worker")
+_log = get_logger("pgqrs.worker")
 
 
 class AsyncWorker(Duties):
@@ -66,9 +68,9 @@ class AsyncWorker(Duties):
             ConfigurationError: there are no handlers.
         """
         names = await follow_async(self._opening())
-        settler = asyncio.create_task(follow_async(self._settling()), name="pgqrs-settler")
+        settler = start_task(lambda: follow_async(self._settling()), name="pgqrs-settler")
         housekeeper = (
-            asyncio.create_task(follow_async(self._keeping_house()), name="pgqrs-housekeeper")
+            start_task(lambda: follow_async(self._keeping_house()), name="pgqrs-housekeeper")
             if self._housekeeping
             else None
         )
@@ -126,7 +128,7 @@ class AsyncWorker(Duties):
     def _start_some(self) -> None:
         while self._waiting and len(self._running) < self._concurrency and not self._load.stopping:
             task = self._waiting.popleft()
-            running = asyncio.create_task(self._handle(task))
+            running = start_task(partial(self._handle, task), name="pgqrs-handler", restart=False)
             self._running[running] = task
             running.add_done_callback(self._ended)
 
@@ -149,10 +151,11 @@ class AsyncWorker(Duties):
                 note_returned(handling, task, result)
         except asyncio.CancelledError as error:
             failure = TimeoutError(LATE) if self._load.stopping else error
+            self._report(outcomes_of(task, result, failure, success=self._success))
+            return
         except BaseException as error:
             failure = error
-            note_failed(task, error, _log)
-        self._report(outcomes_of(task, result, failure, success=self._success))
+        self._report(conclude(task, result, failure, success=self._success, log=_log))
 
     # Stopping
 
@@ -160,6 +163,8 @@ class AsyncWorker(Duties):
         with self._changing() as load:
             while self._waiting:
                 load.give_back(self._waiting.popleft())
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + self._shutdown_timeout
         if self._running:
             _, late = await asyncio.wait(set(self._running), timeout=self._shutdown_timeout)
             if late:
@@ -167,7 +172,8 @@ class AsyncWorker(Duties):
                 for running in late:
                     running.cancel()
                 await asyncio.wait(late, timeout=TICK)
-        await asyncio.wait({settler}, timeout=TICK)
+        # What the server refuses for a while is tried again as long as handlers would have been waited for.
+        await asyncio.wait({settler}, timeout=max(deadline - loop.time(), TICK))
         if housekeeper is not None:
             await asyncio.wait({housekeeper}, timeout=TICK)
 

@@ -12,6 +12,7 @@ from typing import Final
 
 from pgqrs_core.errors import EnqueueUnknown, PgqrsError, Unavailable
 from pgqrs_core.events import Draft
+from pgqrs_core.supervision import start_task
 
 __all__ = ["Coalescer"]
 
@@ -47,7 +48,7 @@ class Coalescer:
             try:
                 return await self._write(drafts)
             finally:
-                self._task = asyncio.create_task(self._drain()) if self._shares else None
+                self._task = start_task(self._drain, name="pgqrs-enqueue", restart=False) if self._shares else None
         share = _Share(drafts, asyncio.get_running_loop().create_future())
         self._shares.append(share)
         return await share.done

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 import random
 import secrets
 import time
 from abc import abstractmethod
 from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any, Final, Literal
 
+from pgqrs_core.backoff import Backoff
 from pgqrs_core.errors import PgqrsError, QueueNotFound, Unavailable
+from pgqrs_core.interrupts import FAILURES, is_interrupt
+from pgqrs_core.logs import error_text, get_logger
 from pgqrs_core.operations.maintenance import elect, maintain, resign
+from pgqrs_core.operations.settle import is_refusal_that_passes
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_core.this_process import this_process
 from pgqrs_native.courses import Course
 from pgqrs_native.load import Load
 from pgqrs_native.roster import Roster
 from pgqrs_native.routing import Outcome, Task, note_refused, sort_out
-from pgqrs_native.settler import portions
+from pgqrs_native.settler import Portion, portions
 from pgqrs_native.shared import Aside, MarksShelf, check_archives, marker
 from pgqrs_native.traffic import ADAPTER
 
@@ -42,7 +45,7 @@ FIRST_WRITE: Final = 0.05
 LONGEST_WRITE: Final = 1.0
 LATE: Final = "the worker was stopped before the handler finished"
 
-_log = logging.getLogger("pgqrs.worker")
+_log = get_logger("pgqrs.worker")
 
 
 class Duties(Roster):
@@ -56,6 +59,8 @@ class Duties(Roster):
         self._load = Load(self._concurrency + self._prefetch)
         self._marks = MarksShelf()
         self._aside = Aside(_log)
+        #: Queues that refuse outcomes for a reason that passes.
+        self._refused = Backoff(FIRST_WRITE, LONGEST_WRITE)
 
     # What the workers do each in their own way
 
@@ -184,48 +189,79 @@ class Duties(Roster):
 
     def _settling(self) -> Course[None]:
         """Write outcomes as they come, until the last message is out of hand."""
-        pause = FIRST_WRITE
         load = self._load
         while True:
-            yield self._until(lambda: bool(load.pending) or load.is_done)
+            # A queue that refuses its outcomes for a while does not hold up those of others.
+            yield self._until(lambda: self._is_writable() or load.is_done or load.abandoned, self._refused.pause())
             with self._changing():
-                outcomes = load.take_pending()
-            if not outcomes:
-                return
-            failed = yield from self._write(outcomes)
-            if not failed:
-                pause = FIRST_WRITE
-            elif load.abandoned:
+                outcomes = load.take_pending(self._is_refused)
+            if load.abandoned:
                 # Without an outcome they come back when their leases end.
-                self._keeper.drop(outcome.message.lease for outcome in failed)
+                left = [*outcomes, *load.take_pending()]
+                self._keeper.drop(outcome.message.lease for outcome in left)
                 return
-            else:
-                yield self._until(lambda: load.abandoned, pause)
-                pause = min(pause * 2, LONGEST_WRITE)
+            if outcomes:
+                yield from self._write(outcomes)
+            elif load.is_done:
+                return
 
-    def _write(self, outcomes: list[Outcome]) -> Course[list[Outcome]]:
-        """Write outcomes; return those that could not be written yet, which are pending again."""
-        engine = self._engine
-        done = sum(outcome.action == "none" for outcome in outcomes)
-        self._keeper.drop(outcome.message.lease for outcome in outcomes if outcome.action == "none")
+    def _is_refused(self, outcome: Outcome) -> bool:
+        return self._refused.waits(outcome.message._queue.id)
+
+    def _is_writable(self) -> bool:
+        pending = self._load.pending
+        return bool(pending) and not (self._refused and all(map(self._is_refused, pending)))
+
+    def _write(self, outcomes: list[Outcome]) -> Course[None]:
+        """Write outcomes. What could not be written yet is pending again; what never will be is let go of."""
+        left = portions(outcomes)
+        done = [outcome for outcome in outcomes if outcome.action == "none"]
         failed: list[Outcome] = []
-        for portion in portions(outcomes):
-            try:
-                yield engine.run(portion.write, engine.plugins, engine.doorbell)
-            except Unavailable as error:
-                _log.warning("%d outcomes could not be written yet: %s", len(portion.outcomes), error)
-                failed += portion.outcomes
-                continue
-            except Exception:
-                # Trying again would not help; without an outcome the messages come back when their leases end.
-                _log.exception("%d outcomes (%s) cannot be written", len(portion.outcomes), portion.action)
-            else:
-                portion.note_lost(_log)
-            self._keeper.drop(outcome.message.lease for outcome in portion.outcomes)
-            done += len(portion.outcomes)
-        with self._changing() as load:
-            load.settle(done, failed)
-        return failed
+        try:
+            while left:
+                portion = left[-1]
+                written = yield from self._write_portion(portion)
+                left.pop()
+                if written == "kept":
+                    failed += portion.outcomes
+                elif written == "apart":
+                    left += portion.halves()
+                else:
+                    done += portion.outcomes
+        finally:
+            # Also where the task is cancelled: of the portions that are left nothing is known to be written.
+            failed += [outcome for portion in left for outcome in portion.outcomes]
+            self._keeper.drop(outcome.message.lease for outcome in done)
+            with self._changing() as load:
+                load.settle(len(done), failed)
+
+    def _write_portion(self, portion: Portion) -> Course[Literal["done", "kept", "apart"]]:
+        """Write outcomes of one kind and queue; tell whether that is done, to be tried again, or to be done one by one."""
+        engine, queue = self._engine, portion.queue
+        if self._refused.waits(queue.id):
+            return "kept"
+        try:
+            yield engine.run(portion.write, engine.plugins, engine.doorbell)
+        except BaseException as error:
+            if is_interrupt(error):
+                raise
+            count, text = len(portion.outcomes), error_text(error)
+            if is_refusal_that_passes(error):
+                if not self._refused.has_failed(queue.id):
+                    _log.warning("%d outcomes of queue %r could not be written yet: %s", count, queue.name, text)
+                self._refused.failed(queue.id)
+                return "kept"
+            if count > 1 and isinstance(error, Exception):
+                # Perhaps because of one of them.
+                return "apart"
+            # Trying again would not help; without an outcome the message comes back when its lease ends.
+            first = portion.outcomes[0].message
+            what = "the outcome (%s) of %d messages, the first %r, cannot be written: %s"
+            _log.error(what, portion.action, count, first, text, exc_info=error, extra=first.log_fields)
+        else:
+            self._refused.succeeded(queue.id)
+            portion.note_lost(_log)
+        return "done"
 
     # Housekeeping
 
@@ -242,8 +278,9 @@ class Duties(Roster):
                 elected = yield engine.run(elect, me, 3 * self._house, this_process())
                 if elected:
                     yield engine.run(maintain, engine.schema)
-            except PgqrsError as error:
-                _log.warning("housekeeping is put off: %s", error)
+            except FAILURES as error:
+                trace = None if isinstance(error, PgqrsError) else error
+                _log.warning("housekeeping is put off: %s", error_text(error), exc_info=trace)
         if elected:
             with contextlib.suppress(PgqrsError):
                 yield engine.run(resign, me)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_core.operations.claim import is_last
@@ -61,9 +61,13 @@ class Load:
         """Note that a task will not be begun."""
         self.report([Outcome(message, "release") for message in task.messages])
 
-    def take_pending(self) -> list[Outcome]:
-        """Return what is to be written, which is then somebody else's care."""
-        outcomes, self.pending = self.pending, []
+    def take_pending(self, waits: Callable[[Outcome], bool] | None = None) -> list[Outcome]:
+        """Return what is to be written, but for what ``waits``; the caller writes it, or reports it again."""
+        outcomes: list[Outcome] = []
+        kept: list[Outcome] = []
+        for outcome in self.pending:
+            (kept if waits is not None and waits(outcome) else outcomes).append(outcome)
+        self.pending = kept
         return outcomes
 
     def settle(self, count: int, failed: list[Outcome]) -> None:

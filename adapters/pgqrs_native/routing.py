@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import inspect
-import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, TypeAlias
 
 from pgqrs_core.errors import DecodeError, InvalidArgument, PayloadError, PgqrsError
 from pgqrs_core.events import Handling
-from pgqrs_core.logs import worker_name
+from pgqrs_core.logs import Logger, describe, error_text, worker_name
 from pgqrs_core.messages import MAX_SECONDS, Delivery, Queue, check_name, check_number
 from pgqrs_core.plugins import Plugins
 from pgqrs_native.message import Message
@@ -22,7 +21,7 @@ __all__ = [
     "Route",
     "Routes",
     "Task",
-    "note_failed",
+    "conclude",
     "note_refused",
     "note_returned",
     "outcomes_of",
@@ -188,22 +187,55 @@ def _route(routes: Routes, queue: Queue, delivery: Delivery) -> Route | None:
         raise DecodeError("headers", f"they are no JSON object: {error}") from error
 
 
-def note_refused(outcomes: Iterable[Outcome], log: logging.Logger) -> None:
-    """Say which messages no handler will see, and why."""
+def note_refused(outcomes: Iterable[Outcome], log: Logger) -> None:
+    """Log which messages no handler sees now, and why; those that die are logged when they do."""
     for outcome in outcomes:
-        what = "is dead-lettered" if outcome.action == "bury" else "cannot be decoded now and is tried again"
-        log.warning("%r %s: %s", outcome.message, what, outcome.error, extra=outcome.message.log_fields)
+        if outcome.action != "bury":
+            text = "%r cannot be decoded now and is tried again: %s"
+            log.warning(text, outcome.message, error_text(outcome.error), extra=outcome.message.log_fields)
 
 
-def note_failed(task: Task, error: BaseException, log: logging.Logger) -> None:
-    """Say that a handler failed, unless it asked for what is done now."""
+def note_failed(task: Task, error: BaseException, log: Logger) -> None:
+    """Log that a handler failed, unless it asked for what is done now."""
     if isinstance(error, (Retry, Reject)):
         return
     first, *more = task.messages
-    # Of a batch nobody knows which message it was.
-    batch = {"queue": task.queue.name, "messages": len(task.messages), "worker": worker_name()}
-    fields = batch if more else first.log_fields
-    log.warning("handler of queue %r failed: %r", task.queue.name, error, exc_info=error, extra=fields)
+    if not more:
+        note_message_failed(first, error, log)
+        return
+    # Which message of a batch it was is not known.
+    fields = {"queue": task.queue.name, "messages": len(task.messages), "worker": worker_name()}
+    text = "handler of queue %r failed on %d messages (ids %s): %s"
+    log.warning(text, task.queue.name, len(task.messages), _ids(task), describe(error), exc_info=error, extra=fields)
+
+
+def note_message_failed(message: Message[Any], error: BaseException, log: Logger) -> None:
+    """Log that a handler failed on one message."""
+    if not isinstance(error, (Retry, Reject)):
+        text = "handler of queue %r failed on message %d, attempt %d: %s"
+        fields = message.log_fields
+        log.warning(text, message.queue, message.id, message.attempt, describe(error), exc_info=error, extra=fields)
+
+
+def _ids(task: Task) -> str:
+    ids = [str(message.id) for message in task.messages]
+    return ", ".join(ids) if len(ids) <= 10 else f"{', '.join(ids[:10])}, …"
+
+
+def conclude(task: Task, result: Any, error: BaseException | None, *, success: Action, log: Logger) -> list[Outcome]:
+    """Log a failure, and return what a call means for each of its messages; see `outcomes_of`. It never raises."""
+    try:
+        if error is not None:
+            note_failed(task, error, log)
+        outcomes = outcomes_of(task, result, error, success=success)
+        if error is None:
+            for outcome in outcomes:
+                if isinstance(outcome.error, BaseException):
+                    note_message_failed(outcome.message, outcome.error, log)
+    except BaseException as failure:
+        # A result that cannot be looked at is a failure of the handler: no message may stay leased because of it.
+        return [outcome_of(message, failure, success=success) for message in task.messages]
+    return outcomes
 
 
 def outcome_of(message: Message[Any], error: BaseException | None, *, success: Action) -> Outcome:

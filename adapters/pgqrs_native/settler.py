@@ -6,12 +6,12 @@ What could not be written is kept: an ack that never arrives only means that the
 
 from __future__ import annotations
 
-import logging
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from pgqrs_core.effects import Op
+from pgqrs_core.logs import Logger
 from pgqrs_core.messages import Queue
 from pgqrs_native.routing import Action, Outcome
 from pgqrs_native.traffic import failing, settling
@@ -52,7 +52,14 @@ class Portion:
             )
         return settling(self.queue, self.action, messages, plugins=plugins, doorbell=doorbell)  # type: ignore[arg-type]
 
-    def note_lost(self, log: logging.Logger) -> None:
+    def halves(self) -> list[Portion]:
+        """Return two portions with half of the outcomes each."""
+        middle = len(self.outcomes) // 2
+        parts = [Portion(self.queue, self.action, self.delay) for _ in range(2)]
+        parts[0].outcomes, parts[1].outcomes = self.outcomes[:middle], self.outcomes[middle:]
+        return parts
+
+    def note_lost(self, log: Logger) -> None:
         """Report the outcomes that came too late."""
         for outcome in self.outcomes:
             if outcome.message.lease_lost and not outcome.message.provisional:

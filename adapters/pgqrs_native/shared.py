@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pgqrs_core.errors import ArchiveDisabled, InvalidArgument
+from pgqrs_core.logs import Logger
 from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Lease, Queue, QueueOptions, check_number
 from pgqrs_native.message import Message
@@ -114,7 +114,7 @@ class Aside:
     The others must not wait for them.
     """
 
-    def __init__(self, log: logging.Logger) -> None:
+    def __init__(self, log: Logger) -> None:
         self._log = log
         self._again_at: dict[str, float] = {}
         self._said: dict[str, str] = {}

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 from pgqrs_core.effects import Op
 from pgqrs_core.errors import InvalidArgument, PayloadError, PgqrsError
 from pgqrs_core.events import Consumed, Draft, Handling, Outcome, OutcomeKind
+from pgqrs_core.logs import error_text
 from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_core.operations.settle import Failure, Fate, ack, archive, nack, release
@@ -228,6 +229,7 @@ def failing(
             _backoff(queue, message.attempt, draw) if delay is None else delay,
             describe_error(error, trace=trace) if error is not None else None,
             bury,
+            message.attempt,
         )
         for message, error in zip(messages, errors)
     ]
@@ -236,7 +238,7 @@ def failing(
         message.settled = True
         message.lease_lost = fate == "lost"
     if plugins.hooks.observes_consume:
-        texts = [None if error is None else _text(error).split("\n")[0][:200] for error in errors]
+        texts = [None if error is None else error_text(error).split("\n")[0][:200] for error in errors]
         _report(plugins, queue, messages, fates, texts)
     return fates
 
@@ -278,19 +280,10 @@ def _report(
 def describe_error(error: BaseException | str, *, trace: bool = True) -> dict[str, Any]:
     """Return what a dead letter keeps of an error: its type, message, fields and the end of its traceback."""
     if isinstance(error, str):
-        return {"type": "Rejected", "message": _text(error)[:2_000]}
-    described: dict[str, Any] = {"type": type(error).__name__, "message": _text(error)[:2_000]}
+        return {"type": "Rejected", "message": error_text(error)[:2_000]}
+    described: dict[str, Any] = {"type": type(error).__name__, "message": error_text(error)[:2_000]}
     if isinstance(error, PayloadError):
-        described.update({key: _text(value) for key, value in vars(error).items() if not key.startswith("_")})
+        described.update({key: error_text(value) for key, value in vars(error).items() if not key.startswith("_")})
     if trace and error.__traceback__ is not None:
-        described["traceback"] = _text("".join(traceback.format_exception(error)))[-_TRACE:]
+        described["traceback"] = error_text("".join(traceback.format_exception(error)))[-_TRACE:]
     return described
-
-
-def _text(value: object) -> str:
-    """Return a text that can be stored. An error may hold lone surrogates, or fail to describe itself."""
-    try:
-        text = str(value)
-    except Exception:
-        text = f"<{type(value).__name__} whose text cannot be had>"
-    return text.encode("utf-8", "replace").decode()

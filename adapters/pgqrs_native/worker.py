@@ -7,7 +7,6 @@ One thread claims for all queues, several run handlers, one writes outcomes, one
 from __future__ import annotations
 
 import contextlib
-import logging
 import queue as queues
 import signal
 import threading
@@ -16,16 +15,18 @@ from collections.abc import Callable, Iterator
 from types import FrameType
 from typing import Any, Literal
 
+from pgqrs_core.logs import get_logger
+from pgqrs_core.supervision import start_thread
 from pgqrs_native.client import Client
 from pgqrs_native.courses import follow
 from pgqrs_native.duties import LATE, TICK, Duties
 from pgqrs_native.load import Load
-from pgqrs_native.routing import Outcome, Task, note_failed, note_returned, outcomes_of
+from pgqrs_native.routing import Outcome, Task, conclude, note_returned
 from pgqrs_native.traffic import surrounding
 
 __all__ = ["Worker"]
 
-_log = logging.getLogger("pgqrs.worker")
+_log = get_logger("pgqrs.worker")
 
 
 class Worker(Duties):
@@ -77,22 +78,17 @@ class Worker(Duties):
             ConfigurationError: there are no handlers.
         """
         names = follow(self._opening())
-        threads = [
-            threading.Thread(target=self._handle, name=f"pgqrs-handler-{n}", daemon=True)
-            for n in range(self._concurrency)
-        ]
-        settler = threading.Thread(target=follow, args=(self._settling(),), name="pgqrs-settler", daemon=True)
-        housekeeper = threading.Thread(
-            target=follow, args=(self._keeping_house(),), name="pgqrs-housekeeper", daemon=True
-        )
+        threads: list[threading.Thread] = []
+        settler = housekeeper = None
         with self._signals() if signals else contextlib.nullcontext():
-            for thread in threads:
-                thread.start()
-            settler.start()
-            if self._housekeeping:
-                housekeeper.start()
             graceful = True
             try:
+                for number in range(self._concurrency):
+                    # One by one: those that were started must be ended if there can be no more.
+                    threads += [start_thread(self._handle, name=f"pgqrs-handler-{number}")]
+                settler = start_thread(lambda: follow(self._settling()), name="pgqrs-settler")
+                if self._housekeeping:
+                    housekeeper = start_thread(lambda: follow(self._keeping_house()), name="pgqrs-housekeeper")
                 follow(self._claiming(names))
             except KeyboardInterrupt:
                 graceful = not self._signalled
@@ -102,10 +98,11 @@ class Worker(Duties):
                 try:
                     if graceful:
                         self._wind_up(threads, settler)
-                        if self._housekeeping:
+                        if housekeeper is not None:
                             housekeeper.join(TICK)
                 finally:
-                    self._load.abandoned = True
+                    with self._changing() as load:
+                        load.abandoned = True
 
     def stop(self) -> None:
         """Stop gracefully, from any thread; `run` returns when all is settled."""
@@ -153,12 +150,11 @@ class Worker(Duties):
                 note_returned(handling, task, result)
         except BaseException as error:
             failure = error
-            note_failed(task, error, _log)
-        return outcomes_of(task, result, failure, success=self._success)
+        return conclude(task, result, failure, success=self._success, log=_log)
 
     # Stopping
 
-    def _wind_up(self, threads: list[threading.Thread], settler: threading.Thread) -> None:
+    def _wind_up(self, threads: list[threading.Thread], settler: threading.Thread | None) -> None:
         with self._changing() as load:
             load.stopping = True
             with contextlib.suppress(queues.Empty):
@@ -174,7 +170,9 @@ class Worker(Duties):
                 late = [message for task in self._running.values() for message in task.messages if message.open]
                 load.report([Outcome(message, "nack", LATE, 0.0) for message in late])
             _log.warning("%d messages go back: their handlers did not finish in time", len(late))
-        settler.join(TICK)
+        if settler is not None:
+            # What the server refuses for a while is tried again as long as handlers would have been waited for.
+            settler.join(max(deadline - time.monotonic(), TICK))
 
     @contextlib.contextmanager
     def _signals(self) -> Iterator[None]:
@@ -197,7 +195,7 @@ class Worker(Duties):
                 self.stop()
 
         if threading.current_thread() is threading.main_thread():
-            threading.Thread(target=listen, name="pgqrs-signals", daemon=True).start()
+            start_thread(listen, name="pgqrs-signals", restart=False)
             for one in (signal.SIGTERM, signal.SIGINT):
                 before[one] = signal.signal(one, on_signal)
         try:

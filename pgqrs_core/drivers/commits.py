@@ -8,15 +8,17 @@ transaction begins on it. Django calls after the commit, and forgets what a save
 from __future__ import annotations
 
 import asyncio
-import logging
 import sys
 from collections.abc import Callable, Coroutine
 from typing import Any, Final
 from weakref import WeakSet
 
+from pgqrs_core.logs import get_logger
+from pgqrs_core.supervision import start_task
+
 __all__ = ["Errands", "after_commit"]
 
-_log = logging.getLogger("pgqrs.wakeups")
+_log = get_logger("pgqrs.wakeups")
 
 #: Where a SQLAlchemy connection keeps what waits for its commit, and what has seen it and waits for its end.
 _WAITING: Final = "pgqrs.waiting"
@@ -57,7 +59,7 @@ class Errands:
 
     def start(self, errand: Coroutine[Any, Any, None]) -> None:
         """Let it run by itself."""
-        task = asyncio.get_running_loop().create_task(errand, name="pgqrs-errand")
+        task = start_task(lambda: errand, name="pgqrs-errand", restart=False)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 

@@ -8,7 +8,6 @@ See docs/adr/0003-pinned-generic-plans.md.
 
 from __future__ import annotations
 
-import logging
 from typing import TYPE_CHECKING, Any, Final, Generic, TypeVar
 
 import psycopg
@@ -18,6 +17,7 @@ from psycopg.pq import ConnStatus, TransactionStatus
 from pgqrs_core.drivers.locks import BRIEF
 from pgqrs_core.drivers.replication import Doubt
 from pgqrs_core.figures import PoolUsage
+from pgqrs_core.logs import get_logger
 from pgqrs_core.readiness import Readiness
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ PREPARED_MAX: Final = 400
 _OK: Final = int(ConnStatus.OK)
 _IDLE: Final = int(TransactionStatus.IDLE)
 
-_log = logging.getLogger("pgqrs.connections")
+_log = get_logger("pgqrs.connections")
 
 C = TypeVar("C", bound="psycopg.BaseConnection[Any]")
 K = TypeVar("K")

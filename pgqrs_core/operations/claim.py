@@ -116,6 +116,7 @@ def _exhausted(item: Delivery) -> Failure:
     return Failure(
         item.lease,
         bury=True,
+        attempt=item.attempt - 1,
         error={
             "type": "AttemptsExhausted",
             "message": f"delivered {item.attempt - 1} times without being settled: "

@@ -15,7 +15,8 @@ import msgspec
 
 from pgqrs_core.arrays import numbers, texts
 from pgqrs_core.effects import Execute, Op, Rows
-from pgqrs_core.errors import ArchiveDisabled
+from pgqrs_core.errors import ArchiveDisabled, NotPermitted, PgqrsError
+from pgqrs_core.logs import get_logger, message_fields
 from pgqrs_core.messages import DEAD_LANE, MAX_SECONDS, Lease, Queue, check_number, encode_headers
 from pgqrs_core.operations.enqueue import SOON, check_draft, is_soon, ring
 from pgqrs_core.sql import queries
@@ -24,7 +25,12 @@ if TYPE_CHECKING:
     from pgqrs_core.doorbell import Doorbell
     from pgqrs_core.events import Draft
 
-__all__ = ["Failure", "Fate", "ack", "archive", "extend", "nack", "release", "replace"]
+__all__ = ["Failure", "Fate", "ack", "archive", "extend", "is_refusal_that_passes", "nack", "release", "replace"]
+
+_log = get_logger("pgqrs.dead")
+
+#: Characters of the reason that the log shows of a message that dies; all of it stands in the dead letter.
+_LONGEST_REASON: Final = 1_000
 
 Fate: TypeAlias = Literal["nacked", "dead", "lost"]
 
@@ -33,12 +39,21 @@ _TRIES: Final = 5
 
 
 class Failure(msgspec.Struct, frozen=True):
-    """A delivery that failed: after how many seconds to try again, why, and whether to bury it at once."""
+    """A delivery that failed: after how many seconds to try again, why, whether to bury it at once, and which it was."""
 
     lease: Lease
     delay: float = 0.0
     error: dict[str, Any] | None = None
     bury: bool = False
+    attempt: int | None = None
+
+
+def is_refusal_that_passes(error: BaseException) -> bool:
+    """Tell whether a settlement that failed is worth keeping: then its lease is renewed and it is tried again.
+
+    A right that is missing counts: until somebody grants it, the message's next delivery could not be settled either.
+    """
+    return isinstance(error, NotPermitted) or (isinstance(error, PgqrsError) and error.retryable)
 
 
 def ack(queue: Queue, leases: Sequence[Lease]) -> Op[list[bool]]:
@@ -74,7 +89,10 @@ def extend(queue: Queue, leases: Sequence[Lease], seconds: float) -> Op[list[boo
 
 
 def nack(queue: Queue, failures: Sequence[Failure], doorbell: Doorbell | None = None) -> Op[list[Fate]]:
-    """Give failed messages back after their delays, or bury those told to or without attempts left."""
+    """Give failed messages back after their delays, or bury those told to or without attempts left.
+
+    Each message that dies is logged here, whichever adapter it dies in.
+    """
     for failure in failures:
         check_number("delay", failure.delay, 0, MAX_SECONDS)
     by_lease = {failure.lease: failure for failure in failures}
@@ -95,9 +113,21 @@ def nack(queue: Queue, failures: Sequence[Failure], doorbell: Doorbell | None = 
         for lease in leases:
             if lease.message_id in lanes:
                 fates[lease] = "dead" if lanes[lease.message_id] == DEAD_LANE else "nacked"
+    for failure in failures:
+        if fates.get(failure.lease) == "dead":
+            _log_death(queue, failure)
     if any(fates.get(failure.lease) == "nacked" and failure.delay <= SOON for failure in failures):
         yield from ring(queue, doorbell)
     return [fates.get(failure.lease, "lost") for failure in failures]
+
+
+def _log_death(queue: Queue, failure: Failure) -> None:
+    error = failure.error or {}
+    reason = " ".join(f"{error.get('type', 'Rejected')}: {error.get('message', 'no reason was given')}".split())
+    number, attempt = failure.lease.message_id, failure.attempt
+    text = "message %d of queue %r is dead after attempt %s: %s"
+    fields = message_fields(queue.name, number, attempt or 0)
+    _log.error(text, number, queue.name, "?" if attempt is None else attempt, reason[:_LONGEST_REASON], extra=fields)
 
 
 def replace(

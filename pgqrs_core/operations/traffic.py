@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 
 from pgqrs_core.effects import Op
 from pgqrs_core.events import Claimed, ConsumeBatch, Consumed, Draft, EnqueueBatch, Enqueued, Outcome, OutcomeKind
+from pgqrs_core.interrupts import FAILURES
+from pgqrs_core.logs import error_text
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_core.operations.claim import receive
 from pgqrs_core.operations.enqueue import enqueue
@@ -141,15 +143,17 @@ def incoming(
         bury=bury,
         on_look=(lambda: looks.append(clock())) if watch and patience > 0 else None,
     )
-    if found and watch:
-        now = clock()
-        hooks.after_claim(Claimed(queue.name, adapter, found, now, max(now - looks[-1], 0.0), managed))
-    if not found or not hooks.concern_consume(queue.name, found):
+    if not found:
         return found
-    batch = ConsumeBatch(queue.name, adapter, found)
     try:
+        if watch:
+            now = clock()
+            hooks.after_claim(Claimed(queue.name, adapter, found, now, max(now - looks[-1], 0.0), managed))
+        if not hooks.concern_consume(queue.name, found):
+            return found
+        batch = ConsumeBatch(queue.name, adapter, found)
         hooks.before_consume(batch)
-    except Exception as error:
+    except FAILURES as error:
         # No handler may see what a plugin could not prepare.
         yield from put_back(queue, found, error)
         raise
@@ -173,12 +177,13 @@ def _outcome(item: Delivery, kind: OutcomeKind, now: float, error: str | None = 
     return Outcome(item.id, kind, item.attempt, max(now - item.enqueued_at.timestamp(), 0.0), None, error)
 
 
-def put_back(queue: Queue, found: Sequence[Delivery], error: Exception) -> Op[None]:
+def put_back(queue: Queue, found: Sequence[Delivery], error: BaseException) -> Op[None]:
     """Give back what a broken plugin kept from its reader; back-off and the limit of attempts apply as to any failure."""
-    reason = {"type": type(error).__name__, "message": str(error)}
-    yield from nack(queue, [Failure(item.lease, queue.options.backoff(item.attempt), reason) for item in found])
+    reason = {"type": type(error).__name__, "message": error_text(error)}
+    delay = queue.options.backoff
+    yield from nack(queue, [Failure(item.lease, delay(item.attempt), reason, attempt=item.attempt) for item in found])
 
 
 def _burial(item: Delivery, reason: str) -> Failure:
     error: dict[str, Any] = {"type": "Rejected", "message": reason}
-    return Failure(item.lease, error=error, bury=True)
+    return Failure(item.lease, error=error, bury=True, attempt=item.attempt)
