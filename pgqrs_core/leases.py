@@ -83,11 +83,14 @@ class Ledger:
         for lease in leases:
             self._held.pop(lease, None)
 
-    def settling(self, leases: Iterable[Lease]) -> None:
-        """Renew these still, but say of none that it is lost: it may be settled, and whoever does that learns which."""
+    def settling(self, leases: Iterable[Lease], *, begun: bool = True) -> None:
+        """Renew these still, but say of none that it is lost: it may be settled, and whoever does that learns which.
+
+        Without ``begun`` that is taken back: they could not be settled.
+        """
         for lease in leases:
             if lease in self._held:
-                self._held[lease].settling = True
+                self._held[lease].settling = begun
 
     def due(self) -> list[Renewal]:
         """Return what should be renewed now, those due soon after included."""
@@ -187,10 +190,10 @@ class LeaseKeeper:
         with self._changed:
             self._ledger.drop(leases)
 
-    def settling(self, leases: Iterable[Lease]) -> None:
+    def settling(self, leases: Iterable[Lease], *, begun: bool = True) -> None:
         """These are about to be settled; see `Ledger.settling`."""
         with self._changed:
-            self._ledger.settling(leases)
+            self._ledger.settling(leases, begun=begun)
 
     def close(self) -> None:
         """Stop renewing."""
@@ -262,6 +265,10 @@ class AsyncLeaseKeeper:
     def drop(self, leases: Iterable[Lease]) -> None:
         """Renew these no more."""
         self._ledger.drop(leases)
+
+    def settling(self, leases: Iterable[Lease], *, begun: bool = True) -> None:
+        """These are about to be settled; see `Ledger.settling`."""
+        self._ledger.settling(leases, begun=begun)
 
     async def close(self) -> None:
         """Stop renewing."""

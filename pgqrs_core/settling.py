@@ -21,7 +21,7 @@ from pgqrs_core.events import Consumed, Outcome, OutcomeKind
 from pgqrs_core.interrupts import is_interrupt
 from pgqrs_core.logs import error_text, get_logger
 from pgqrs_core.messages import Delivery, Queue
-from pgqrs_core.operations.settle import Failure, ack, is_refusal_that_passes, nack, release
+from pgqrs_core.operations.settle import Failure, ack, is_perhaps_of_one, is_refusal_that_passes, nack, release
 from pgqrs_core.supervision import join, start_thread
 
 if TYPE_CHECKING:
@@ -198,17 +198,16 @@ class Settler:
                 raise
             if is_refusal_that_passes(error):
                 self._refused(group, error)
-            elif len(group) > 1:
-                # Perhaps because of one of them: the others are not to suffer.
+            elif len(group) > 1 and is_perhaps_of_one(error):
                 middle = len(group) // 2
                 left[:0] = [group[:middle], group[middle:]]
             else:
                 # It must not keep this thread from settling others.
                 known = isinstance(error, PgqrsError)
-                text = "message %d of queue %r could not be settled (%s) and is delivered again: %s"
-                number, kind = group[0].delivery.id, group[0].kind
-                _log.error(text, number, queue.name, kind, error_text(error), exc_info=None if known else error)
-                self._keeper.drop([group[0].delivery.lease])
+                count, first, trace = len(group), group[0].delivery.id, None if known else error
+                text = "%d messages of queue %r could not be settled (%s; the first: %d) and are delivered again: %s"
+                _log.error(text, count, queue.name, group[0].kind, first, error_text(error), exc_info=trace)
+                self._keeper.drop(verdict.delivery.lease for verdict in group)
         else:
             if self._backoff.succeeded(queue.id):
                 _log.info("messages of queue %r can be settled again", queue.name)

@@ -15,16 +15,17 @@ its end is not recorded   it failed, lost its process or exceeded its time limit
 from __future__ import annotations
 
 import importlib
-import logging
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Final
 
+from pgqrs_core.logs import get_logger
+
 __all__ = ["follow_requests"]
 
-_log = logging.getLogger("pgqrs.kombu")
+_log = get_logger("pgqrs.kombu")
 
 #: What is loaded in a worker, and in no other process.
 _WORKER: Final = "celery.worker.consumer.consumer"

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from typing import Any, TypeVar, overload
 
 from pgqrs_core.engine import AsyncEngine
-from pgqrs_core.errors import LeaseLost
+from pgqrs_core.errors import LeaseLost, PgqrsError
 from pgqrs_core.leases import AsyncLeaseKeeper
 from pgqrs_native.async_settlements import AsyncSettlements
 from pgqrs_native.message import Message
-from pgqrs_native.shared import MarksShelf, check_read, marker
+from pgqrs_native.shared import MarksShelf, Retrying, check_read, marker
 from pgqrs_native.traffic import Mismatch, reading, surrounding
 
 __all__ = ["AsyncConsumer"]
@@ -221,10 +222,22 @@ class AsyncConsumer(AsyncSettlements):
             raise
         else:
             left = [message for message in messages if not message.settled]
-            kept = await self._settle("archive" if archive else "ack", left, None)
+            kept = await self._settle_handled("archive" if archive else "ack", left)
             for message, alive in zip(left, kept):
                 if not alive:
                     raise LeaseLost(message.queue, message.id)
+        finally:
+            # Whatever became of them, from here on they are held by nothing.
+            self._keeper.drop(message.lease for message in messages)
+
+    async def _settle_handled(self, action: Any, messages: Sequence[Message[Any]]) -> list[bool]:
+        """Settle what was handled; again while the server refuses it, for as long as one lease lasts."""
+        retrying = Retrying(messages)
+        while True:
+            try:
+                return await self._settle(action, messages, None)
+            except PgqrsError as error:
+                await asyncio.sleep(retrying.pause_after(error))
 
     def hold(self, messages: Sequence[Message[Any]]) -> None:
         """Renew the leases of these messages from now on, until they are settled."""

@@ -11,7 +11,7 @@ from pgqrs_core.leases import AsyncLeaseKeeper
 from pgqrs_core.operations import settle
 from pgqrs_core.operations.settle import Fate
 from pgqrs_native.message import Message
-from pgqrs_native.shared import by_queue, check_errors, scatter
+from pgqrs_native.shared import by_queue, check_errors, scatter, settlement
 from pgqrs_native.traffic import failing, settling
 
 __all__ = ["AsyncSettlements"]
@@ -22,6 +22,9 @@ class AsyncSettlements:
 
     This is fenced: it only takes effect while the lease that came with the message still holds. Single methods raise
     `LeaseLost` otherwise; batch methods answer per message and do the others.
+
+    What the server refuses for a reason that passes raises an error that is ``retryable``. The message is still yours then,
+    and held on to where its lease is renewed: call again.
     """
 
     def __init__(self, engine: AsyncEngine, keeper: AsyncLeaseKeeper) -> None:
@@ -101,17 +104,17 @@ class AsyncSettlements:
         why = check_errors(messages, errors)
         answers = []
         for queue, group in by_queue(messages):
-            self._keeper.drop(message.lease for message in group)
-            fates = await engine.run(
-                failing,
-                queue,
-                group,
-                delay=delay,
-                errors=[why[id(message)] for message in group],
-                bury=bury,
-                plugins=engine.plugins,
-                doorbell=engine.doorbell,
-            )
+            with settlement(self._keeper, group):
+                fates = await engine.run(
+                    failing,
+                    queue,
+                    group,
+                    delay=delay,
+                    errors=[why[id(message)] for message in group],
+                    bury=bury,
+                    plugins=engine.plugins,
+                    doorbell=engine.doorbell,
+                )
             answers.append((group, fates))
         return scatter(messages, answers)
 
@@ -136,14 +139,14 @@ class AsyncSettlements:
         engine = self._engine
         answers = []
         for queue, group in by_queue(messages):
-            self._keeper.drop(message.lease for message in group)
-            if connection is None:
-                kept = await engine.run(
-                    settling, queue, action, group, plugins=engine.plugins, doorbell=engine.doorbell
-                )
-            else:
-                kept = await engine.run_in(
-                    connection, settling, queue, action, group, plugins=engine.plugins, doorbell=None
-                )
+            with settlement(self._keeper, group):
+                if connection is None:
+                    kept = await engine.run(
+                        settling, queue, action, group, plugins=engine.plugins, doorbell=engine.doorbell
+                    )
+                else:
+                    kept = await engine.run_in(
+                        connection, settling, queue, action, group, plugins=engine.plugins, doorbell=None
+                    )
             answers.append((group, kept))
         return scatter(messages, answers)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import inspect
-import signal
 from collections import deque
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,6 +20,7 @@ from pgqrs_native.courses import follow_async
 from pgqrs_native.duties import LATE, TICK, Duties
 from pgqrs_native.load import Load
 from pgqrs_native.routing import Task, conclude, note_returned, outcomes_of
+from pgqrs_native.signals import HardStop, Signals
 from pgqrs_native.traffic import surrounding
 
 __all__ = ["AsyncWorker"]
@@ -56,37 +56,44 @@ class AsyncWorker(Duties):
         self._changed = asyncio.Event()
         self._waiting: deque[Task] = deque()
         self._running: dict[asyncio.Task[None], Task] = {}
-        #: Whether a signal came, and whether a second one did.
-        self._signalled = False
-        self._hurried = False
+        #: The signal that told it to stop at once.
+        self._hurried: int | None = None
 
     async def run(self, *, signals: bool = True) -> None:
         """Work until `stop` is called or a signal comes; see `Worker.run`. Cancelling it stops gracefully, too.
 
         Raises:
+            WorkerStopped: the worker was stopped, or runs already; each runs once.
             QueueNotFound: a queue with a handler does not exist.
             ConfigurationError: there are no handlers.
         """
+        self._start_running()
         names = await follow_async(self._opening())
+        try:
+            with self._signals() if signals else contextlib.nullcontext():
+                await self._run(names)
+        except asyncio.CancelledError:
+            if self._hurried is not None:
+                raise HardStop(self._hurried) from None
+            raise
+
+    async def _run(self, names: list[str]) -> None:
         settler = start_task(lambda: follow_async(self._settling()), name="pgqrs-settler")
         housekeeper = (
             start_task(lambda: follow_async(self._keeping_house()), name="pgqrs-housekeeper")
             if self._housekeeping
             else None
         )
-        before = self._catch_signals() if signals else []
         try:
             await follow_async(self._claiming(names))
         finally:
             with self._changing() as load:
                 load.stopping, load.claiming = True, False
             try:
-                if not self._hurried:
+                if self._hurried is None:
                     await self._wind_up(settler, housekeeper)
             finally:
                 await self._abandon(settler, housekeeper)
-                for one in before:
-                    asyncio.get_running_loop().remove_signal_handler(one)
 
     def stop(self) -> None:
         """Stop gracefully; `run` returns when all is settled. To be called in the event loop's thread."""
@@ -189,21 +196,21 @@ class AsyncWorker(Duties):
             housekeeper.cancel()
             await asyncio.wait({housekeeper}, timeout=TICK)
 
-    def _catch_signals(self) -> list[signal.Signals]:
+    def _signals(self) -> Signals:
+        # Not `add_signal_handler` of the loop: what the host has set there could not be given back.
         loop = asyncio.get_running_loop()
-        caught: list[signal.Signals] = []
         current = asyncio.current_task()
 
-        def on_signal() -> None:
-            if self._signalled and current is not None:
-                self._hurried = True
+        def hurry(number: int) -> None:
+            self._hurried = number
+            if current is not None:
                 current.cancel()
-            self._signalled = True
-            self.stop()
 
-        # Only the main thread's loop may.
-        with contextlib.suppress(RuntimeError, ValueError, NotImplementedError):
-            for one in (signal.SIGTERM, signal.SIGINT):
-                loop.add_signal_handler(one, on_signal)
-                caught.append(one)
-        return caught
+        return Signals(
+            lambda number: loop.call_soon_threadsafe(self._stop_at, number),
+            lambda number: loop.call_soon_threadsafe(hurry, number),
+        )
+
+    def _stop_at(self, number: int) -> None:
+        _log.info("signal %d: finishing what runs", number)
+        self.stop()

@@ -16,12 +16,12 @@ from pgqrs_core.errors import PgqrsError, QueueNotFound, Unavailable
 from pgqrs_core.interrupts import FAILURES, is_interrupt
 from pgqrs_core.logs import error_text, get_logger
 from pgqrs_core.operations.maintenance import elect, maintain, resign
-from pgqrs_core.operations.settle import is_refusal_that_passes
+from pgqrs_core.operations.settle import is_perhaps_of_one, is_refusal_that_passes
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_core.this_process import this_process
 from pgqrs_native.courses import Course
 from pgqrs_native.load import Load
-from pgqrs_native.roster import Roster
+from pgqrs_native.roster import Roster, WorkerStopped
 from pgqrs_native.routing import Outcome, Task, note_refused, sort_out
 from pgqrs_native.settler import Portion, portions
 from pgqrs_native.shared import Aside, MarksShelf, check_archives, marker
@@ -58,6 +58,7 @@ class Duties(Roster):
         self._house = client.config.queue.cleanup_interval_seconds
         self._load = Load(self._concurrency + self._prefetch)
         self._marks = MarksShelf()
+        self._has_run = False
         self._aside = Aside(_log)
         #: Queues that refuse outcomes for a reason that passes.
         self._refused = Backoff(FIRST_WRITE, LONGEST_WRITE)
@@ -82,6 +83,16 @@ class Duties(Roster):
     def _report(self, outcomes: Iterable[Outcome]) -> None:
         with self._changing() as load:
             load.report(outcomes)
+
+    def _start_running(self) -> None:
+        """Note that it runs.
+
+        Raises:
+            WorkerStopped: it was stopped, or runs already.
+        """
+        if self._load.stopping or self._has_run:
+            raise WorkerStopped("it was stopped" if self._load.stopping else "it runs already")
+        self._has_run = True
 
     # Claiming
 
@@ -251,13 +262,12 @@ class Duties(Roster):
                     _log.warning("%d outcomes of queue %r could not be written yet: %s", count, queue.name, text)
                 self._refused.failed(queue.id)
                 return "kept"
-            if count > 1 and isinstance(error, Exception):
-                # Perhaps because of one of them.
+            if count > 1 and is_perhaps_of_one(error):
                 return "apart"
             # Trying again would not help; without an outcome the message comes back when its lease ends.
             first = portion.outcomes[0].message
-            what = "the outcome (%s) of %d messages, the first %r, cannot be written: %s"
-            _log.error(what, portion.action, count, first, text, exc_info=error, extra=first.log_fields)
+            what = "%d outcomes (%s) cannot be written, the first of %r: %s"
+            _log.error(what, count, portion.action, first, text, exc_info=error, extra=first.log_fields)
         else:
             self._refused.succeeded(queue.id)
             portion.note_lost(_log)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pgqrs_core.errors import ConfigurationError
+from pgqrs_core.errors import ConfigurationError, PgqrsError
 from pgqrs_core.messages import check_number
 from pgqrs_native.routing import Routes
 from pgqrs_native.shared import check_success
@@ -14,9 +14,18 @@ if TYPE_CHECKING:
     from pgqrs_core.config import Config
     from pgqrs_core.plugins import Plugins
 
-__all__ = ["Roster"]
+__all__ = ["Roster", "WorkerStopped"]
 
 F = TypeVar("F", bound=Callable[..., Any])
+
+
+class WorkerStopped(PgqrsError):
+    """``run()`` was called on a worker that was stopped, or that runs already. A worker runs once."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(
+            f"the worker cannot be run: {reason}. Make a new one; its handlers are registered there again."
+        )
 
 
 class Roster:

@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import queue as queues
-import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
-from types import FrameType
 from typing import Any, Literal
 
 from pgqrs_core.logs import get_logger
@@ -22,6 +20,7 @@ from pgqrs_native.courses import follow
 from pgqrs_native.duties import LATE, TICK, Duties
 from pgqrs_native.load import Load
 from pgqrs_native.routing import Outcome, Task, conclude, note_returned
+from pgqrs_native.signals import HardStop, Signals
 from pgqrs_native.traffic import surrounding
 
 __all__ = ["Worker"]
@@ -64,24 +63,26 @@ class Worker(Duties):
         self._changed = threading.Condition()
         self._tasks: queues.SimpleQueue[Task | None] = queues.SimpleQueue()
         self._running: dict[int, Task] = {}
-        self._signalled = False
 
     def run(self, *, signals: bool = True) -> None:
         """Work until `stop` is called or a signal comes.
 
         With ``signals`` (in the main thread only) SIGTERM and SIGINT stop gracefully: nothing more is claimed, what was
         not begun goes back at once, and running handlers get ``shutdown_timeout`` seconds; what then still runs goes
-        back too. A second signal raises KeyboardInterrupt at once; leases end by themselves.
+        back too. A second signal ends the process at once, by `SystemExit` with 128 and the number of the signal as its
+        status; leases end by themselves. The same signal again within a second does not count. When `run` returns, the
+        signals have their previous handlers.
 
         Raises:
+            WorkerStopped: the worker was stopped, or runs already; each runs once.
             QueueNotFound: a queue with a handler does not exist.
             ConfigurationError: there are no handlers.
         """
+        self._start_running()
         names = follow(self._opening())
         threads: list[threading.Thread] = []
         settler = housekeeper = None
-        with self._signals() if signals else contextlib.nullcontext():
-            graceful = True
+        with self._signals() if signals else contextlib.nullcontext() as handled:
             try:
                 for number in range(self._concurrency):
                     # One by one: those that were started must be ended if there can be no more.
@@ -90,13 +91,10 @@ class Worker(Duties):
                 if self._housekeeping:
                     housekeeper = start_thread(lambda: follow(self._keeping_house()), name="pgqrs-housekeeper")
                 follow(self._claiming(names))
-            except KeyboardInterrupt:
-                graceful = not self._signalled
-                raise
             finally:
                 self._load.claiming = False
                 try:
-                    if graceful:
+                    if handled is None or not handled.hurried:
                         self._wind_up(threads, settler)
                         if housekeeper is not None:
                             housekeeper.join(TICK)
@@ -175,18 +173,9 @@ class Worker(Duties):
             settler.join(max(deadline - time.monotonic(), TICK))
 
     @contextlib.contextmanager
-    def _signals(self) -> Iterator[None]:
-        before: dict[signal.Signals, Any] = {}
-
-        # The thread that a signal interrupts may hold any lock, those of logging and of events included. Only this
-        # queue may be used there; everything else is done by a thread that listens to it.
+    def _signals(self) -> Iterator[Signals]:
+        # In a signal's handler only this queue may be used; everything else is done by a thread that listens to it.
         caught: queues.SimpleQueue[int | None] = queues.SimpleQueue()
-
-        def on_signal(number: int, frame: FrameType | None) -> None:
-            if self._signalled:
-                raise KeyboardInterrupt
-            self._signalled = True
-            caught.put(number)
 
         def listen() -> None:
             number = caught.get()
@@ -194,13 +183,12 @@ class Worker(Duties):
                 _log.info("signal %d: finishing what runs", number)
                 self.stop()
 
-        if threading.current_thread() is threading.main_thread():
-            start_thread(listen, name="pgqrs-signals", restart=False)
-            for one in (signal.SIGTERM, signal.SIGINT):
-                before[one] = signal.signal(one, on_signal)
+        def hurry(number: int) -> None:
+            raise HardStop(number)
+
         try:
-            yield
+            with Signals(caught.put, hurry) as handled:
+                start_thread(listen, name="pgqrs-signals", restart=False)
+                yield handled
         finally:
-            for one, old in before.items():
-                signal.signal(one, old)
             caught.put(None)

@@ -15,7 +15,7 @@ import msgspec
 
 from pgqrs_core.arrays import numbers, texts
 from pgqrs_core.effects import Execute, Op, Rows
-from pgqrs_core.errors import ArchiveDisabled, NotPermitted, PgqrsError
+from pgqrs_core.errors import ArchiveDisabled, NotPermitted, PgqrsError, ServerError
 from pgqrs_core.logs import get_logger, message_fields
 from pgqrs_core.messages import DEAD_LANE, MAX_SECONDS, Lease, Queue, check_number, encode_headers
 from pgqrs_core.operations.enqueue import SOON, check_draft, is_soon, ring
@@ -25,7 +25,18 @@ if TYPE_CHECKING:
     from pgqrs_core.doorbell import Doorbell
     from pgqrs_core.events import Draft
 
-__all__ = ["Failure", "Fate", "ack", "archive", "extend", "is_refusal_that_passes", "nack", "release", "replace"]
+__all__ = [
+    "Failure",
+    "Fate",
+    "ack",
+    "archive",
+    "extend",
+    "is_perhaps_of_one",
+    "is_refusal_that_passes",
+    "nack",
+    "release",
+    "replace",
+]
 
 _log = get_logger("pgqrs.dead")
 
@@ -54,6 +65,14 @@ def is_refusal_that_passes(error: BaseException) -> bool:
     A right that is missing counts: until somebody grants it, the message's next delivery could not be settled either.
     """
     return isinstance(error, NotPermitted) or (isinstance(error, PgqrsError) and error.retryable)
+
+
+def is_perhaps_of_one(error: BaseException) -> bool:
+    """Tell whether one message may be why several could not be settled: then they are to be settled apart."""
+    return isinstance(error, Exception) and not (
+        # A table that is missing is missing for all.
+        isinstance(error, ServerError) and (error.sqlstate or "").startswith("42")
+    )
 
 
 def ack(queue: Queue, leases: Sequence[Lease]) -> Op[list[bool]]:

@@ -138,8 +138,8 @@ class AfterConsume:
 
 
 def test_a_hook_that_ends_the_program_does_not_end_the_settling(native: Native) -> None:
-    plugins = Plugins()
-    plugins.register(AfterConsume())
+    plugins = Plugins.core()
+    plugins.register(AfterConsume(), "ends")
     client = native.client(plugins=plugins)
     client.admin.install()
     client.admin.create_queue("jobs")
@@ -229,32 +229,27 @@ def test_a_failure_of_a_handler_names_queue_message_attempt_and_error(
 def test_an_ack_that_is_refused_for_a_while_is_kept_and_the_handler_does_not_run_again(
     native: Native, client: Any, pgqrs_dsn: str, state: str
 ) -> None:
-    queue = client.admin.create_queue("jobs", lease_seconds=1.0)
+    client.admin.create_queue("jobs", lease_seconds=1.0)
     client.admin.create_queue("others")
     worker, seen = native.worker(client, concurrency=2), Seen()
     worker.handler("jobs")(lambda message: seen.add(message.payload))
     worker.handler("others")(lambda message: None)
     with psycopg.connect(pgqrs_dsn, autocommit=True) as connection:
-        table = connection.execute(
-            "select c.oid::regclass::text from pg_class c join pg_namespace n on n.oid = c.relnamespace "
-            "where n.nspname = 'pgqrs' and c.relname = 'q_' || (select queue_id from pgqrs.queues where name = 'jobs')"
-        ).fetchone()
-        assert table is not None
+        table = "pgqrs.q_jobs"
         connection.execute(
             "create function refuse() returns trigger language plpgsql as $$ begin "
             f"raise exception 'not now' using errcode = '{state}'; end $$"
         )
-        connection.execute(f"create trigger refuse before delete on {table[0]} execute function refuse()")
+        connection.execute(f"create trigger refuse before delete on {table} execute function refuse()")
         with native.working(worker):
             client.producer.enqueue("jobs", "once")
             until(lambda: seen.items == ["once"])
             client.producer.enqueue("others", 1)
             until(lambda: depth(client, "others") == (0, 0, 0))
             # Beyond the lease, which goes on being renewed.
-            age = "select extract(epoch from now() - min(enqueued_at)) > 2.5 from " + table[0]
+            age = "select extract(epoch from now() - min(enqueued_at)) > 2.5 from " + table
             until(lambda: connection.execute(age).fetchone() == (True,))
             assert depth(client) == (1, 0, 1)
-            connection.execute(f"drop trigger refuse on {table[0]}")
+            connection.execute(f"drop trigger refuse on {table}")
             until(lambda: depth(client) == (0, 0, 0))
     assert seen.items == ["once"]
-    assert queue is not None

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from pgqrs_native import AsyncClient, AsyncWorker, Client, Reject, Retry, Worker
+from pgqrs_native import AsyncClient, AsyncWorker, Client, Reject, Retry, Worker, WorkerStopped
 
 from pgqrs_core.errors import ArchiveDisabled, ConfigurationError, InvalidArgument, QueueNotFound
 from pgqrs_core.testing import PATIENCE, eventually
@@ -334,7 +334,7 @@ def test_an_error_of_pgqrs_in_a_handler_is_logged_like_any_other(
     with native.working(worker):
         eventually(lambda: left(client, jobs) == {"dead": 1})
 
-    assert "handler of queue 'jobs' failed: QueueNotFound" in caplog.text
+    assert "handler of queue 'jobs' failed on message 1, attempt 1: QueueNotFound" in caplog.text
 
 
 # Batches
@@ -587,7 +587,7 @@ def test_what_waits_for_a_dead_server_does_not_hold_up_the_end(native: Native, p
 
 CHILD = """
 import asyncio, logging, sys, threading
-from pgqrs_native import AsyncClient, AsyncWorker, Client, Worker
+from pgqrs_native import WorkerStopped, AsyncClient, AsyncWorker, Client, Worker
 
 kind, dsn, limit, mode = sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4]
 logging.basicConfig(level=logging.INFO)
@@ -722,10 +722,73 @@ def test_a_second_signal_stops_at_once(client: Any, jobs: str, child: Callable[.
     process.send(signal.SIGINT)
     eventually(lambda: left(client, jobs).get("ready") == 1)
 
-    process.send(signal.SIGINT)
+    process.send(signal.SIGTERM)
 
-    assert process.line() == ""
-    assert process.process.wait(PATIENCE) != 0
+    assert process.process.wait(PATIENCE) == 128 + signal.SIGTERM
+    _, out, err = process.go()
+    assert (out, "Traceback" in err) == ("", False), err
+
+
+def test_the_same_signal_twice_within_a_second_is_one(client: Any, jobs: str, child: Callable[..., Child]) -> None:
+    client.producer.enqueue(jobs, 0)
+    process = child()
+    assert [process.line(), process.line()] == ["ready", "started 0"]
+    for _ in range(3):
+        process.send(signal.SIGTERM)
+    # It has been heard, and the handler still gets its time.
+    eventually(lambda: process.process.poll() is None)
+    status, out, err = process.go()
+    assert (status, out, "Traceback" in err) == (0, "finished 0\nended\n", False), err
+
+
+@pytest.mark.parametrize("kind", ["sync", "async"])
+def test_the_handlers_of_signals_are_given_back(pgqrs_dsn: str, kind: str) -> None:
+    heard: list[int] = []
+    before = signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+
+    try:
+        if kind == "sync":
+            with Client(pgqrs_dsn) as client:
+                client.admin.install()
+                client.admin.create_queue("jobs")
+                client.producer.enqueue("jobs", 1)
+                worker = Worker(client, housekeeping=False)
+                worker.handler("jobs")(lambda message: os.kill(os.getpid(), signal.SIGTERM))
+                worker.run()
+        else:
+
+            async def main() -> None:
+                async with AsyncClient(pgqrs_dsn) as client:
+                    await client.admin.install()
+                    await client.admin.create_queue("jobs")
+                    await client.producer.enqueue("jobs", 1)
+                    worker = AsyncWorker(client, housekeeping=False)
+                    worker.handler("jobs")(lambda message: os.kill(os.getpid(), signal.SIGTERM))
+                    # As uvicorn does: the loop itself handles signals.
+                    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, heard.append, -1)
+                    await worker.run()
+                    heard.clear()
+                    os.kill(os.getpid(), signal.SIGTERM)
+                    while not heard:
+                        await asyncio.sleep(0.01)
+                    assert heard == [-1]
+
+            asyncio.run(main())
+            signal.signal(signal.SIGTERM, lambda number, frame: heard.append(number))
+            heard.clear()
+        os.kill(os.getpid(), signal.SIGTERM)
+        eventually(lambda: heard == [signal.SIGTERM])
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def test_a_worker_runs_once(native: Native, client: Any, jobs: str) -> None:
+    worker = native.worker(client)
+    worker.handler(jobs)(lambda message: None)
+    with native.working(worker):
+        pass
+    with pytest.raises(WorkerStopped, match="Make a new one"), native.working(worker):
+        pass
 
 
 def test_the_messages_of_a_killed_worker_are_delivered_again(
