@@ -140,9 +140,11 @@ class AsyncWakeups(Shared):
             await self._execute(link, self._mark(agenda.mark))
             self.watch.marked(agenda.mark)
         if agenda.probe:
-            began = self.watch.clock()
-            rows = await self._probe(link, agenda.probe)
-            self.watch.probed(agenda.probe, rows, self.watch.clock() - began)
+            for queues in self._apart(agenda.probe):
+                began = self.watch.clock()
+                rows = await self._probe(link, queues)
+                self.watch.probed(queues, rows, self._cost(queues, began))
+                self._tell()
         self._tell()
         if not (agenda.mark or agenda.probe):
             await self._sleep(link, agenda.sleep)
@@ -162,7 +164,7 @@ class AsyncWakeups(Shared):
 
     async def _probe(self, link: AsyncLink, queues: list[Queue]) -> Rows:
         rows, failed = await aio.drive(self._look(queues), lambda effect: self._execute(link, effect))
-        return self._without(rows, failed)
+        return self._without(queues, rows, failed)
 
     async def _execute(self, link: AsyncLink, effect: Effect) -> Rows:
         assert isinstance(effect, Execute)

@@ -9,12 +9,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import socket
 import sys
 from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any, Final
 
-from pgqrs_core.interrupts import is_interrupt
+from pgqrs_core.interrupts import is_failure
 
 __all__ = [
     "Logger",
@@ -27,7 +26,7 @@ __all__ = [
     "worker_name",
 ]
 
-_HOST: Final = socket.gethostname()
+_HOST: Final = os.uname().nodename
 
 
 def worker_name() -> str:
@@ -95,7 +94,7 @@ class Logger:
                 # A record factory has set one of our fields, which `logging` refuses to overwrite.
                 self._logger.log(level, message, *args, stacklevel=3, **{**options, "extra": None})
         except (Exception, SystemExit) as error:
-            if is_interrupt(error):
+            if not is_failure(error):
                 raise
             self._complain(error, message, args)
 

@@ -18,7 +18,7 @@ from pgqrs_core.backoff import Backoff
 from pgqrs_core.effects import Op
 from pgqrs_core.errors import PgqrsError, TimedOut, Unavailable
 from pgqrs_core.events import Consumed, Outcome, OutcomeKind
-from pgqrs_core.interrupts import is_interrupt
+from pgqrs_core.interrupts import is_failure
 from pgqrs_core.logs import error_text, get_logger
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_core.operations.settle import Failure, ack, is_perhaps_of_one, is_refusal_that_passes, nack, release
@@ -194,7 +194,7 @@ class Settler:
                 raise
             self._refused(group, error)
         except BaseException as error:
-            if is_interrupt(error):
+            if not is_failure(error):
                 raise
             if is_refusal_that_passes(error):
                 self._refused(group, error)

@@ -56,6 +56,8 @@ class Shared:
         self._target = target
         self._consumer = secrets.randbits(62)
         self._arrived: deque[bytes | str] = deque()
+        #: Queues, by number, that could not be looked at the last time.
+        self._unseen: set[int] = set()
         self.watch = Watch()
         self.watch.listening = listen
         #: How to look at the numbers that are no queue of the core's, see `pgqrs_core.watch`; adapters add theirs.
@@ -93,12 +95,23 @@ class Shared:
         """Return for how many seconds to wait at a stretch: whatever happens to the connection, nobody sleeps longer."""
         return min(left, 2 * POLL)
 
-    @staticmethod
-    def _without(rows: Rows, failed: Mapping[int, ServerError]) -> Rows:
+    def _apart(self, queues: list[Queue]) -> list[list[Queue]]:
+        """Return what to look at together: a queue that is locked, or was deleted, must not hold up the others."""
+        sound = [queue for queue in queues if queue.id not in self._unseen]
+        return [*([sound] if sound else []), *([queue] for queue in queues if queue.id in self._unseen)]
+
+    def _without(self, queues: list[Queue], rows: Rows, failed: Mapping[int, ServerError]) -> Rows:
         """Return the answers; consumers of queues that cannot be read get none, so they claim and learn why."""
         for number, error in failed.items():
             _log.debug("queue number %d cannot be probed: %s", number, error)
+        self._unseen.difference_update(queue.id for queue in queues)
+        self._unseen.update(failed)
         return rows
+
+    def _cost(self, queues: list[Queue], began: float) -> float:
+        """Return how long a look took; to wait for a lock is no work."""
+        waited = any(queue.id in self._unseen for queue in queues)
+        return 0.0 if waited else self.watch.clock() - began
 
     def _report(self, error: Exception, pause: float) -> None:
         _log.warning("the wake-up connection broke, consumers poll; next try in %.1f s: %s", pause, error)
@@ -249,11 +262,12 @@ class Wakeups(Shared):
                 self.watch.marked(agenda.mark)
                 self._tell()
         if agenda.probe:
-            began = self.watch.clock()
-            rows = self._probe(link, agenda.probe)
-            with self._news:
-                self.watch.probed(agenda.probe, rows, self.watch.clock() - began)
-                self._tell()
+            for queues in self._apart(agenda.probe):
+                began = self.watch.clock()
+                rows = self._probe(link, queues)
+                with self._news:
+                    self.watch.probed(queues, rows, self._cost(queues, began))
+                    self._tell()
         if not (agenda.mark or agenda.probe):
             self._sleep(link, agenda.sleep)
         with self._news:
@@ -266,7 +280,7 @@ class Wakeups(Shared):
 
     def _probe(self, link: SyncLink, queues: list[Queue]) -> Rows:
         rows, failed = sync.drive(self._look(queues), lambda effect: self._execute(link, effect))
-        return self._without(rows, failed)
+        return self._without(queues, rows, failed)
 
     def _execute(self, link: SyncLink, effect: Effect) -> Rows:
         assert isinstance(effect, Execute)

@@ -195,7 +195,8 @@ class Intake:
     def _failed(self, source: Source, error: PgqrsError) -> None:
         """Tell Dramatiq, which starts the consumer anew; what passes by itself is tried again here."""
         source.look = False
-        if isinstance(error, (Unavailable, ServerError, QueueNotFound)) and not isinstance(error, TimedOut):
+        passes = isinstance(error, TimedOut) or (isinstance(error, ServerError) and error.retryable)
+        if isinstance(error, (Unavailable, ServerError, QueueNotFound)) and not passes:
             self._engine.forget(source.queue.name)
             source.fail(error)
             return

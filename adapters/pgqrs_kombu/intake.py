@@ -289,7 +289,7 @@ class Intake:
             source.look = False
             source.again_at = time.monotonic() + ASIDE
             _log.warning("cannot take from queue %r, which is tried again: %s", source.name, error)
-            if isinstance(error, (ServerError, QueueNotFound)) and source.mailbox is None:
+            if isinstance(error, (ServerError, QueueNotFound)) and not error.retryable and source.mailbox is None:
                 self._find_anew(source)
 
     def _find_anew(self, source: Source) -> None:

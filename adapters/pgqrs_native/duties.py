@@ -12,8 +12,8 @@ from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pgqrs_core.backoff import Backoff
-from pgqrs_core.errors import PgqrsError, QueueNotFound, Unavailable
-from pgqrs_core.interrupts import FAILURES, is_interrupt
+from pgqrs_core.errors import PgqrsError, QueueNotFound, TimedOut, Unavailable
+from pgqrs_core.interrupts import FAILURES, is_failure
 from pgqrs_core.logs import error_text, get_logger
 from pgqrs_core.operations.maintenance import elect, maintain, resign
 from pgqrs_core.operations.settle import is_perhaps_of_one, is_refusal_that_passes
@@ -59,7 +59,7 @@ class Duties(Roster):
         self._load = Load(self._concurrency + self._prefetch)
         self._marks = MarksShelf()
         self._has_run = False
-        self._aside = Aside(_log)
+        self._aside = Aside(_log, TICK)
         #: Queues that refuse outcomes for a reason that passes.
         self._refused = Backoff(FIRST_WRITE, LONGEST_WRITE)
 
@@ -135,9 +135,10 @@ class Duties(Roster):
             try:
                 if (yield from self._claim_from(name)):
                     more.append(name)
-            except Unavailable:
-                raise
+                self._aside.works(name)
             except PgqrsError as error:
+                if isinstance(error, Unavailable) and not isinstance(error, TimedOut):
+                    raise
                 self._aside.put(name, error, TICK if isinstance(error, QueueNotFound) else PAUSE)
         return more
 
@@ -254,7 +255,7 @@ class Duties(Roster):
         try:
             yield engine.run(portion.write, engine.plugins, engine.doorbell)
         except BaseException as error:
-            if is_interrupt(error):
+            if not is_failure(error):
                 raise
             count, text = len(portion.outcomes), error_text(error)
             if is_refusal_that_passes(error):

@@ -123,17 +123,23 @@ class Aside:
     The others must not wait for them.
     """
 
-    def __init__(self, log: Logger) -> None:
+    def __init__(self, log: Logger, longest: float) -> None:
         self._log = log
+        self._backoff = Backoff(longest, longest)
         self._again_at: dict[str, float] = {}
         self._said: dict[str, str] = {}
 
     def put(self, name: str, error: Exception, seconds: float) -> None:
-        """Set a queue aside for some seconds, and say why unless that was the last thing said of it."""
-        self._again_at[name] = time.monotonic() + seconds
+        """Set a queue aside for some seconds, ever longer, and say why unless that was the last thing said of it."""
+        self._again_at[name] = time.monotonic() + self._backoff.failed(name, first=seconds)
         if self._said.get(name) != str(error):
             self._said[name] = str(error)
             self._log.warning("cannot claim from queue %r, which is tried again: %s", name, error)
+
+    def works(self, name: str) -> None:
+        """Note that a claim from a queue did not fail."""
+        if self._backoff and self._backoff.succeeded(name):
+            self._said.pop(name, None)
 
     def others(self, names: Iterable[str]) -> list[str]:
         """Return the names that are not set aside."""

@@ -16,7 +16,7 @@ from psycopg.rows import tuple_row
 from pgqrs_core.drivers import session
 from pgqrs_core.drivers.borrowed import Loan
 from pgqrs_core.drivers.faults import cannot_connect, refused, translate
-from pgqrs_core.drivers.locks import BRIEF
+from pgqrs_core.drivers.locks import BRIEF, session_wait
 from pgqrs_core.drivers.patience import AsyncConnection, limit_of
 from pgqrs_core.drivers.session import Link
 from pgqrs_core.drivers.statements import NO_ROWS, Statements, has_rows, prepare_adapters
@@ -62,7 +62,7 @@ async def perform(
         if link.pooled:
             return await _perform_pooled(connection, text, effect, timeout, lock_wait)
         if unusual:
-            async with _special(connection, unusual, timeout, lock_wait):
+            async with _special(connection, unusual, timeout, lock_wait, session_wait(relaxed=link.relaxed)):
                 cursor = await connection.execute(text, effect.params or None)
         elif effect.params or effect.queues:
             prepare = link.prepared is None and not effect.once
@@ -99,13 +99,13 @@ async def _perform_pooled(
 
 @asynccontextmanager
 async def _special(
-    connection: AsyncConnection, flags: frozenset[str], timeout: float, lock_wait: float
+    connection: AsyncConnection, flags: frozenset[str], timeout: float, lock_wait: float, lock_timeout: str
 ) -> AsyncIterator[None]:
     """Lift what would hinder a long or an unusual statement, and put it back."""
-    wanted = {"patient": "statement_timeout = 0", "bitmap": "enable_bitmapscan = on"}
-    before = {"patient": f"statement_timeout = {round(timeout * 1000)}", "bitmap": "enable_bitmapscan = off"}
+    wanted = {"patient": session.timeouts(0, "0"), "bitmap": b"set enable_bitmapscan = on"}
+    before = {"patient": session.timeouts(timeout, lock_timeout), "bitmap": b"set enable_bitmapscan = off"}
     for flag in flags & wanted.keys():
-        await connection.execute(f"set {wanted[flag]}".encode())
+        await connection.execute(wanted[flag])
     try:
         if "lock_timeout" in flags:
             # For the transaction, never for the session: what the session has of its own must come back.
@@ -118,7 +118,7 @@ async def _special(
     finally:
         if not connection.closed and connection.pgconn.transaction_status != TransactionStatus.INERROR:
             for flag in flags & before.keys():
-                await connection.execute(f"set {before[flag]}".encode())
+                await connection.execute(before[flag])
 
 
 async def perform_borrowed(
@@ -162,7 +162,7 @@ async def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed
             connection.prepare_threshold = None
         else:
             connection.prepared_max = session.PREPARED_MAX
-            await connection.execute(session.session_settings(query_timeout).encode())
+            await connection.execute(session.session_settings(query_timeout, relaxed=relaxed).encode())
             if relaxed:
                 await connection.execute(b"set synchronous_commit = off")
     except psycopg.Error as error:

@@ -13,7 +13,7 @@ import psycopg
 from pgqrs_core.drivers import aio, session
 from pgqrs_core.drivers.aio import AsyncLink
 from pgqrs_core.drivers.faults import MOST_CONFLICTS, RETRY, STALE, translate
-from pgqrs_core.drivers.locks import Attempts, blockers_of, who_blocks
+from pgqrs_core.drivers.locks import Attempts, Turns, blockers_of, who_blocks
 from pgqrs_core.drivers.patience import AsyncConnection
 from pgqrs_core.drivers.session import Shelf
 from pgqrs_core.drivers.statements import Statements
@@ -51,23 +51,27 @@ class Connections:
 
     async def run(self, effect: Execute, statements: Statements) -> Rows:
         """Run one statement, committed by itself."""
-        for retries in (2, 1, 0):
+        conflicts, turns = 0, None
+        while True:
             link = await self.get(relaxed=effect.query.wants)
             try:
                 rows = await aio.perform(link, statements, effect, timeout=self._query_timeout, target=self.target)
+            except TableLocked as error:
+                turns = turns or Turns(effect, self._query_timeout)
+                turns.after(error, self.target)
             except ServerError as error:
                 if error.sqlstate in STALE:
                     await link.connection.close()
                 elif error.sqlstate not in RETRY:
                     raise
-                if not retries:
+                conflicts += 1
+                if conflicts > MOST_CONFLICTS:
                     raise
             else:
                 link.doubt.resolve(self.target)
                 return rows
             finally:
                 await self.put(link)
-        raise AssertionError("unreachable")
 
     async def transact(self, make: Callable[[], Op[T]], statements: Statements) -> T:
         """Run an operation in one transaction, again from the start after a conflict, or when a table was locked.

@@ -15,16 +15,32 @@ from typing import TYPE_CHECKING, Final
 
 from pgqrs_core.arrays import texts
 from pgqrs_core.effects import Execute
-from pgqrs_core.errors import Blocker, TableLocked
+from pgqrs_core.errors import Blocker, TableLocked, TimedOut
 from pgqrs_core.sql import queries
 
 if TYPE_CHECKING:
     from pgqrs_core.effects import Rows
 
-__all__ = ["BRIEF", "GIVE_UP", "LOCKED", "Attempts", "blockers_of", "locked_tables", "who_blocks"]
+__all__ = [
+    "BRIEF",
+    "GIVE_UP",
+    "LOCKED",
+    "Attempts",
+    "Turns",
+    "blockers_of",
+    "locked_tables",
+    "session_wait",
+    "who_blocks",
+]
+
+_ONE_TURN: Final = frozenset({"brief", "lock_timeout"})
 
 #: The server's code for a lock that was not to be had in time.
 LOCKED: Final = "55P03"
+#: Seconds for which a statement of ours waits at a stretch, on connections whose commits are relaxed (claims and renewals
+#: of all queues of a process go over one) and on others. Longer than rows are ever locked by our own statements.
+SESSION_RELAXED: Final = 0.25
+SESSION: Final = 1.0
 #: Seconds for which a change waits for a lock, and everybody else behind it.
 BRIEF: Final = 0.3
 #: The same where only autovacuum is in the way: it gives way after the server's ``deadlock_timeout``, 1 s by default.
@@ -34,6 +50,36 @@ GIVE_UP: Final = 30.0
 #: Seconds before the second attempt, and at most between two; others make up meanwhile for what they waited.
 _FIRST_PAUSE: Final = 0.2
 _LONGEST_PAUSE: Final = 2.0
+
+
+def session_wait(*, relaxed: bool) -> str:
+    """Return the ``lock_timeout`` of a session of ours."""
+    return f"{round((SESSION_RELAXED if relaxed else SESSION) * 1000)}ms"
+
+
+class Turns:
+    """How long one statement waits for its locks: in turns, between which its connection is free for others.
+
+    A statement with the flag ``brief`` has one turn, for whoever runs it tries again later, and leaves the queue alone
+    meanwhile. Others, those that a program waits for, have as many as the query timeout allows.
+    """
+
+    def __init__(self, effect: Execute, query_timeout: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._single = bool(effect.query.flags & _ONE_TURN)
+        self._clock = clock
+        self._until = clock() + query_timeout if query_timeout else None
+
+    def after(self, error: TableLocked, target: str) -> None:
+        """Return if there is to be another turn.
+
+        Raises:
+            TableLocked: there is none.
+            TimedOut: there was time enough.
+        """
+        if self._single:
+            raise error
+        if self._until is not None and self._clock() >= self._until:
+            raise TimedOut(f"{target}: {error}", target=target) from error
 
 
 class Attempts:

@@ -12,7 +12,7 @@ import psycopg
 
 from pgqrs_core.drivers import session, sync
 from pgqrs_core.drivers.faults import MOST_CONFLICTS, RETRY, STALE, translate
-from pgqrs_core.drivers.locks import Attempts, blockers_of, who_blocks
+from pgqrs_core.drivers.locks import Attempts, Turns, blockers_of, who_blocks
 from pgqrs_core.drivers.patience import Connection
 from pgqrs_core.drivers.session import Shelf
 from pgqrs_core.drivers.statements import Statements
@@ -54,23 +54,27 @@ class Connections:
 
     def run(self, effect: Execute, statements: Statements) -> Rows:
         """Run one statement, committed by itself."""
-        for retries in (2, 1, 0):
+        conflicts, turns = 0, None
+        while True:
             link = self.get(relaxed=effect.query.wants)
             try:
                 rows = sync.perform(link, statements, effect, timeout=self._query_timeout, target=self.target)
+            except TableLocked as error:
+                turns = turns or Turns(effect, self._query_timeout)
+                turns.after(error, self.target)
             except ServerError as error:
                 if error.sqlstate in STALE:
                     link.connection.close()
                 elif error.sqlstate not in RETRY:
                     raise
-                if not retries:
+                conflicts += 1
+                if conflicts > MOST_CONFLICTS:
                     raise
             else:
                 link.doubt.resolve(self.target)
                 return rows
             finally:
                 self.put(link)
-        raise AssertionError("unreachable")
 
     def transact(self, make: Callable[[], Op[T]], statements: Statements) -> T:
         """Run an operation in one transaction, again from the start after a conflict, or when a table was locked.
@@ -120,6 +124,8 @@ class Connections:
     def transaction(self) -> Iterator[psycopg.Connection[Any]]:
         """Lend a connection for one transaction."""
         with self._in_transaction() as link:
+            # Whoever has it decides himself how long to wait.
+            link.connection.execute(b"set local lock_timeout = 0")
             yield link.connection
 
     @contextmanager

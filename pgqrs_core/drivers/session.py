@@ -14,7 +14,7 @@ import psycopg
 from psycopg import sql
 from psycopg.pq import ConnStatus, TransactionStatus
 
-from pgqrs_core.drivers.locks import BRIEF
+from pgqrs_core.drivers.locks import BRIEF, session_wait
 from pgqrs_core.drivers.replication import Doubt
 from pgqrs_core.figures import PoolUsage
 from pgqrs_core.logs import get_logger
@@ -23,7 +23,7 @@ from pgqrs_core.readiness import Readiness
 if TYPE_CHECKING:
     from pgqrs_core.drivers.prepared import Prepared
 
-__all__ = ["BACKEND", "GRACE", "Link", "Shelf", "local_settings", "session_settings"]
+__all__ = ["BACKEND", "GRACE", "Link", "Shelf", "local_settings", "session_settings", "timeouts"]
 
 #: A pooler answers with another process than the one it announced when connecting.
 BACKEND: Final = "select pg_catalog.pg_backend_pid()"
@@ -58,7 +58,7 @@ C = TypeVar("C", bound="psycopg.BaseConnection[Any]")
 K = TypeVar("K")
 
 
-def session_settings(query_timeout: float) -> str:
+def session_settings(query_timeout: float, *, relaxed: bool = False) -> str:
     """Return the script that sets up a session that is ours alone; ``query_timeout`` in seconds, 0 for none."""
     settings = {
         **_PATH,
@@ -66,6 +66,7 @@ def session_settings(query_timeout: float) -> str:
         "default_transaction_isolation": "read committed",
         "timezone": "UTC",
         "statement_timeout": f"{round(query_timeout * 1000)}ms",
+        "lock_timeout": session_wait(relaxed=relaxed),
         "idle_in_transaction_session_timeout": "60s",
     }
     return _assign(settings, local=False).decode()
@@ -80,11 +81,18 @@ def local_settings(
         settings["statement_timeout"] = "0"
     if "bitmap" in flags:
         settings["enable_bitmapscan"] = "on"
+    if "brief" in flags:
+        settings["lock_timeout"] = session_wait(relaxed=relaxed)
     if "lock_timeout" in flags:
         settings["lock_timeout"] = f"{round(lock_wait * 1000)}ms"
     if relaxed:
         settings["synchronous_commit"] = "off"
     return _assign(settings, local=True)
+
+
+def timeouts(statement: float, lock: str) -> bytes:
+    """Return one statement that sets for the session how long a statement may take, in seconds, and wait for a lock."""
+    return _assign({"statement_timeout": f"{round(statement * 1000)}ms", "lock_timeout": lock}, local=False)
 
 
 def _assign(settings: dict[str, str], *, local: bool) -> bytes:

@@ -16,7 +16,7 @@ from psycopg.rows import tuple_row
 from pgqrs_core.drivers import session
 from pgqrs_core.drivers.borrowed import Loan
 from pgqrs_core.drivers.faults import cannot_connect, refused, translate
-from pgqrs_core.drivers.locks import BRIEF
+from pgqrs_core.drivers.locks import BRIEF, session_wait
 from pgqrs_core.drivers.patience import Connection, limit_of
 from pgqrs_core.drivers.prepared import Prepared, is_usable, wire
 from pgqrs_core.drivers.session import Link
@@ -69,7 +69,7 @@ def perform(
         if link.pooled:
             return _perform_pooled(connection, text, effect, timeout, lock_wait)
         if unusual:
-            with _special(connection, unusual, timeout, lock_wait):
+            with _special(connection, unusual, timeout, lock_wait, session_wait(relaxed=link.relaxed)):
                 if unusual == _LOCK_TIMEOUT and (rows := _prepared(link, statement, effect)) is not None:
                     return rows
                 cursor = connection.execute(text, effect.params or None)
@@ -115,12 +115,14 @@ def _perform_pooled(
 
 
 @contextmanager
-def _special(connection: Connection, flags: frozenset[str], timeout: float, lock_wait: float) -> Iterator[None]:
+def _special(
+    connection: Connection, flags: frozenset[str], timeout: float, lock_wait: float, lock_timeout: str
+) -> Iterator[None]:
     """Lift what would hinder a long or an unusual statement, and put it back."""
-    wanted = {"patient": "statement_timeout = 0", "bitmap": "enable_bitmapscan = on"}
-    before = {"patient": f"statement_timeout = {round(timeout * 1000)}", "bitmap": "enable_bitmapscan = off"}
+    wanted = {"patient": session.timeouts(0, "0"), "bitmap": b"set enable_bitmapscan = on"}
+    before = {"patient": session.timeouts(timeout, lock_timeout), "bitmap": b"set enable_bitmapscan = off"}
     for flag in flags & wanted.keys():
-        connection.execute(f"set {wanted[flag]}".encode())
+        connection.execute(wanted[flag])
     try:
         if "lock_timeout" in flags:
             # For the transaction, never for the session: what the session has of its own must come back.
@@ -133,7 +135,7 @@ def _special(connection: Connection, flags: frozenset[str], timeout: float, lock
     finally:
         if not connection.closed and connection.pgconn.transaction_status != TransactionStatus.INERROR:
             for flag in flags & before.keys():
-                connection.execute(f"set {before[flag]}".encode())
+                connection.execute(before[flag])
 
 
 def perform_borrowed(loan: Loan[psycopg.Connection[Any]], statements: Statements, effect: Effect, target: str) -> Any:
@@ -175,7 +177,7 @@ def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed: bool
             connection.prepare_threshold = None
         else:
             connection.prepared_max = session.PREPARED_MAX
-            connection.execute(session.session_settings(query_timeout).encode())
+            connection.execute(session.session_settings(query_timeout, relaxed=relaxed).encode())
             if relaxed:
                 connection.execute(b"set synchronous_commit = off")
     except psycopg.Error as error:

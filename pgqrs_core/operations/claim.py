@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 from pgqrs_core.arrays import numbers
 from pgqrs_core.effects import Execute, Op, Rows, Wait
+from pgqrs_core.errors import TableLocked
 from pgqrs_core.marks import Seen, highest_ids
 from pgqrs_core.messages import CLAIM_LANES, Delivery, Queue
 from pgqrs_core.operations.settle import Failure, nack, release
@@ -102,7 +103,13 @@ def receive(
     while True:
         if on_look is not None:
             on_look()
-        found = yield from claim(queue, marks, limit=limit, lease=lease, bury=bury)
+        found: list[Delivery] = []
+        try:
+            found = yield from claim(queue, marks, limit=limit, lease=lease, bury=bury)
+        except TableLocked:
+            # Who waits for messages waits for the lock, too.
+            if patience <= 0:
+                raise
         if found or patience <= 0:
             return found
         patience = yield Wait(queue, patience)

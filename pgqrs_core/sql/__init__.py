@@ -47,10 +47,11 @@ class Query:
     Flags stand behind the name. ``relaxed``: its commit may be lost in a crash of the server without harm, so it need
     not wait for the disk. ``patient``: it may take longer than the query timeout. ``lock_timeout``: it waits for the lock
     of a table for a moment only, because others wait behind it, see drivers/locks.py; scripts of migrations and grants
-    have both of these. ``bitmap``: it wants the bitmap scans that are switched off for everything else. ``alone``: it
-    refuses to run inside a transaction. ``glance``: it changes nothing and is over at once, so any connection will do.
-    ``producer``, ``consumer``, ``observer``, ``anyone``: who must be allowed to run it; without one of these it is an
-    administrator's. See operations/roles.py.
+    have both of these. ``brief``: it has one turn of waiting for its locks, and whoever runs it tries again later; others
+    wait as long as the query timeout allows. ``bitmap``: it wants the bitmap scans that are switched off for everything
+    else. ``alone``: it refuses to run inside a transaction. ``glance``: it changes nothing and is over at once, so any
+    connection will do. ``producer``, ``consumer``, ``observer``, ``anyone``: who must be allowed to run it; without one of
+    these it is an administrator's. See operations/roles.py.
 
     A query is equal to itself alone: those of the catalogue are looked up by it at each call.
     """

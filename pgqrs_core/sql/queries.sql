@@ -91,7 +91,7 @@ select a.message_id,
   exists (select from {schema}.waiters w where w.queue_id = {queue_id} and w.until > statement_timestamp()), a.key
 from (select message_id, key from k union all select message_id, null from m where key is null) a;
 
--- name: claim consumer relaxed
+-- name: claim consumer relaxed brief
 -- Take up to n messages for `lease` seconds, by lane in the order given and within a lane by age.
 --
 -- Ready lanes are read through the primary key from the consumer's low-water mark on; delayed lanes through
@@ -151,7 +151,7 @@ running as (
 select coalesce((select min(next - age) from running where age < 2147483648),
                 pg_snapshot_xmax(pg_current_snapshot())::text::bigint);
 
--- name: ack consumer
+-- name: ack consumer brief
 -- Remove messages whose leases are still held; answers with those.
 --
 -- This and the next three go to the places that the claim answered with, and then check that what lies there is what was
@@ -164,7 +164,7 @@ where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token
   from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
 returning q.message_id;
 
--- name: archive consumer
+-- name: archive consumer brief
 -- Move messages whose leases are still held to the archive; answers with those.
 with gone as (
   delete from {queue} q
@@ -177,7 +177,7 @@ insert into {archive} (message_id, priority, attempt, enqueued_at, content_type,
 select message_id, priority, attempt, enqueued_at, content_type, headers, body from gone
 returning message_id;
 
--- name: nack consumer
+-- name: nack consumer brief
 -- Give failed messages back after a delay, or bury them: when told to, or when their attempts are used up.
 -- Answers with the lane each went to. The ids are sorted, so that what belongs to one is found by a binary search.
 update {queue} q
@@ -193,7 +193,7 @@ where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token
   from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
 returning q.message_id, q.lane;
 
--- name: release consumer
+-- name: release consumer brief
 -- Give messages back at once, in their old order and ahead of what waits. Through the delayed lanes, which no low-water
 -- mark hides: due since they were enqueued. `refund` is 1 where the attempt is not to count, else 0.
 update {queue} q
@@ -204,7 +204,7 @@ where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token
   from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
 returning q.message_id;
 
--- name: locate consumer glance
+-- name: locate consumer glance brief
 -- Answer with the places of messages whose leases are still held.
 select r.message_id, r.place
 from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token)
@@ -212,7 +212,7 @@ cross join lateral (
   select message_id, ctid::text as place from {queue}
   where lane = a.lane and message_id = a.message_id and lease_token = a.token limit 1) r;
 
--- name: replace consumer
+-- name: replace consumer brief
 -- Put another message in the place of one whose lease is still held, as if it were enqueued now; it keeps its id. Also
 -- tells whether some consumer sleeps. Through the delayed lanes, which no low-water mark hides.
 update {queue} q
@@ -226,7 +226,7 @@ where q.lane = %(lane)s and q.message_id = %(id)s and q.lease_token = %(token)s
 returning q.message_id,
   exists (select from {schema}.waiters w where w.queue_id = {queue_id} and w.until > statement_timestamp());
 
--- name: extend consumer relaxed
+-- name: extend consumer relaxed brief
 -- Let leases that are still held run for `lease` seconds from now; answers with those. A lease is extended again and again
 -- and moves each time, so this locates the rows by itself.
 update {queue} q
@@ -253,7 +253,7 @@ on conflict (queue_id, consumer) do update set until = excluded.until;
 -- This consumer is busy again, or leaves.
 delete from {schema}.waiters where consumer = %(consumer)s and queue_id = any(%(queue_ids)s::int[]);
 
--- name: probe consumer
+-- name: probe consumer brief
 -- Without claiming: is anything claimable, and in how many seconds is the next delayed message due?
 select {queue_id}::int as queue_id,
   not exists (select from {schema}.queues where queue_id = {queue_id} and paused_at is not null)

@@ -33,7 +33,7 @@ with stored as (
 )
 select count(pg_notify(%(channel)s, (-s.queue_id)::text)::text)::int from stored s;
 
--- name: take consumer relaxed
+-- name: take consumer relaxed brief
 -- Remove up to n messages of these queues, the oldest of each first, and answer with them.
 with taken as materialized (
   select r.place
@@ -71,7 +71,7 @@ where queue_id = %(queue_id)s and (expires_at is null or expires_at > statement_
 with gone as (delete from {schema}.kombu_mail where queue_id = %(queue_id)s returning queue_id)
 select count(*)::int from gone;
 
--- name: mail_probe consumer
+-- name: mail_probe consumer brief
 -- Is there anything to take? Nothing here is ever delayed.
 select {queue_id}::int as queue_id,
   exists (select from {schema}.kombu_mail m where m.queue_id = -({queue_id})
