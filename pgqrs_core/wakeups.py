@@ -20,8 +20,8 @@ from pgqrs_core.arrays import numbers
 from pgqrs_core.drivers import sync
 from pgqrs_core.effects import Effect, Execute, Op, Rows
 from pgqrs_core.errors import PgqrsError, ServerError
-from pgqrs_core.operations.many import ask_all
 from pgqrs_core.logs import get_logger
+from pgqrs_core.operations.many import ask_all
 from pgqrs_core.pipe import Pipe
 from pgqrs_core.sql import queries
 from pgqrs_core.supervision import join, start_thread

@@ -15,8 +15,8 @@ from pgqrs_core.errors import PgqrsError, SchemaMissing
 from pgqrs_core.logs import get_logger
 from pgqrs_core.operations.maintenance import elect, resign
 from pgqrs_core.operations.schema import check_component
-from pgqrs_core.this_process import this_process
 from pgqrs_core.supervision import join, start_thread
+from pgqrs_core.this_process import this_process
 
 __all__ = ["Housekeeper"]
 

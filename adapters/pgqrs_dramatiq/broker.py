@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -17,6 +16,7 @@ from dramatiq.middleware import Middleware
 
 from pgqrs_core.config import Config
 from pgqrs_core.errors import PgqrsError
+from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import QueueOptions, check_name
 from pgqrs_dramatiq import composition
 from pgqrs_dramatiq.consumer import PgqrsConsumer
@@ -33,7 +33,7 @@ from pgqrs_dramatiq.surrounding import Surround
 
 __all__ = ["PgqrsBroker"]
 
-_log = logging.getLogger("pgqrs.dramatiq")
+_log = get_logger("pgqrs.dramatiq")
 
 
 class PgqrsBroker(Inspection, Broker):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Final
 
@@ -11,6 +10,7 @@ from kombu.transport.base import to_rabbitmq_queue_arguments
 from kombu.utils.uuid import uuid
 
 from pgqrs_core.errors import NotPermitted, ServerError
+from pgqrs_core.logs import get_logger
 from pgqrs_core.operations.metrics import measure_one
 from pgqrs_core.operations.queues import purge_queue
 from pgqrs_kombu import mail, topology
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Declarations"]
 
-_log = logging.getLogger("pgqrs.kombu")
+_log = get_logger("pgqrs.kombu")
 
 _DEFAULT_EXCHANGE: Final = "amq.direct"
 

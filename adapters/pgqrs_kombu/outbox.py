@@ -12,11 +12,11 @@ counts as the block.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Container, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Final
 
+from pgqrs_core.logs import get_logger
 from pgqrs_core.scopes import Scope, Scopes
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 __all__ = ["MAX_SIZE", "batch", "current_scope", "gather", "in_transaction"]
 
-_log = logging.getLogger("pgqrs.kombu")
+_log = get_logger("pgqrs.kombu")
 
 #: Messages that are gathered before they are written.
 MAX_SIZE: Final = 1_000

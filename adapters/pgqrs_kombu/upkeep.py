@@ -17,8 +17,8 @@ from typing import TYPE_CHECKING, Final
 from pgqrs_core.errors import PgqrsError
 from pgqrs_core.logs import get_logger
 from pgqrs_core.operations import maintenance
-from pgqrs_core.this_process import this_process
 from pgqrs_core.supervision import join, start_thread
+from pgqrs_core.this_process import this_process
 from pgqrs_kombu import topology
 
 if TYPE_CHECKING:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections import Counter
 from typing import Final
 
@@ -10,6 +9,7 @@ import msgspec
 
 from pgqrs_core.effects import Execute, Op
 from pgqrs_core.errors import ServerError, TimedOut
+from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Queue
 from pgqrs_core.operations.archives import prune_archive
 from pgqrs_core.operations.queues import list_queues
@@ -17,7 +17,7 @@ from pgqrs_core.sql import queries
 
 __all__ = ["ROLE", "Housekeeping", "Process", "elect", "maintain", "resign"]
 
-_log = logging.getLogger("pgqrs.maintenance")
+_log = get_logger("pgqrs.maintenance")
 
 #: Who expires, prunes and vacuums.
 ROLE: Final = "housekeeper"

@@ -15,7 +15,6 @@ the scripts of the tables, the core's and those of plugins; a queue's tables get
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -25,6 +24,7 @@ import msgspec
 from pgqrs_core.arrays import texts
 from pgqrs_core.effects import Execute, Op, Transact
 from pgqrs_core.errors import InvalidArgument, NotPermitted, ServerError
+from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Queue
 from pgqrs_core.sql import DUTIES, GRANTS, Query, queries, read_grants
 
@@ -45,7 +45,7 @@ __all__ = [
     "role_names",
 ]
 
-_log = logging.getLogger("pgqrs.schema")
+_log = get_logger("pgqrs.schema")
 
 #: The name of the role for each duty.
 Roles = Mapping[str, str]

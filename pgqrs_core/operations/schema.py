@@ -8,7 +8,6 @@ holds them briefly; how far a queue is stands in its row. What was interrupted g
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
@@ -26,6 +25,7 @@ from pgqrs_core.errors import (
     SchemaTooOld,
     ServerError,
 )
+from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Queue
 from pgqrs_core.operations.roles import check_roles, drop_roles, grant_new, grant_queue, install_roles, known_roles
 from pgqrs_core.sql import GRANTS, MIGRATIONS, Migration, Query, queries, read_grants, read_migrations
@@ -51,7 +51,7 @@ SUPPORTED: Final = MIGRATIONS[-1].version
 
 COMPONENT: Final = "pgqrs"
 
-_log = logging.getLogger("pgqrs.schema")
+_log = get_logger("pgqrs.schema")
 
 #: Queues whose names are read at once.
 _PAGE: Final = 1_000
