@@ -93,7 +93,7 @@ def test_every_name_is_well_formed_and_unique(path: Path) -> None:
     names = [
         re.fullmatch(
             r"-- name: ([a-z][a-z_]*)"
-            r"((?: (?:anyone|producer|consumer|observer|relaxed|patient|bitmap|alone|glance|lock_timeout))*)",
+            r"((?: (?:anyone|producer|consumer|observer|relaxed|patient|bitmap|alone|glance|lock_timeout|brief))*)",
             line,
         )
         for line in lines

@@ -61,11 +61,12 @@ class TestBesideAReader:
 
     def test_what_a_session_had_set_itself_stays(self, harness: Harness) -> None:
         harness.create("jobs")
+        before = harness.transact(_show, "lock_timeout")
         harness.transact(queues.delete_queue, "jobs")
 
         shown = harness.transact(_show, "lock_timeout")
 
-        assert shown == "0"
+        assert shown == before == "1s"
 
 
 def delete(harness: Harness) -> None:
