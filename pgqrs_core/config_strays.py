@@ -17,8 +17,8 @@ __all__ = ["strays", "tell_strays"]
 
 _log = get_logger("pgqrs.config")
 
-#: Known, though no settings: the file, and what the test fixtures use.
-_KNOWN: Final = ("PGQRS_CONFIG", "PGQRS_TEST_")
+#: Known, though no settings: the file, where the embedded server lives, and what the test fixtures use.
+_KNOWN: Final = ("PGQRS_CONFIG", "PGQRS_EMBEDDED_DIR", "PGQRS_TEST_")
 #: What the address is called elsewhere.
 _ADDRESS: Final = ("PGQRS_DSN", "PGQRS_URI", "PGQRS_CONNINFO", "PGQRS_BROKER")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pgqrs_core import hookspecs
 from pgqrs_core.codecs import STAGES, Codec
@@ -122,6 +122,10 @@ def _codecs(offered: object) -> list[Codec]:
     return list(offered)
 
 
+#: What the tables and views of queues begin with, before an underscore.
+_QUEUE_TABLES: Final = frozenset("qav")
+
+
 def _adapter(offered: object) -> AdapterInfo:
     if not isinstance(offered, AdapterInfo) or not _is_text(offered.name) or not callable(offered.check):
         raise ContractError(f"pgqrs_adapters returned {offered!r}, not an AdapterInfo with a name and a check")
@@ -130,6 +134,10 @@ def _adapter(offered: object) -> AdapterInfo:
 
 def _migration(offered: object) -> MigrationSource:
     if isinstance(offered, MigrationSource) and _is_text(offered.component) and _is_text(offered.package):
+        if offered.component in _QUEUE_TABLES:
+            raise ContractError(
+                f"pgqrs_migrations: tables of the component {offered.component!r} would be called as those of queues are"
+            )
         return offered
     raise ContractError(f"pgqrs_migrations returned {offered!r}, not a MigrationSource of two texts")
 

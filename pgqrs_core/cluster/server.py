@@ -27,6 +27,7 @@ import psycopg
 from psycopg import sql
 
 from pgqrs_core.cluster.datadir import give, initialise, make_directory
+from pgqrs_core.cluster.environment import neutral_parameters, without_service
 from pgqrs_core.cluster.postmaster import Postmaster, drop_impostor, nothing_alive, postmaster
 from pgqrs_core.cluster.programs import Account, run, server_account
 from pgqrs_core.errors import ConfigurationError, InvalidArgument, Unavailable
@@ -109,14 +110,17 @@ class Cluster:
         login = f"postgresql://{self.user}:{quote(self.password, safe='')}@"
         name = quote(database, safe="")
         if self.port is not None:
-            return f"{login}127.0.0.1:{self.port}/{name}"
+            return f"{login}127.0.0.1:{self.port}/{name}" + _query(neutral_parameters("127.0.0.1"))
         running = self.postmaster()
         port = running.port if running else _DEFAULT_PORT
-        socket_dir = (running.socket_dir if running else None) or self._socket_dir
+        # A server that is just starting has not said yet where its socket is.
+        told = running.socket_dir if running and running.socket_dir.is_absolute() else None
+        socket_dir = told or self._socket_dir
         if socket_dir is None:
             raise Unavailable(f"no server runs in {self.directory}", target=str(self.directory))
         # The port is named, so that a PGPORT in somebody's environment cannot lead elsewhere.
-        return f"{login}/{name}?host={quote(str(socket_dir), safe='')}&port={port}"
+        place = {"host": str(socket_dir), "port": str(port)}
+        return f"{login}/{name}" + _query({**place, **neutral_parameters(str(socket_dir))})
 
     def postmaster(self) -> Postmaster | None:
         """Describe the running server; ``None`` when it is not running."""
@@ -274,9 +278,17 @@ class Cluster:
     def _create_database(self) -> None:
         """Create the database of a new server, and see on the way that the server accepts the password."""
         try:
-            with psycopg.connect(self.dsn_for("postgres"), autocommit=True, connect_timeout=30) as connection:
+            dsn = self.dsn_for("postgres")
+            with without_service(dsn):
+                opened = psycopg.connect(dsn, autocommit=True, connect_timeout=30)
+            with opened as connection:
                 query = "select from pg_catalog.pg_database where datname = %s"
                 if connection.execute(query, [self.database]).fetchone() is None:
                     connection.execute(sql.SQL("create database {}").format(sql.Identifier(self.database)))
         except psycopg.OperationalError as error:
             raise Unavailable(f"the server in {self.directory} refuses its own password or is gone: {error}") from error
+
+
+def _query(parameters: Mapping[str, str]) -> str:
+    """Return the part of a URL behind the path."""
+    return "?" * bool(parameters) + "&".join(f"{key}={quote(value, safe='')}" for key, value in parameters.items())

@@ -13,6 +13,7 @@ import psycopg
 from psycopg.pq import TransactionStatus
 from psycopg.rows import tuple_row
 
+from pgqrs_core.cluster.environment import without_service
 from pgqrs_core.drivers import session
 from pgqrs_core.drivers.borrowed import Loan
 from pgqrs_core.drivers.faults import cannot_connect, refused, translate
@@ -164,7 +165,8 @@ def perform_borrowed(loan: Loan[psycopg.Connection[Any]], statements: Statements
 def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed: bool) -> SyncLink:
     """Connect and set the session up."""
     try:
-        connection = Connection.connect(conninfo, autocommit=True)
+        with without_service(conninfo):
+            connection = Connection.connect(conninfo, autocommit=True)
     except psycopg.Error as error:
         raise cannot_connect(error, target=target) from error
     connection.limit = limit_of(query_timeout)

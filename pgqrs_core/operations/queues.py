@@ -12,7 +12,7 @@ import msgspec
 
 from pgqrs_core.arrays import numbers
 from pgqrs_core.effects import Execute, Op, Rows
-from pgqrs_core.errors import InvalidArgument, QueueExists, QueueNotFound
+from pgqrs_core.errors import InvalidArgument, QueueExists, QueueNotFound, ServerError
 from pgqrs_core.messages import (
     CLAIM_LANES,
     Queue,
@@ -41,15 +41,20 @@ __all__ = [
 
 _PLAIN: Final = re.compile(r"[a-z_][a-z0-9_]{0,39}")
 _HASHED: Final = re.compile(r".*_[0-9a-f]{16}")
+#: How PostgreSQL ends the names of indexes and sequences that it makes. Those of a queue ``x`` must not be in the way
+#: of the tables of a queue ``x_pkey``.
+_GENERATED: Final = re.compile(r".*_(?:pkey|key|idx|seq|check|excl|fkey|not_null)\d*")
 _PAGE: Final = 5_000
+_DUPLICATE_TABLE: Final = "42P07"
 
 
 def table_suffix(name: str) -> str:
     """Return the suffix of a queue's tables: the name itself if it is a short plain identifier, else a slug and a hash.
 
-    Distinct names never share a suffix: a plain name that looks hashed is hashed too.
+    Distinct names never share a suffix: a plain name that looks hashed is hashed too. So is one that ends as the name of an
+    index or a sequence does.
     """
-    if _PLAIN.fullmatch(name) and not _HASHED.fullmatch(name):
+    if _PLAIN.fullmatch(name) and not _HASHED.fullmatch(name) and not _GENERATED.fullmatch(name):
         return name
     slug = re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_")[:23] or "q"
     return f"{slug}_{hashlib.sha256(name.encode()).hexdigest()[:16]}"
@@ -64,6 +69,7 @@ def create_queue(name: str, options: QueueOptions) -> Op[Queue]:
         InvalidQueueName: if no queue may be called so.
         QueueExists: if it exists with other options; the error shows the difference.
         SchemaTooNew: it does not exist, and newer code has changed the schema since: what this code creates would not fit.
+        ServerError: a table of another make has the name that the queue's table would have.
     """
     check_name(name)
     stored = msgspec.json.encode(options).decode()
@@ -76,7 +82,16 @@ def create_queue(name: str, options: QueueOptions) -> Op[Queue]:
     rows = yield Execute(queries["insert_queue"], new)
     if rows:
         queue = queue_of(rows[0])
-        yield from build_queue(queue, schema)
+        try:
+            yield from build_queue(queue, schema)
+        except ServerError as error:
+            if error.sqlstate != _DUPLICATE_TABLE:
+                raise
+            raise ServerError(
+                f"queue {name!r} cannot be created: {str(error).partition(' (SQLSTATE')[0]}. Something that belongs to no "
+                f"queue has this name in schema {schema!r}: rename or drop it, or choose another name.",
+                sqlstate=error.sqlstate,
+            ) from error
         yield from grant_queue(schema, queue)
         return queue
     # Somebody else was creating it at this moment.

@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from pgqrs_core.cluster import Cluster, make_directory, reachable_bindir, server_account, wheel_bindir
 from pgqrs_core.errors import ConfigurationError, Unavailable
+from pgqrs_embedded.guardian import Guardian
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -54,8 +55,12 @@ class EmbeddedServer:
         self._cluster = cluster
         self._dsn = cluster.dsn
         self._pid = os.getpid()
+        self._guardian: Guardian | None = None
         if started_here and not keep_running:
             atexit.register(self.stop)
+            running = cluster.postmaster()
+            if running is not None:
+                self._guardian = Guardian(cluster.data, running.pid)
 
     @property
     def dsn(self) -> str:
@@ -80,7 +85,11 @@ class EmbeddedServer:
             return False
         atexit.unregister(self.stop)
         self.started_here = False
-        return self.stop_directory(self.directory)
+        try:
+            return self.stop_directory(self.directory)
+        finally:
+            if self._guardian is not None:
+                self._guardian.dismiss()
 
     @staticmethod
     def stop_directory(directory: str | os.PathLike[str] | None = None) -> bool:
@@ -127,7 +136,7 @@ def start(
     """Start the server of a directory, or find it running. Creates the directory and its data at first.
 
     A server that this call starts is stopped by :meth:`EmbeddedServer.stop`, by the end of a ``with`` block,
-    or at the latest when this process exits; one that was running is left alone.
+    or at the latest when this process exits, even if it is killed; one that was running is left alone.
 
     Args:
         directory: Where the server keeps everything; by default :func:`default_directory`.

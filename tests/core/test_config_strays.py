@@ -48,7 +48,14 @@ def test_each_is_told_once(caplog: pytest.LogCaptureFixture) -> None:
 @pytest.mark.parametrize(
     "name",
     [
-        *("PGQRS_SCHEMA", "PGQRS_CONFIG", "PGQRS_TEST_DSN", "PGQRS_TEST_BINDIR", "PGQRS_PLUGINS_HELLO_SIZE"),
+        *(
+            "PGQRS_SCHEMA",
+            "PGQRS_CONFIG",
+            "PGQRS_EMBEDDED_DIR",
+            "PGQRS_TEST_DSN",
+            "PGQRS_TEST_BINDIR",
+            "PGQRS_PLUGINS_HELLO_SIZE",
+        ),
         *("DATABASE_URL", "PGQRSX", "MY_PGQRS_DSN", "_PGQRS_COMPLETE"),
     ],
 )

@@ -853,6 +853,10 @@ class TestQueueNames:
     def test_a_plain_name_is_its_own_suffix_for_people_at_a_prompt(self) -> None:
         assert queues.table_suffix("emails_2026") == "emails_2026"
 
+    @pytest.mark.parametrize("end", ["pkey", "key", "idx", "seq", "idx1", "lane_due_at_message_id_idx", "not_null"])
+    def test_names_of_indexes_and_sequences_are_no_suffixes(self, end: str) -> None:
+        assert re.fullmatch(rf"jobs_{end[:18]}\w*_[0-9a-f]{{16}}", queues.table_suffix(f"jobs_{end}"))
+
     @pytest.mark.parametrize("name", ["", "x" * 256, "a\0b", "\ud800", 5, None, b"jobs"], ids=repr)
     def test_what_postgresql_cannot_hold_is_no_name(self, name: Any) -> None:
         with pytest.raises(InvalidQueueName):

@@ -331,6 +331,12 @@ def test_hook_adapters() -> None:
     assert plugins.adapters[0].check() == "celery is not installed"
 
 
+@pytest.mark.parametrize("component", ["q", "a", "v"])
+def test_tables_of_plugins_are_not_called_as_those_of_queues(component: str) -> None:
+    with pytest.raises(PluginError, match="called as those of queues"):
+        with_plugins(one=plugin(migrations=lambda: MigrationSource(component, "audit.sql")))
+
+
 def test_hook_migrations() -> None:
     """Sources of scripts are listed in order; two of one component cannot both be loaded."""
     source = MigrationSource("audit", "audit.sql")

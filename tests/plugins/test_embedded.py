@@ -19,9 +19,10 @@ import pytest
 from pgqrs_core.cluster import Account, wheel_bindir
 from pgqrs_core.cluster.programs import can_reach
 from pgqrs_core.errors import ConfigurationError, Unavailable
+from pgqrs_core.testing import eventually
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from typing_extensions import LiteralString
 
@@ -48,11 +49,13 @@ def ask(dsn: str, query: LiteralString) -> object:
     return row[0] if row else None
 
 
-def python(program: str, *arguments: object) -> subprocess.CompletedProcess[str]:
+def python(
+    program: str, *arguments: object, environment: Mapping[str, str] | None = None
+) -> subprocess.CompletedProcess[str]:
     """Run a program in another process that finds the same packages."""
     return subprocess.run(
         [sys.executable, "-c", program, *map(str, arguments)],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path)), **(environment or {})},
         capture_output=True,
         text=True,
         check=True,
@@ -158,6 +161,110 @@ def test_a_forked_child_does_not_stop_the_server_of_its_parent(directory: Path) 
     )
 
     assert python(program, directory).stdout == "alive\n"
+
+
+def starting(directory: Path) -> subprocess.Popen[str]:
+    """Start a process that has started the server, and waits."""
+    program = "import sys, pgqrs_embedded; pgqrs_embedded.start(sys.argv[1]); print('up', flush=True); sys.stdin.read()"
+    starter = subprocess.Popen(
+        [sys.executable, "-c", program, directory],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+    )
+    assert starter.stdout is not None
+    assert starter.stdout.readline() == "up\n"
+    return starter
+
+
+@needs_wheel
+def test_the_server_ends_with_a_process_that_is_killed(directory: Path) -> None:
+    starter = starting(directory)
+
+    starter.kill()
+    starter.communicate()
+
+    eventually(lambda: not (directory / "data" / "postmaster.pid").exists(), 30, what="the server has stopped")
+
+
+@needs_wheel
+def test_another_server_in_its_place_is_not_stopped_by_that(directory: Path) -> None:
+    starter = starting(directory)
+    pgqrs_embedded.EmbeddedServer.stop_directory(directory)
+
+    with pgqrs_embedded.start(directory) as second:
+        starter.kill()
+        starter.communicate()
+        guardians = ["pgrep", "-f", f"pgqrs-guardian {directory}/data"]
+        eventually(lambda: subprocess.run(guardians, capture_output=True).stdout.count(b"\n") == 1, 30)
+
+        assert ask(second.dsn, "select 1") == 1
+
+
+#: What libpq reads from the environment, and what breaks a connection to another server than it was meant for.
+HOSTILE = {
+    "PGAPPNAME": "other",
+    "PGCHANNELBINDING": "require",
+    "PGCLIENTENCODING": "bogus",
+    "PGCONNECT_TIMEOUT": "bogus",
+    "PGDATABASE": "nowhere",
+    "PGGSSDELEGATION": "1",
+    "PGGSSENCMODE": "require",
+    "PGGSSLIB": "bogus",
+    "PGHOST": "nowhere.invalid",
+    "PGHOSTADDR": "192.0.2.1",
+    "PGKRBSRVNAME": "bogus",
+    "PGLOADBALANCEHOSTS": "bogus",
+    "PGMAXPROTOCOLVERSION": "bogus",
+    "PGMINPROTOCOLVERSION": "latest",
+    "PGOPTIONS": "-c nothing_like_this=1",
+    "PGPASSFILE": "/nowhere",
+    "PGPASSWORD": "bogus",
+    "PGPORT": "1",
+    "PGREQUIREAUTH": "none",
+    "PGREQUIREPEER": "nobody-like-this",
+    "PGSERVICE": "nowhere",
+    "PGSERVICEFILE": "/nowhere",
+    "PGSSLCERT": "/nowhere",
+    "PGSSLCERTMODE": "require",
+    "PGSSLCOMPRESSION": "1",
+    "PGSSLCRL": "/nowhere",
+    "PGSSLCRLDIR": "/nowhere",
+    "PGSSLKEY": "/nowhere",
+    "PGSSLMAXPROTOCOLVERSION": "bogus",
+    "PGSSLMINPROTOCOLVERSION": "bogus",
+    "PGSSLMODE": "verify-full",
+    "PGSSLNEGOTIATION": "direct",
+    "PGSSLROOTCERT": "system",
+    "PGSSLSNI": "bogus",
+    "PGTARGETSESSIONATTRS": "standby",
+    "PGUSER": "nobody",
+}
+
+
+@needs_wheel
+def test_what_libpq_reads_from_the_environment_does_not_matter(directory: Path) -> None:
+    """By a process that has all of it in its environment: it starts the server, and both clients use it."""
+    known = {option.envvar.decode() for option in psycopg.pq.Conninfo.get_defaults() if option.envvar}
+    program = (
+        "import asyncio, os, sys\n"
+        "from pgqrs_native import AsyncClient, Client\n"
+        "async def count(url):\n"
+        "    async with AsyncClient(url) as client:\n"
+        "        sizes = await asyncio.gather(*(client.admin.list_queues() for _ in range(4)))\n"
+        "        return (await client.admin.queue_metrics('jobs')).ready, len(sizes)\n"
+        "with Client('embedded://' + sys.argv[1]) as client:\n"
+        "    client.admin.install()\n"
+        "    client.admin.create_queue('jobs')\n"
+        "    client.producer.enqueue('jobs', 1)\n"
+        "    print(*asyncio.run(count('embedded://' + sys.argv[1])), os.environ['PGSERVICE'])\n"
+    )
+
+    done = python(program, directory, environment=HOSTILE)
+
+    assert known - HOSTILE.keys() == set()
+    assert done.stdout.split() == ["1", "4", "nowhere"]
 
 
 @needs_wheel

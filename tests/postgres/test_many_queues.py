@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import re
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
@@ -130,6 +132,13 @@ class TestUpgrading:
         old.ask("create publication everything for all tables")
         removed = [old.on(name, lambda queue: _prune(queue)) for name in ("small", "large")]
         assert removed == [2, 12000]
+
+        page = (Path(schema.__file__).parents[2] / "docs" / "sql.md").read_text(encoding="utf-8")
+        later = re.findall(r"^```psql\n(.*?)^```", page, re.MULTILINE | re.DOTALL)[0].replace("emails", "large")
+        for statement in later.strip().split(";\n"):
+            old.ask(statement)
+        assert old.ask(identities) == [("a_large", "d"), ("a_small", "d")]
+        assert old.ask(KEYLESS) == []
 
     def test_what_was_interrupted_is_noticed_and_goes_on_where_it_ended(self, old: SyncHarness) -> None:
         for name in ("a", "b", "c"):
@@ -299,3 +308,34 @@ def test_a_change_of_a_locked_queue_can_be_repeated(engine: SyncHarness, monkeyp
 
     engine.transact(queues.delete_queue, "jobs")
     engine.transact(queues.create_queue, "jobs", QueueOptions())
+
+
+class TestNames:
+    ENDS = (
+        "",
+        "_pkey",
+        "_message_id_seq",
+        "_lane_due_at_message_id_idx",
+        "_expires_at_idx",
+        "_archived_at_idx",
+        "_pkey1",
+    )
+
+    @pytest.mark.parametrize("ends", [ENDS, ENDS[::-1]], ids=["the table first", "the index first"])
+    def test_queues_called_as_indexes_and_sequences_are_made_and_used(
+        self, engine: SyncHarness, ends: tuple[str, ...]
+    ) -> None:
+        for end in ends:
+            engine.create(f"x{end}")
+
+        assert [engine.bodies(queue=f"x{end}") for end in ends if engine.send(end.encode(), queue=f"x{end}")] == [
+            [end.encode()] for end in ends
+        ]
+
+    def test_a_table_that_is_in_the_way_is_named_with_a_remedy(self, engine: SyncHarness) -> None:
+        engine.ask("create table pgqrs.a_taken (n int)")
+
+        with pytest.raises(ServerError, match=r"'taken' cannot be created.*a_taken.*rename or drop"):
+            engine.create("taken")
+
+        assert engine.ask("select from pgqrs.queues where name = 'taken'") == []
