@@ -27,6 +27,7 @@ from pgqrs_kombu import mail, topology
 from pgqrs_kombu.directory import Directory
 from pgqrs_kombu.plugin import ADAPTER
 from pgqrs_kombu.publishing import Publisher
+from pgqrs_kombu.remembered import Remembered
 from pgqrs_kombu.upkeep import HOLD, Upkeep
 
 if TYPE_CHECKING:
@@ -54,7 +55,8 @@ class Broker:
         self.keeper = LeaseKeeper(self.engine)
         self.settler = Settler(self.engine, self.keeper, ADAPTER)
         self.directory = Directory(self.engine, self._is_watching)
-        self.publisher = Publisher(self.engine, self.directory, hold_eta=options.hold_eta)
+        self.remembered = Remembered(self)
+        self.publisher = Publisher(self.engine, self.directory, self.remembered.restore, hold_eta=options.hold_eta)
         self.upkeep = Upkeep(self)
         #: This process, where the database asks who uses a queue.
         self.consumer = secrets.randbits(62)

@@ -99,7 +99,9 @@ class Channel(Declarations, virtual.Channel):  # type: ignore[misc]
             # What `celery amqp` publishes: a text alone.
             message = self.prepare_message(message, content_type="text/plain", content_encoding="utf-8")
         with translated():
-            if not self.broker.publisher.publish(message, exchange or "", routing_key or ""):
+            publish, restore = self.broker.publisher.publish, self.broker.remembered.restore_bound
+            target = exchange or "", routing_key or ""
+            if not publish(message, *target) and not (restore(*target) and publish(message, *target)):
                 self._unroutable(message, exchange or "", routing_key or "", mandatory=mandatory)
 
     def create_publish_batch(self, max_size: int) -> PublishBatch:
@@ -169,6 +171,7 @@ class Channel(Declarations, virtual.Channel):  # type: ignore[misc]
         """Take one message, if there is one."""
         broker = self.broker
         known = self._known(queue)
+        self._qos.await_returned()
         now = time.time()
         if known.mailbox is not None:
             received = broker.engine.run(mail.receive, {known.mailbox: queue}, 1, broker.engine.plugins)

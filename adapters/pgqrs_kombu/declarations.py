@@ -18,6 +18,7 @@ from pgqrs_kombu.errors import not_found, translated
 
 if TYPE_CHECKING:
     from pgqrs_kombu.broker import Broker
+    from pgqrs_kombu.qos import QoS
     from pgqrs_kombu.topology import Declared
     from pgqrs_kombu.transport import Transport
 
@@ -33,6 +34,7 @@ class Declarations:
 
     connection: Transport | None
     _broker: Broker
+    _qos: QoS
 
     @property
     def broker(self) -> Broker:
@@ -67,9 +69,13 @@ class Declarations:
                 auto_delete=bool(auto_delete),
                 arguments=arguments,
             )
+            self.broker.remembered.exchange(
+                name, kind=kind, durable=bool(durable), auto_delete=bool(auto_delete), arguments=arguments
+            )
 
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
         """Delete an exchange with its bindings."""
+        self.broker.remembered.forget_exchange(exchange)
         self.broker.engine.transact(topology.delete_exchange, exchange, if_unused=bool(if_unused))
         self.broker.directory.changed()
 
@@ -104,6 +110,7 @@ class Declarations:
                 )
                 if known.mailbox is None:
                     broker.engine.forget(name)
+                    broker.remembered.queue(name, arguments)
                 broker.directory.learn(known)
                 if exclusive and self.connection is not None:
                     self.connection.exclusive.add(name)
@@ -134,6 +141,7 @@ class Declarations:
             broker.engine.transact(
                 topology.bind, queue, exchange or _DEFAULT_EXCHANGE, routing_key or "", arguments, broker.channel
             )
+        broker.remembered.binding(queue, exchange or _DEFAULT_EXCHANGE, routing_key or "", arguments)
         broker.directory.changed()
 
     def queue_unbind(
@@ -146,6 +154,7 @@ class Declarations:
     ) -> None:
         """Remove a binding."""
         broker = self.broker
+        broker.remembered.forget_binding(queue, exchange or _DEFAULT_EXCHANGE, routing_key or "")
         broker.engine.run(topology.unbind, queue, exchange or _DEFAULT_EXCHANGE, routing_key or "", broker.channel)
         broker.directory.changed()
 
@@ -165,6 +174,7 @@ class Declarations:
             size = 0
         if if_empty and size:
             return 0
+        broker.remembered.forget_queue(queue)
         broker.engine.transact(topology.delete_declared, queue, broker.channel, if_unused=bool(if_unused))
         broker.engine.forget(queue)
         broker.directory.forget(queue)
@@ -173,6 +183,7 @@ class Declarations:
     def queue_purge(self, queue: str, **_: Any) -> int:
         """Remove the messages that wait, those held for a later time included; return how many."""
         known = self._known(queue)
+        self._qos.await_returned()
         if known.mailbox is not None:
             return self.broker.engine.run(mail.purge, known.mailbox)
         return self.broker.engine.on(queue, purge_queue)
@@ -218,6 +229,7 @@ class Declarations:
         return known
 
     def _count(self, known: Declared) -> int:
+        self._qos.await_returned()
         if known.mailbox is not None:
             return self.broker.engine.run(mail.size, known.mailbox)
         place = self.broker.engine.queue(known.name)

@@ -127,8 +127,21 @@ def _with_types_marked(headers: dict[str, Any]) -> dict[str, Any]:
     try:
         marked: dict[str, Any] = msgspec.json.decode(kombu_json.dumps(headers))
     except Exception as error:
-        raise InvalidArgument("headers", type(headers), f"values that can be written as JSON ({error})") from error
+        what, value = _unwritable(headers)
+        raise InvalidArgument(what, type(value), f"what can be written as JSON ({error})") from error
     return marked
+
+
+def _unwritable(headers: dict[str, Any]) -> tuple[str, object]:
+    """Return the name of the first property or header that cannot be written, and its value."""
+    given = [(f"header {name!r}", value) for name, value in headers.items() if name != KEY]
+    given += [(f"property {name!r}", value) for name, value in headers.get(KEY, {}).get("properties", {}).items()]
+    for what, value in given:
+        try:
+            kombu_json.dumps({"value": value})
+        except Exception:
+            return what, value
+    return "headers", headers
 
 
 class Message(kombu.message.Message):  # type: ignore[misc]

@@ -124,6 +124,8 @@ class PublishBatch:
         publisher = self.channel.broker.publisher
         with translated():
             parcel = publisher.route(message, exchange or "", routing_key or "")
+            if parcel.is_empty and self.channel.broker.remembered.restore_bound(exchange or "", routing_key or ""):
+                parcel = publisher.route(message, exchange or "", routing_key or "")
         if parcel.is_empty:
             self.channel._unroutable(message, exchange or "", routing_key or "", mandatory=mandatory)
             return

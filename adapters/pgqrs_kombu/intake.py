@@ -297,7 +297,12 @@ class Intake:
         engine = self._broker.engine
         engine.forget(source.name)
         try:
-            source.queue = engine.queue(source.name)
+            try:
+                source.queue = engine.queue(source.name)
+            except QueueNotFound:
+                if not self._broker.remembered.restore(source.name):
+                    return
+                source.queue = engine.queue(source.name)
         except PgqrsError:
             return
         source.marks = Marks()

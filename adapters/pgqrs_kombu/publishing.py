@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pgqrs_core.effects import Op
@@ -50,9 +50,10 @@ class Parcel(NamedTuple):
 class Publisher:
     """Routes and writes the messages of this process to one broker."""
 
-    def __init__(self, engine: Engine, directory: Directory, *, hold_eta: bool) -> None:
+    def __init__(self, engine: Engine, directory: Directory, restore: Callable[[str], bool], *, hold_eta: bool) -> None:
         self._engine = engine
         self._directory = directory
+        self._restore = restore
         self._hold_eta = hold_eta
 
     def publish(self, message: dict[str, Any], exchange: str, routing_key: str) -> bool:
@@ -130,19 +131,25 @@ class Publisher:
 
     def _send_one(self, draft: Draft) -> bool:
         engine = self._engine
-        try:
-            engine.on(draft.queue, outgoing, [draft], plugins=engine.plugins, adapter=ADAPTER, doorbell=engine.doorbell)
-        except QueueNotFound:
-            self._directory.forget(draft.queue)
-            return False
-        return True
+        for restored in (False, True):
+            try:
+                engine.on(
+                    draft.queue, outgoing, [draft], plugins=engine.plugins, adapter=ADAPTER, doorbell=engine.doorbell
+                )
+            except QueueNotFound:
+                self._directory.forget(draft.queue)
+                if restored or not self._restore(draft.queue):
+                    return False
+            else:
+                return True
+        return False
 
     def _queue(self, name: str) -> Queue | None:
         try:
             return self._engine.queue(name)
         except QueueNotFound:
             self._directory.forget(name)
-            return None
+            return self._engine.queue(name) if self._restore(name) else None
 
     def _announce(self, groups: Sequence[tuple[Queue, list[Draft]]], ids: Sequence[list[int]], seconds: float) -> None:
         """After the commit: wake consumers, once for each queue, and tell the plugins."""

@@ -47,6 +47,8 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         self._held: dict[int, _Held] = {}
         self._tags = count(1)
         self._lost = False
+        #: Whether messages went back to their queues that this channel may ask for before that is written.
+        self._went_back = False
         #: Called when there is room for more.
         self.on_credit: Any = None
         #: Called when a message goes back that is to come again before others.
@@ -93,6 +95,12 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         if delivery_tag in self._held:
             self._settle("requeue", (delivery_tag,))
 
+    def await_returned(self) -> None:
+        """Wait until the messages that this channel gave back are in their queues again."""
+        if self._went_back:
+            self._went_back = False
+            self._broker.flush()
+
     def restore_unacked(self) -> list[Any]:
         """Give everything unsettled back, in its old place; these deliveries do not count."""
         self._settle("release", tuple(self._held))
@@ -133,6 +141,7 @@ class QoS(virtual.QoS):  # type: ignore[misc]
                 continue
             seconds = None if kind == "release" else time.monotonic() - held.handed_at
             give(Verdict(kind, held.queue, held.delivery, held.claimed_at, seconds))
+        self._went_back = self._went_back or (kind != "ack" and bool(tags))
         if kind == "requeue" and self.on_requeue is not None and not self._lost:
             self.on_requeue()
         if self.on_credit is not None and not self._lost:

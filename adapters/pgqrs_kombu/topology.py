@@ -80,10 +80,10 @@ def prepare_schema(schema: str, plugins: Plugins, create: bool | None) -> Op[Non
 def declare_exchange(
     name: str, kind: str, *, durable: bool, auto_delete: bool, arguments: Mapping[str, Any] | None
 ) -> Op[None]:
-    """Declare an exchange. One that exists must be of the same type.
+    """Declare an exchange. One that exists must be declared in the same way.
 
     Raises:
-        ChannelError: the type is unknown (503), or another one (406).
+        ChannelError: the type is unknown (503); or type, durability or auto_delete are not those of the exchange (406).
     """
     if kind not in TYPES:
         raise unknown_type(name, kind)
@@ -103,8 +103,13 @@ def declare_exchange(
         )
         # Whoever declares the same at the same moment is not seen by the statement that lost.
         found = rows or (yield Execute(queries["find_exchange"], {"name": name}))
-    if found and found[0][0] != kind:
-        raise not_equivalent("exchange", name, f"is of type {found[0][0]!r}, not {kind!r}")
+    if not found:
+        return
+    # Those that are there from the start are durable, and are declared either way.
+    declared = {"type": kind} if name.startswith("amq.") else {"type": kind, "durable": durable, "auto_delete": auto_delete}
+    for what, stored in zip(("type", "durable", "auto_delete"), found[0]):
+        if declared.get(what, stored) != stored:
+            raise not_equivalent("exchange", name, f"has {what}={stored!r}, and is declared with {declared[what]!r}")
 
 
 def declare_queue(

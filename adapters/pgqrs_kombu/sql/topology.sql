@@ -15,13 +15,14 @@ with made as (
   insert into {schema}.kombu_exchanges (name, type, durable, auto_delete, arguments)
   values (%(name)s, %(type)s, %(durable)s, %(auto_delete)s, %(arguments)s::json)
   on conflict do nothing
-  returning type
+  returning type, durable, auto_delete
 )
-select type from made union all select type from {schema}.kombu_exchanges where name = %(name)s limit 1;
+select type, durable, auto_delete from made
+union all select type, durable, auto_delete from {schema}.kombu_exchanges where name = %(name)s limit 1;
 
 -- name: find_exchange anyone
--- The type of a declared exchange.
-select type from {schema}.kombu_exchanges where name = %(name)s;
+-- What an exchange was declared with.
+select type, durable, auto_delete from {schema}.kombu_exchanges where name = %(name)s;
 
 -- name: exchange_names anyone
 -- For the command: every declared exchange.

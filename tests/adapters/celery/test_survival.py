@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import pytest
 
 from pgqrs_core.testing import Proxy, eventually
+from tests.support.processes import python
 
 from .celery_support import Workers
 
@@ -130,3 +131,29 @@ def test_a_worker_whose_connections_hang_goes_on_over_new_ones(
         near.close()
         os.kill(worker.process.pid, signal.SIGTERM)
         assert worker.process.wait(30) == 0, worker.log
+
+
+def delete_queue(crew: Workers, name: str = "celery") -> None:
+    """Delete a queue as somebody else would, who is none of those that use it."""
+    script = "import pgqrs_kombu, sys\nfrom kombu import Connection\nwith Connection(sys.argv[1]) as connection:\n"
+    python(script + "    connection.channel().queue_delete(sys.argv[2])", crew.url, name)
+
+
+@pytest.mark.parametrize("pool", ["prefork", "gevent"])
+def test_a_queue_that_is_deleted_under_a_worker_is_declared_again(crew: Workers, pool: str) -> None:
+    if pool == "gevent":
+        pytest.importorskip("gevent")
+    worker = crew.start(pool, "-c", "1")
+    crew.tasks.say.delay("before")
+    crew.wait_for("say before")
+    for number in range(2):
+        delete_queue(crew)
+        crew.tasks.say.delay(number)
+        crew.wait_for(f"say {number}")
+    delete_queue(crew)
+    # Also with nothing to do.
+    eventually(lambda: crew.sql("select count(*) from pgqrs.queues where name = 'celery'") == [(1,)])
+    eventually(lambda: crew.sql("select count(*) from pgqrs.kombu_bindings where exchange = 'celery'") == [(1,)])
+    crew.command("call", "celery_app.say", "--args", '["another process"]')
+    crew.wait_for("say another process")
+    worker.stop()
