@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pgqrs_core.arrays import ByteaArray, numbers, texts
 from pgqrs_core.effects import Execute, Op
@@ -91,8 +91,9 @@ def _columns(draft: Draft) -> dict[str, object]:
     }
 
 
-def _age(row: tuple[object, ...]) -> tuple[object, object]:
-    return row[3], row[1]
+def _age(row: tuple[Any, ...]) -> tuple[Any, ...]:
+    # By priority, and then as they came.
+    return -int(row[2]), row[3], row[1]
 
 
 def _stored(delivery: Delivery) -> tuple[str | None, bytes]:

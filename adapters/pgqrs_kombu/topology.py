@@ -106,7 +106,9 @@ def declare_exchange(
     if not found:
         return
     # Those that are there from the start are durable, and are declared either way.
-    declared = {"type": kind} if name.startswith("amq.") else {"type": kind, "durable": durable, "auto_delete": auto_delete}
+    declared = (
+        {"type": kind} if name.startswith("amq.") else {"type": kind, "durable": durable, "auto_delete": auto_delete}
+    )
     for what, stored in zip(("type", "durable", "auto_delete"), found[0]):
         if declared.get(what, stored) != stored:
             raise not_equivalent("exchange", name, f"has {what}={stored!r}, and is declared with {declared[what]!r}")

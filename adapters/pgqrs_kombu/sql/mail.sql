@@ -34,14 +34,20 @@ with stored as (
 select count(pg_notify(%(channel)s, (-s.queue_id)::text)::text)::int from stored s;
 
 -- name: take consumer relaxed brief
--- Remove up to n messages of these queues, the oldest of each first, and answer with them.
+-- Remove up to n messages of these queues, of each the urgent ones first and then the oldest, and answer with them.
 with taken as materialized (
   select r.place
   from unnest(%(queue_ids)s::int[]) h(queue_id)
   cross join lateral (
-    select ctid as place from {schema}.kombu_mail
-    where queue_id = h.queue_id and (expires_at is null or expires_at > statement_timestamp())
-    order by mail_id limit %(limit)s for update skip locked) r
+    select * from (
+      select ctid as place from {schema}.kombu_mail
+      where queue_id = h.queue_id and priority > 0 and (expires_at is null or expires_at > statement_timestamp())
+      order by queue_id, priority desc, mail_id limit %(limit)s for update skip locked) urgent
+    union all
+    select * from (
+      select ctid as place from {schema}.kombu_mail
+      where queue_id = h.queue_id and priority <= 0 and (expires_at is null or expires_at > statement_timestamp())
+      order by queue_id, mail_id limit %(limit)s for update skip locked) plain) r
   limit %(limit)s
 )
 delete from {schema}.kombu_mail m where m.ctid = any (array(select place from taken))

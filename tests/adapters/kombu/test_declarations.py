@@ -1,4 +1,4 @@
-"""Declarations that contradict what is there, queues that are deleted under their users, and what a channel sees of its own."""
+"""Declarations that contradict what is there, queues deleted under their users, and what a channel sees of its own."""
 
 from __future__ import annotations
 
