@@ -19,7 +19,7 @@ effect      the driver                                  its reply
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 
 import msgspec
 
@@ -41,6 +41,8 @@ class Execute(msgspec.Struct, frozen=True):
     ``once`` says that the statement is not worth preparing: its plan would stay in the server's memory for nothing.
     ``tells`` says that the second column of the reply tells whether consumers of ``queue`` sleep, and that they are to
     hear of what was stored: inside the caller's transaction the operation cannot ring, and the driver may after the commit.
+    ``hand`` is where the driver puts the rows of a claim before the operation gets them: if that is interrupted, nobody has
+    received these messages, and they are given back.
     """
 
     query: Query
@@ -51,6 +53,7 @@ class Execute(msgspec.Struct, frozen=True):
     names: Mapping[str, str] = {}
     tells: bool = False
     once: bool = False
+    hand: list[Any] | None = None
 
 
 class Transact(msgspec.Struct, frozen=True):
@@ -61,11 +64,15 @@ class Transact(msgspec.Struct, frozen=True):
     savepoint, and nothing is tried again.
     """
 
+    hand: ClassVar[None] = None
+
     make: Callable[[], Generator[Any, Any, Any]]
 
 
 class Wait(msgspec.Struct, frozen=True):
     """Wait until ``queue`` may hold something to claim, at most ``patience`` seconds."""
+
+    hand: ClassVar[None] = None
 
     queue: Queue
     patience: float

@@ -6,12 +6,12 @@ transaction (`transact`), or inside the caller's own (`run_in`). `AsyncEngine` i
 
 from __future__ import annotations
 
-import os
+import asyncio
+import logging
 import time
-import warnings
 from collections.abc import Callable
 from contextlib import AbstractContextManager
-from typing import Any, Concatenate, TypeVar
+from typing import Any, Concatenate, Final, TypeVar
 
 from typing_extensions import ParamSpec, Self
 
@@ -22,9 +22,11 @@ from pgqrs_core.drivers import aio, async_pool, borrowed, pool, sync
 from pgqrs_core.drivers.commits import Errands
 from pgqrs_core.drivers.statements import Statements
 from pgqrs_core.effects import Effect, Execute, Op, Transact, Wait
-from pgqrs_core.errors import ServerError
+from pgqrs_core.errors import PgqrsError, ServerError, WrongEventLoop
 from pgqrs_core.figures import EngineFigures, figures_of, note_engine
+from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.messages import Queue
+from pgqrs_core.operations.claim import give_back
 from pgqrs_core.operations.enqueue import ring_all
 from pgqrs_core.operations.queues import find_queue
 from pgqrs_core.operations.schema import check_schema
@@ -37,6 +39,10 @@ __all__ = ["AsyncEngine", "Engine"]
 T = TypeVar("T")
 P = ParamSpec("P")
 
+_log = logging.getLogger("pgqrs.connections")
+
+#: Seconds for which a cancelled caller waits until what it had claimed is given back; after that it goes on by itself.
+_GIVE_BACK: Final = 1.0
 #: Seconds for which what is known of a queue is used before it is read again.
 _FRESH = 5.0
 _UNDEFINED_TABLE = "42P01"
@@ -55,20 +61,22 @@ class _Base:
         self.plugins = plugins or default_plugins(frozenset(chosen.blocked), chosen.settings, chosen.content_types)
         self.plugins.check()
         self.statements = Statements(self.schema)
+        #: Whether it is this process's, and not one that a fork inherited and nobody here has used yet.
+        self.is_ours = True
         self._begin()
         self._number = note_engine(self)  # type: ignore[arg-type]
+        begin_anew_in_children(self)
+
+    def begin_anew(self) -> None:
+        """In a forked child: put aside what is the parent's. Its connections stay open there, and are not used here."""
+        self._begin()
+        self.is_ours = False
 
     def _begin(self) -> None:
-        """Forget everything that belongs to one process; a forked child begins anew and closes nothing it inherited."""
-        self._pid = os.getpid()
+        """Start with nothing."""
         self.doorbell = Doorbell(self.schema)
         self._queues: dict[str, tuple[float, Queue]] = {}
         self._checked = False
-
-    @property
-    def is_ours(self) -> bool:
-        """Whether it is this process's, and not one that a fork inherited."""
-        return self._pid == os.getpid()
 
     def figures(self) -> EngineFigures:
         """Return what the engine is doing, without asking the server."""
@@ -147,20 +155,18 @@ class Engine(_Base):
 
     def close(self) -> None:
         """Close all connections. Harmless to repeat."""
-        if self._pid == os.getpid():
-            if self._wakeups is not None:
-                self._wakeups.close()
-            self.connections.close()
-            self._stop_server()
+        if self._wakeups is not None:
+            self._wakeups.close()
+        self.connections.close()
+        self._stop_server()
 
     def run(self, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation, each statement committed by itself, and each transaction that it asks for."""
-        self._check_process()
-        return sync.drive(make(*args, **kwargs), self._perform)
+        return sync.drive(make(*args, **kwargs), self._perform, self._give_back)
 
     def transact(self, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation in one transaction, once more after a conflict with another one."""
-        self._check_process()
+        self.is_ours = True
         return self.connections.transact(lambda: make(*args, **kwargs), self.statements)
 
     def transaction(self) -> AbstractContextManager[object]:
@@ -171,7 +177,7 @@ class Engine(_Base):
         Raises:
             Unavailable: the server cannot be reached, or was lost; at the commit its outcome may be unknown.
         """
-        self._check_process()
+        self.is_ours = True
         return self.connections.transaction()
 
     def run_in(self, connection: object, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
@@ -215,18 +221,22 @@ class Engine(_Base):
         return self._wakeups
 
     def _perform(self, effect: Effect) -> Any:
+        self.is_ours = True
         if isinstance(effect, Execute):
             return self.connections.run(effect, self.statements)
         if isinstance(effect, Transact):
             return self.connections.transact(effect.make, self.statements)
         return self.wakeups.wait(effect.queue, effect.patience)
 
-    def _check_process(self) -> None:
-        if self._pid != os.getpid():
-            with warnings.catch_warnings():
-                # What was inherited belongs to the parent: it is dropped, not closed.
-                warnings.simplefilter("ignore", ResourceWarning)
-                self._begin()
+    def _give_back(self, claims: list[Execute]) -> None:
+        """Release what an interrupted operation had claimed, for nobody has it."""
+        try:
+            given = sync.drive(give_back(claims, self.doorbell), self._perform)
+        except PgqrsError as error:
+            _log.warning("what an interrupted read had claimed comes again when its lease ends: %s", error)
+        else:
+            if given:
+                _log.info("%d messages that an interrupted read had claimed were given back", given)
 
 
 class AsyncEngine(_Base):
@@ -237,6 +247,7 @@ class AsyncEngine(_Base):
         self.connections: async_pool.Connections = async_pool.Connections(**self._pool_options())
         self._errands = Errands()
         self._wakeups: AsyncWakeups | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
 
     async def __aenter__(self) -> Self:
         return self
@@ -246,23 +257,27 @@ class AsyncEngine(_Base):
 
     async def close(self) -> None:
         """Close all connections. Harmless to repeat."""
-        if self._pid == os.getpid():
+        # In another loop than its own, nothing of it runs any more: only the connections are left to close.
+        if self._loop is None or self._loop is asyncio.get_running_loop():
             if self._wakeups is not None:
                 await self._wakeups.close()
             await self._errands.finish()
-            await self.connections.close()
-            self._stop_server()
+        await self.connections.close()
+        self._stop_server()
 
     async def run(self, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation, each statement committed by itself, and each transaction that it asks for."""
-        return await aio.drive(make(*args, **kwargs), self._perform)
+        self._check_loop()
+        return await aio.drive(make(*args, **kwargs), self._perform, self._give_back)
 
     async def transact(self, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation in one transaction, once more after a conflict with another one."""
+        self._check_loop()
         return await self.connections.transact(lambda: make(*args, **kwargs), self.statements)
 
     async def run_in(self, connection: object, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> T:
         """Run an operation on the caller's connection, in his transaction, and ring after the commit if that is told."""
+        self._check_loop()
         loan = await borrowed.borrow_async(connection)
         perform, statements, target = aio.perform_borrowed, self.statements, self.config.target
         result = await aio.drive(make(*args, **kwargs), lambda effect: perform(loan, statements, effect, target))
@@ -302,3 +317,25 @@ class AsyncEngine(_Base):
         if isinstance(effect, Transact):
             return await self.connections.transact(effect.make, self.statements)
         return await self.connections.run(effect, self.statements)
+
+    async def _give_back(self, claims: list[Execute]) -> None:
+        """Release what a cancelled operation had claimed, for nobody has it."""
+        if any(claimed.hand for claimed in claims):
+            task = self._errands.start(self._release(claims))
+            await asyncio.wait({task}, timeout=_GIVE_BACK)
+
+    async def _release(self, claims: list[Execute]) -> None:
+        try:
+            given = await aio.drive(give_back(claims, self.doorbell), self._perform)
+        except PgqrsError as error:
+            _log.warning("what a cancelled read had claimed comes again when its lease ends: %s", error)
+        else:
+            _log.info("%d messages that a cancelled read had claimed were given back", given)
+
+    def _check_loop(self) -> None:
+        loop = asyncio.get_running_loop()
+        if self._loop is None:
+            self._loop = loop
+            self.is_ours = True
+        elif self._loop is not loop:
+            raise WrongEventLoop

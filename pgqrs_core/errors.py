@@ -21,11 +21,13 @@
     ├── LeaseLost                   somebody else may hold this message now: do not apply its effects
     ├── Unavailable                 the server could not be reached or broke off: try again later
     │   ├── EnqueueUnknown          the connection broke while the commit was on its way
+    │   ├── ReadOnly                the server accepts no writes: a standby, or read-only by its settings
     │   └── TimedOut                the server did not answer a statement in time
     ├── ServerError                 the server refused a statement; the cause is chained
     │   ├── NotPermitted            for want of a right: which role to grant
     │   ├── QueuesFailed            some of many queues: which, and that the others are done
     │   └── TableLocked             another session keeps a table: which one, and what to do
+    ├── WrongEventLoop              an asynchronous client is used in another event loop than its first
     └── PluginError                 a plugin failed to load or broke its contract
 
 Each carries its facts as attributes and builds its sentence from them; each can be pickled.
@@ -55,6 +57,7 @@ __all__ = [
     "QueueExists",
     "QueueNotFound",
     "QueuesFailed",
+    "ReadOnly",
     "SchemaError",
     "SchemaMissing",
     "SchemaTooNew",
@@ -63,6 +66,7 @@ __all__ = [
     "TableLocked",
     "TimedOut",
     "Unavailable",
+    "WrongEventLoop",
 ]
 
 
@@ -344,6 +348,24 @@ class EnqueueUnknown(Unavailable):
         self.queue, self.reason, self.keyed = queue, message, keyed
 
 
+class ReadOnly(Unavailable):
+    """The session accepts no writes: its server is a standby, or read-only by its settings. Nothing was changed.
+
+    Connections of our own are closed when this happens, so that the next try opens a new one.
+    """
+
+    #: What the server said.
+    reason: str
+
+    def __init__(self, reason: str, *, target: str = "") -> None:
+        super().__init__(
+            f"{target} accepts no writes: {reason}. Nothing was changed. If it is a standby, connect to the primary "
+            "(with several hosts: target_session_attrs=read-write); else switch default_transaction_read_only off.",
+            target=target,
+        )
+        self.reason = reason
+
+
 class TimedOut(Unavailable):
     """The server, or a free connection, did not answer within the configured time."""
 
@@ -450,6 +472,17 @@ class TableLocked(ServerError):
             remedy = "Try again."
         super().__init__(f"{what} could not be locked in time: {held}. {remedy}", sqlstate="55P03")
         self.schema, self.tables, self.blockers = schema, tuple(tables), tuple(blockers)
+
+
+class WrongEventLoop(PgqrsError, RuntimeError):
+    """An asynchronous client was used in an event loop, and is now used in another one. Nothing was sent."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "an asynchronous client belongs to the event loop that used it first, and this is another one. Make a client "
+            "in each loop: `async with AsyncClient(...) as client:` inside the coroutine that asyncio.run() gets, or in "
+            "the startup of each worker. From threads, use Client."
+        )
 
 
 class PluginError(PgqrsError):

@@ -5,6 +5,7 @@ Its twin is :mod:`pgqrs_core.drivers.sync`; whatever decides anything belongs to
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager, nullcontext
 from typing import Any, TypeVar
@@ -19,23 +20,34 @@ from pgqrs_core.drivers.borrowed import Loan
 from pgqrs_core.drivers.faults import cannot_connect, refused, translate
 from pgqrs_core.drivers.locks import BRIEF, session_wait
 from pgqrs_core.drivers.patience import AsyncConnection, limit_of
+from pgqrs_core.drivers.prepared import load_rows
 from pgqrs_core.drivers.session import Link
 from pgqrs_core.drivers.statements import NO_ROWS, Statements, has_rows, prepare_adapters
 from pgqrs_core.effects import Effect, Execute, Op, Rows, Transact, Wait
-from pgqrs_core.errors import PgqrsError
+from pgqrs_core.errors import PgqrsError, Unavailable
 
-__all__ = ["drive", "open_link", "perform", "perform_borrowed"]
+__all__ = ["drive", "open_link", "perform", "perform_borrowed", "transaction"]
 
 T = TypeVar("T")
 AsyncLink = Link["AsyncConnection", "psycopg.AsyncCursor[Any]"]
 
 
-async def drive(op: Op[T], perform: Callable[[Effect], Awaitable[Any]]) -> T:
-    """Run an operation to its end, answering each effect by ``perform``."""
+async def drive(
+    op: Op[T],
+    perform: Callable[[Effect], Awaitable[Any]],
+    give_back: Callable[[list[Execute]], Awaitable[None]] | None = None,
+) -> T:
+    """Run an operation to its end, answering each effect by ``perform``.
+
+    If it is interrupted, ``give_back`` gets the claims whose messages nobody received.
+    """
     reply: Any = None
+    claims: list[Execute] = []
     try:
         effect = next(op)
         while True:
+            if effect.hand is not None:
+                claims.append(effect)
             try:
                 reply = await perform(effect)
             except PgqrsError as error:
@@ -45,6 +57,12 @@ async def drive(op: Op[T], perform: Callable[[Effect], Awaitable[Any]]) -> T:
     except StopIteration as end:
         result: T = end.value
         return result
+    except BaseException as error:
+        # Where the server is away there is nobody to give them back to: they come again when their leases end.
+        if give_back is not None and claims and not isinstance(error, Unavailable):
+            op.close()
+            await give_back(claims)
+        raise
     finally:
         op.close()
 
@@ -61,13 +79,17 @@ async def perform(
         if "patient" in unusual:
             connection.limit = None
         if link.pooled:
-            return await _perform_pooled(connection, text, effect, timeout, lock_wait)
+            rows = await _perform_pooled(connection, text, effect, timeout, lock_wait)
+            if effect.hand is not None:
+                effect.hand[:] = rows
+            return rows
         if unusual:
             async with _special(connection, unusual, timeout, lock_wait, session_wait(relaxed=link.relaxed)):
                 cursor = await connection.execute(text, effect.params or None)
+        elif effect.hand is not None:
+            return await _perform_claim(link.cursor, text, effect)
         elif effect.params or effect.queues:
-            prepare = link.prepared is None and not effect.once
-            cursor = await link.cursor.execute(text, effect.params or None, prepare=prepare, binary=True)
+            cursor = await link.cursor.execute(text, effect.params or None, prepare=not effect.once, binary=True)
         else:
             cursor = await connection.execute(text)
         return await cursor.fetchall() if has_rows(cursor) else NO_ROWS
@@ -76,6 +98,20 @@ async def perform(
     finally:
         if query.unusual:
             connection.limit = limit_of(timeout)
+
+
+async def _perform_claim(cursor: psycopg.AsyncCursor[Any], text: bytes, effect: Execute) -> Rows:
+    """Run a claim. When it is cancelled psycopg waits for its end, and what it took after all is noted."""
+    hand = effect.hand
+    assert hand is not None
+    before = cursor.pgresult
+    try:
+        await cursor.execute(text, effect.params, binary=True, prepare=True)
+    finally:
+        result = cursor.pgresult
+        if result is not None and result is not before and result.ntuples:
+            hand[:] = load_rows(cursor.connection, result)
+    return hand
 
 
 async def _perform_pooled(
@@ -171,3 +207,26 @@ async def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed
         await connection.close()
         raise cannot_connect(error, target=target) from error
     return Link(connection, connection.cursor(), pooled=pooled, relaxed=relaxed)
+
+
+@asynccontextmanager
+async def transaction(link: AsyncLink, *, timeout: float, target: str) -> AsyncIterator[None]:
+    """Let everything in the block commit together; roll back if it raises.
+
+    Not psycopg's own: what that counts is wrong for good when an exception strikes within it, and the server's word is not.
+    """
+    connection = link.connection
+    try:
+        await connection.execute(b"begin")
+        if link.pooled:
+            await connection.execute(session.local_settings(timeout))
+        yield
+        await connection.execute(b"commit")
+        link.doubt.resolve(target)
+    except psycopg.Error as error:
+        raise translate(error, target=target, broken=connection.broken) from error
+    finally:
+        if connection.pgconn.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+            # Whoever cannot be rolled back is not idle, and is closed.
+            with contextlib.suppress(psycopg.Error):
+                await connection.execute(b"rollback")

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import Callable
 from typing import Any, TypeVar
 
 import psycopg
 
-from pgqrs_core.drivers import aio, session
+from pgqrs_core.drivers import aio
 from pgqrs_core.drivers.aio import AsyncLink
-from pgqrs_core.drivers.faults import MOST_CONFLICTS, RETRY, STALE, translate
+from pgqrs_core.drivers.faults import MOST_CONFLICTS, RETRY, STALE
 from pgqrs_core.drivers.locks import Attempts, Turns, blockers_of, who_blocks
 from pgqrs_core.drivers.patience import AsyncConnection
-from pgqrs_core.drivers.session import Shelf
+from pgqrs_core.drivers.shelf import Shelf, Slot
 from pgqrs_core.drivers.statements import Statements
 from pgqrs_core.effects import Effect, Execute, Op, Rows, Transact, Wait
-from pgqrs_core.errors import PgqrsError, ServerError, TableLocked, TimedOut, Unavailable
+from pgqrs_core.errors import PgqrsError, ReadOnly, ServerError, TableLocked, TimedOut, Unavailable
 from pgqrs_core.figures import PoolUsage
 
 __all__ = ["Connections"]
@@ -51,27 +50,29 @@ class Connections:
 
     async def run(self, effect: Execute, statements: Statements) -> Rows:
         """Run one statement, committed by itself."""
-        conflicts, turns = 0, None
+        retries, turns = MOST_CONFLICTS, None
         while True:
             link = await self.get(relaxed=effect.query.wants)
             try:
                 rows = await aio.perform(link, statements, effect, timeout=self._query_timeout, target=self.target)
+                link.doubt.resolve(self.target)
             except TableLocked as error:
+                await self.put(link)
                 turns = turns or Turns(effect, self._query_timeout)
                 turns.after(error, self.target)
-            except ServerError as error:
-                if error.sqlstate in STALE:
-                    await link.connection.close()
-                elif error.sqlstate not in RETRY:
-                    raise
-                conflicts += 1
-                if conflicts > MOST_CONFLICTS:
-                    raise
-            else:
-                link.doubt.resolve(self.target)
-                return rows
-            finally:
+            except PgqrsError as error:
+                again = await self._may_try_again(link, error)
                 await self.put(link)
+                if not (again and retries):
+                    raise
+                retries -= 1
+            except BaseException:
+                # Cancelled at some await: what state the session is in nobody knows.
+                await self._drop(link)
+                raise
+            else:
+                await self.put(link)
+                return rows
 
     async def transact(self, make: Callable[[], Op[T]], statements: Statements) -> T:
         """Run an operation in one transaction, again from the start after a conflict, or when a table was locked.
@@ -79,21 +80,24 @@ class Connections:
         Raises:
             TableLocked: a table stayed locked; the error says by whom.
         """
-        conflicts, attempts = 0, Attempts()
+        retries, attempts = MOST_CONFLICTS, Attempts()
         while True:
             link = await self.get(relaxed=False)
             try:
-                async with _transaction(link, self.target):
-                    if link.pooled:
-                        await link.connection.execute(session.local_settings(self._query_timeout))
+                async with aio.transaction(link, timeout=self._query_timeout, target=self.target):
                     return await self._drive_in(link, make(), statements, attempts.wait)
             except TableLocked as error:
                 locked = error
-            except ServerError as error:
-                conflicts += 1
-                if conflicts > MOST_CONFLICTS or error.sqlstate not in RETRY:
+            except PgqrsError as error:
+                # The commit may conflict, too.
+                if not (await self._may_try_again(link, error) and retries):
                     raise
+                retries -= 1
                 continue
+            except BaseException:
+                # A failure of the caller's, or an interrupt within our own code: they cannot be told apart.
+                await link.connection.close()
+                raise
             finally:
                 await self.put(link)
             known = await self._explain(locked, statements)
@@ -148,36 +152,24 @@ class Connections:
             if link is not None:
                 if link.is_alive():
                     return link
-                self._shelf.closed(relaxed=link.relaxed)
-                await link.connection.close()
-            elif self._shelf.may_open(relaxed=relaxed, waited=waited):
-                relaxed = bool(relaxed)
-                surplus = self._shelf.opened(relaxed=relaxed)
-                break
-            elif waited >= self._patience:
+                await self._drop(link)
+                continue
+            reserved = self._shelf.reserve(relaxed=relaxed, waited=waited)
+            if reserved is not None:
+                return await self._open_in(*reserved)
+            if waited >= self._patience:
                 raise TimedOut(
                     f"no connection to {self.target} became free in {self._patience:g} s; raise max_connections",
                     target=self.target,
                 )
-            else:
-                pause = self._shelf.turn(relaxed=relaxed, waited=waited, patience=self._patience)
-                await self._wait_for_one(pause)
-        try:
-            if surplus is not None:
-                await surplus.connection.close()
-            return await self.open(relaxed=relaxed)
-        except BaseException:
-            self._lost(relaxed=relaxed)
-            raise
+            await self._wait_for_one(self._shelf.turn(relaxed=relaxed, waited=waited, patience=self._patience))
 
     async def put(self, link: AsyncLink) -> None:
         """Give a connection back. One that is not idle is closed: whoever had it was interrupted."""
-        usable = link.is_idle()
-        if usable and not self._closed and self._shelf.give(link):
+        if link.is_idle() and not self._closed and self._shelf.give(link):
             self._wake_all()
             return
-        self._lost(relaxed=link.relaxed)
-        await link.connection.close()
+        await self._drop(link)
 
     async def close(self) -> None:
         """Close all idle connections, and the others when they come back."""
@@ -212,16 +204,36 @@ class Connections:
             if not turn.done():
                 turn.set_result(None)
 
-    def _lost(self, *, relaxed: bool) -> None:
-        self._shelf.closed(relaxed=relaxed)
+    async def _open_in(self, slot: Slot, surplus: AsyncLink | None) -> AsyncLink:
+        """Open a connection in a place of its own, after closing the one whose place it takes."""
+        try:
+            if surplus is not None:
+                await surplus.connection.close()
+            link = await self.open(relaxed=slot.relaxed)
+        except BaseException:
+            self._free(slot)
+            raise
+        link.slot = slot
+        return link
+
+    async def _may_try_again(self, link: AsyncLink, error: PgqrsError) -> bool:
+        """Tell whether a refused statement may succeed if it is run once more, and close what would refuse it again."""
+        if isinstance(error, ReadOnly):
+            # Others were opened when this one was, to the same server. What a new one is told holds.
+            for other in (link, *self._shelf.empty()):
+                await other.connection.close()
+            return not link.fresh
+        if not isinstance(error, ServerError):
+            return False
+        if error.sqlstate in STALE:
+            await link.connection.close()
+            return True
+        return error.sqlstate in RETRY
+
+    async def _drop(self, link: AsyncLink) -> None:
+        await link.connection.close()
+        self._free(link.slot)
+
+    def _free(self, slot: Slot) -> None:
+        self._shelf.free(slot)
         self._wake_all()
-
-
-@asynccontextmanager
-async def _transaction(link: AsyncLink, target: str) -> AsyncIterator[None]:
-    try:
-        async with link.connection.transaction():
-            yield
-        link.doubt.resolve(target)
-    except psycopg.Error as error:
-        raise translate(error, target=target, broken=link.connection.broken) from error

@@ -44,7 +44,7 @@ class Loan(Generic[C]):
             self.awaited[effect.queue.id] = effect.queue
         return rows
 
-    def when_committed(self, ring: Callable[[Collection[Queue]], None]) -> None:
+    def when_committed(self, ring: Callable[[Collection[Queue]], object]) -> None:
         """Call ``ring`` with the queues that are awaited, if there are any, once the caller has committed."""
         if self.awaited:
             after_commit(self.owner, lambda: ring(self.awaited.values()))

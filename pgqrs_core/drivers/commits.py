@@ -28,7 +28,7 @@ _DUE: Final = "pgqrs.due"
 _heard: WeakSet[Any] = WeakSet()
 
 
-def after_commit(owner: Any, call: Callable[[], None]) -> None:
+def after_commit(owner: Any, call: Callable[[], object]) -> None:
     """Call once the transaction of ``owner`` is committed, and never if it rolls back or if nobody tells.
 
     Args:
@@ -57,11 +57,12 @@ class Errands:
     def __init__(self) -> None:
         self._tasks: set[asyncio.Task[None]] = set()
 
-    def start(self, errand: Coroutine[Any, Any, None]) -> None:
+    def start(self, errand: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         """Let it run by itself."""
         task = start_task(lambda: errand, name="pgqrs-errand", restart=False)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     async def finish(self) -> None:
         """Wait for those that run."""

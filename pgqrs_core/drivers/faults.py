@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from pgqrs_core.drivers.locks import LOCKED, locked_tables
-from pgqrs_core.errors import NotPermitted, PgqrsError, ServerError, TableLocked, TimedOut, Unavailable
+from pgqrs_core.errors import NotPermitted, PgqrsError, ReadOnly, ServerError, TableLocked, TimedOut, Unavailable
 
 if TYPE_CHECKING:
     from pgqrs_core.drivers.statements import Statements
@@ -24,8 +24,11 @@ STALE: Final = frozenset({"0A000", "26000"})
 
 _DENIED: Final = "42501"
 
-# Administrator commands, crash, start-up, shutdown; too many connections; a standby where the primary was.
-_GONE: Final = frozenset({"57P01", "57P02", "57P03", "57P05", "53300", "25006"})
+#: A standby where the primary was, or a session that is read-only by its settings.
+_READ_ONLY: Final = "25006"
+
+# Administrator commands, crash, start-up, shutdown, a dropped database; too many connections.
+_GONE: Final = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "53300"})
 
 #: The session, or the whole server, ends with such an error: what was on its way may be committed all the same.
 _ENDING: Final = frozenset({"FATAL", "PANIC"})
@@ -40,6 +43,8 @@ def translate(error: psycopg.Error, *, target: str, broken: bool) -> PgqrsError:
     reason = error.diag.message_primary or str(error).strip().split("\n")[0] or type(error).__name__
     if state == "57014":
         return TimedOut(f"{target}: {reason}", target=target)
+    if state == _READ_ONLY:
+        return ReadOnly(reason, target=target)
     ends = error.diag.severity_nonlocalized in _ENDING
     if broken or ends or state in _GONE or (state or "").startswith("08"):
         return Unavailable(f"lost the connection to {target}: {reason}", target=target, in_flight=True)

@@ -14,7 +14,9 @@ from typing import TYPE_CHECKING, Any, Final, TypeVar
 
 import psycopg
 from psycopg import errors
+from psycopg.pq import ConnStatus
 
+from pgqrs_core.forks import begin_anew_in_children, silence
 from pgqrs_core.readiness import Readiness
 
 if TYPE_CHECKING:
@@ -40,8 +42,8 @@ def give_up(seconds: float) -> psycopg.Error:
     return errors.ConnectionFailure(f"no answer within {seconds:g} s; the server, or the way to it, hangs")
 
 
-def answers(pgconn: PGconn, readiness: Readiness, limit: float | None) -> list[PGresult]:
-    """Return all results of what was sent, after at most ``limit`` seconds.
+def answers(pgconn: PGconn, readiness: Readiness, limit: float | None, results: list[PGresult]) -> list[PGresult]:
+    """Append all results of what was sent to ``results`` and return them, after at most ``limit`` seconds.
 
     Raises:
         psycopg.OperationalError: the connection broke, or the server did not answer in time.
@@ -49,7 +51,6 @@ def answers(pgconn: PGconn, readiness: Readiness, limit: float | None) -> list[P
     deadline = time.monotonic() + limit if limit is not None else None
     while pgconn.flush():
         _await_room(pgconn, deadline, limit)
-    results: list[PGresult] = []
     while True:
         while pgconn.is_busy():
             if readiness.within(_left(deadline, limit)):
@@ -93,7 +94,26 @@ def _bounded(waiting: Generator[Any, Any, RV], limit: float) -> Generator[Any, A
         return result
 
 
-class Connection(psycopg.Connection[Any]):
+class _Owned:
+    """A connection of ours. It is closed when nothing refers to it any more, whatever struck who had it."""
+
+    pgconn: PGconn
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        begin_anew_in_children(self)
+
+    def begin_anew(self) -> None:
+        """In a forked child: let go of the parent's socket, whoever still refers to this."""
+        if self.pgconn.status == ConnStatus.OK:
+            silence(self.pgconn.socket)
+
+    def __del__(self, *_: object) -> None:
+        if hasattr(self, "pgconn"):
+            self.pgconn.finish()
+
+
+class Connection(_Owned, psycopg.Connection[Any]):
     """A psycopg connection that waits for each answer for a limited time."""
 
     #: Seconds; None for no limit.
@@ -104,7 +124,7 @@ class Connection(psycopg.Connection[Any]):
         return super().wait(gen if self.limit is None else _bounded(gen, self.limit), interval, **more)
 
 
-class AsyncConnection(psycopg.AsyncConnection[Any]):
+class AsyncConnection(_Owned, psycopg.AsyncConnection[Any]):
     """The same on an event loop."""
 
     #: Seconds; None for no limit.

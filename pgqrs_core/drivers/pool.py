@@ -1,4 +1,9 @@
-"""A pool of blocking connections. Its twin is :mod:`pgqrs_core.drivers.async_pool`."""
+"""A pool of blocking connections. Its twin is :mod:`pgqrs_core.drivers.async_pool`.
+
+An exception may strike a thread here between any two instructions (`PyThreadState_SetAsyncExc`, signal handlers). Locks are
+therefore C's, taken by ``with``; a connection that was on its way to somebody or back is closed when its last reference
+goes, and its place is free then; and who waits looks again by itself.
+"""
 
 from __future__ import annotations
 
@@ -10,15 +15,15 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from pgqrs_core.drivers import session, sync
-from pgqrs_core.drivers.faults import MOST_CONFLICTS, RETRY, STALE, translate
+from pgqrs_core.drivers import sync
+from pgqrs_core.drivers.faults import MOST_CONFLICTS, RETRY, STALE
 from pgqrs_core.drivers.locks import Attempts, Turns, blockers_of, who_blocks
 from pgqrs_core.drivers.patience import Connection
-from pgqrs_core.drivers.session import Shelf
+from pgqrs_core.drivers.shelf import Shelf, Slot
 from pgqrs_core.drivers.statements import Statements
 from pgqrs_core.drivers.sync import SyncLink
 from pgqrs_core.effects import Effect, Execute, Op, Rows, Transact, Wait
-from pgqrs_core.errors import PgqrsError, ServerError, TableLocked, TimedOut, Unavailable
+from pgqrs_core.errors import PgqrsError, ReadOnly, ServerError, TableLocked, TimedOut, Unavailable
 from pgqrs_core.figures import PoolUsage
 
 __all__ = ["Connections"]
@@ -45,36 +50,37 @@ class Connections:
         self._patience = patience
         self._query_timeout = query_timeout
         self._shelf: Shelf[Connection, psycopg.Cursor[Any]] = Shelf(limit=limit, keep=keep)
-        # Taken for every statement, and by itself twice as quickly as through the condition.
         self._lock = threading.Lock()
-        self._free = threading.Condition(self._lock)
-        self._waiting = 0
+        self._waiting: list[threading.Lock] = []
         self._closed = False
         self.target = target
 
     def run(self, effect: Execute, statements: Statements) -> Rows:
         """Run one statement, committed by itself."""
-        conflicts, turns = 0, None
+        retries, turns = MOST_CONFLICTS, None
         while True:
             link = self.get(relaxed=effect.query.wants)
             try:
                 rows = sync.perform(link, statements, effect, timeout=self._query_timeout, target=self.target)
+                link.doubt.resolve(self.target)
             except TableLocked as error:
+                self.put(link)
                 turns = turns or Turns(effect, self._query_timeout)
                 turns.after(error, self.target)
-            except ServerError as error:
-                if error.sqlstate in STALE:
-                    link.connection.close()
-                elif error.sqlstate not in RETRY:
-                    raise
-                conflicts += 1
-                if conflicts > MOST_CONFLICTS:
-                    raise
-            else:
-                link.doubt.resolve(self.target)
-                return rows
-            finally:
+            except PgqrsError as error:
+                again = self._may_try_again(link, error)
                 self.put(link)
+                if not (again and retries):
+                    raise
+                retries -= 1
+            except BaseException:
+                # Interrupted at some instruction: what state the session is in nobody knows.
+                sync.salvage(link, effect)
+                self._drop(link)
+                raise
+            else:
+                self.put(link)
+                return rows
 
     def transact(self, make: Callable[[], Op[T]], statements: Statements) -> T:
         """Run an operation in one transaction, again from the start after a conflict, or when a table was locked.
@@ -82,18 +88,28 @@ class Connections:
         Raises:
             TableLocked: a table stayed locked; the error says by whom.
         """
-        conflicts, attempts = 0, Attempts()
+        retries, attempts = MOST_CONFLICTS, Attempts()
         while True:
+            link = self.get(relaxed=False)
             try:
-                with self._in_transaction() as link:
+                with sync.transaction(link, timeout=self._query_timeout, target=self.target):
                     return self._drive_in(link, make(), statements, attempts.wait)
             except TableLocked as error:
-                known = self._explain(error, statements)
-                time.sleep(attempts.pause_after(known))
-            except ServerError as error:
-                conflicts += 1
-                if conflicts > MOST_CONFLICTS or error.sqlstate not in RETRY:
+                locked = error
+            except PgqrsError as error:
+                # The commit may conflict, too.
+                if not (self._may_try_again(link, error) and retries):
                     raise
+                retries -= 1
+                continue
+            except BaseException:
+                # A failure of the caller's, or an interrupt within our own code: they cannot be told apart.
+                link.connection.close()
+                raise
+            finally:
+                self.put(link)
+            known = self._explain(locked, statements)
+            time.sleep(attempts.pause_after(known))
 
     def _drive_in(self, link: SyncLink, op: Op[T], statements: Statements, lock_wait: float) -> T:
         """Run an operation in the transaction of a connection; its own transactions become savepoints."""
@@ -123,19 +139,15 @@ class Connections:
     @contextmanager
     def transaction(self) -> Iterator[psycopg.Connection[Any]]:
         """Lend a connection for one transaction."""
-        with self._in_transaction() as link:
-            # Whoever has it decides himself how long to wait.
-            link.connection.execute(b"set local lock_timeout = 0")
-            yield link.connection
-
-    @contextmanager
-    def _in_transaction(self) -> Iterator[SyncLink]:
         link = self.get(relaxed=False)
         try:
-            with _transaction(link, self.target):
-                if link.pooled:
-                    link.connection.execute(session.local_settings(self._query_timeout))
-                yield link
+            with sync.transaction(link, timeout=self._query_timeout, target=self.target):
+                # The caller decides how long to wait.
+                link.connection.execute(b"set local lock_timeout = 0")
+                yield link.connection
+        except ReadOnly as error:
+            self._may_try_again(link, error)
+            raise
         finally:
             self.put(link)
 
@@ -152,52 +164,46 @@ class Connections:
             Unavailable: the server cannot be reached.
             TimedOut: none became free in time.
         """
-        began = time.monotonic()
-        with self._lock:
-            while True:
+        began = 0.0
+        while True:
+            waited = time.monotonic() - began if began else 0.0
+            surplus: SyncLink | None = None
+            with self._lock:
                 if self._closed:
                     raise Unavailable("the client is closed", target=self.target)
-                waited = time.monotonic() - began
                 link = self._shelf.take(relaxed=relaxed)
-                if link is not None:
-                    if link.is_alive():
-                        return link
-                    self._shelf.closed(relaxed=link.relaxed)
-                    link.connection.close()
-                elif self._shelf.may_open(relaxed=relaxed, waited=waited):
-                    relaxed = bool(relaxed)
-                    surplus = self._shelf.opened(relaxed=relaxed)
-                    break
-                elif waited >= self._patience:
-                    raise TimedOut(
-                        f"no connection to {self.target} became free in {self._patience:g} s; raise max_connections",
-                        target=self.target,
-                    )
-                else:
-                    pause = self._shelf.turn(relaxed=relaxed, waited=waited, patience=self._patience)
-                    self._waiting += 1
-                    try:
-                        self._free.wait(pause)
-                    finally:
-                        self._waiting -= 1
-        try:
-            if surplus is not None:
-                surplus.connection.close()
-            return self.open(relaxed=relaxed)
-        except BaseException:
-            self._lost(relaxed=relaxed)
-            raise
+                if link is None:
+                    reserved = self._shelf.reserve(relaxed=relaxed, waited=waited)
+                    turn = threading.Lock()
+                    if reserved is None and waited < self._patience:
+                        turn.acquire()
+                        self._waiting.append(turn)
+            if link is not None:
+                if link.is_alive():
+                    return link
+                self._drop(link)
+            elif reserved is not None:
+                slot, surplus = reserved
+                return self._open_in(slot, surplus)
+            elif waited >= self._patience:
+                raise TimedOut(
+                    f"no connection to {self.target} became free in {self._patience:g} s; raise max_connections",
+                    target=self.target,
+                )
+            else:
+                began = began or time.monotonic()
+                pause = self._shelf.turn(relaxed=relaxed, waited=waited, patience=self._patience)
+                turn.acquire(timeout=pause)
 
     def put(self, link: SyncLink) -> None:
         """Give a connection back. One that is not idle is closed: whoever had it was interrupted."""
-        usable = link.is_idle()
-        with self._lock:
-            if usable and not self._closed and self._shelf.give(link):
-                if self._waiting:
-                    self._free.notify_all()
-                return
-        link.connection.close()
-        self._lost(relaxed=link.relaxed)
+        if link.is_idle():
+            with self._lock:
+                if not self._closed and self._shelf.give(link):
+                    if self._waiting:
+                        self._wake()
+                    return
+        self._drop(link)
 
     def trim(self, keep: int) -> None:
         """Close idle durable connections beyond ``keep``: a burst opens as many as it needs, and leaves them behind."""
@@ -211,7 +217,7 @@ class Connections:
         with self._lock:
             self._closed = True
             idle = self._shelf.empty()
-            self._free.notify_all()
+            self._wake()
         for link in idle:
             link.connection.close()
 
@@ -225,17 +231,46 @@ class Connections:
         """How many connections are open, how many of them idle, and how many there may be."""
         return self._shelf.usage
 
-    def _lost(self, *, relaxed: bool) -> None:
+    def _open_in(self, slot: Slot, surplus: SyncLink | None) -> SyncLink:
+        """Open a connection in a place of its own, after closing the one whose place it takes."""
+        try:
+            if surplus is not None:
+                surplus.connection.close()
+            link = self.open(relaxed=slot.relaxed)
+        except BaseException:
+            self._free(slot)
+            raise
+        link.slot = slot
+        return link
+
+    def _may_try_again(self, link: SyncLink, error: PgqrsError) -> bool:
+        """Tell whether a refused statement may succeed if it is run once more, and close what would refuse it again."""
+        if isinstance(error, ReadOnly):
+            # Others were opened when this one was, to the same server. What a new one is told holds.
+            link.connection.close()
+            with self._lock:
+                idle = self._shelf.empty()
+            for other in idle:
+                other.connection.close()
+            return not link.fresh
+        if not isinstance(error, ServerError):
+            return False
+        if error.sqlstate in STALE:
+            link.connection.close()
+            return True
+        return error.sqlstate in RETRY
+
+    def _drop(self, link: SyncLink) -> None:
+        link.connection.close()
+        self._free(link.slot)
+
+    def _free(self, slot: Slot) -> None:
         with self._lock:
-            self._shelf.closed(relaxed=relaxed)
-            self._free.notify_all()
+            self._shelf.free(slot)
+            self._wake()
 
-
-@contextmanager
-def _transaction(link: SyncLink, target: str) -> Iterator[None]:
-    try:
-        with link.connection.transaction():
-            yield
-        link.doubt.resolve(target)
-    except psycopg.Error as error:
-        raise translate(error, target=target, broken=link.connection.broken) from error
+    def _wake(self) -> None:
+        """Let those who wait look again: they may want another kind of connection. The caller holds the lock."""
+        waiting, self._waiting = self._waiting, []
+        for turn in waiting:
+            turn.release()

@@ -23,12 +23,13 @@ from pgqrs_core.drivers.session import PREPARED_MAX
 from pgqrs_core.readiness import Readiness
 
 if TYPE_CHECKING:
+    import psycopg
     from psycopg.pq.abc import PGresult
 
     from pgqrs_core.drivers.patience import Connection
     from pgqrs_core.drivers.statements import Statement
 
-__all__ = ["Prepared", "is_usable", "wire"]
+__all__ = ["Prepared", "is_usable", "load_rows", "wire"]
 
 _GOOD: Final = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK})
 # As plain numbers: psycopg converts members of an enumeration at each call.
@@ -79,6 +80,13 @@ def wire(names: Sequence[str], params: Mapping[str, object]) -> tuple[list[bytes
     return data, formats
 
 
+def load_rows(connection: psycopg.BaseConnection[Any], result: PGresult) -> list[tuple[Any, ...]]:
+    """Return the rows of a result that holds some."""
+    transformer = Transformer(connection)
+    transformer.set_pgresult(result)
+    return transformer.load_rows(0, result.ntuples, tuple)
+
+
 class Prepared:
     """The statements prepared on one connection."""
 
@@ -87,6 +95,8 @@ class Prepared:
         self._readiness = Readiness(connection.pgconn.socket)
         self._names: dict[bytes, bytes] = {}
         self._count = 0
+        #: The results of the statement that is under way, as far as they have come; None while there is none.
+        self._results: list[PGresult] | None = None
 
     def execute(self, statement: Statement, data: list[bytes | None], formats: list[int]) -> list[tuple[Any, ...]]:
         """Run a statement and return its rows.
@@ -95,14 +105,24 @@ class Prepared:
             psycopg.Error: as the server says.
         """
         pgconn = self._connection.pgconn
+        self._results = None
         name = self._names.get(statement.positional) or self._prepare(statement)
+        self._results = []
         pgconn.send_query_prepared(name, data, formats, _AS_BINARY)
-        result = self._answer()
-        if not result.ntuples:
-            return []
-        transformer = Transformer(self._connection)
-        transformer.set_pgresult(result)
-        return transformer.load_rows(0, result.ntuples, tuple)
+        rows = self._rows(self._answer())
+        self._results = None
+        return rows
+
+    def finish(self, seconds: float) -> list[tuple[Any, ...]]:
+        """Return the rows of a statement whose `execute` was interrupted; none if it was not sent yet.
+
+        Raises:
+            psycopg.Error: it did not succeed, or not within ``seconds``.
+        """
+        return [] if self._results is None else self._rows(self._answer(seconds))
+
+    def _rows(self, result: PGresult) -> list[tuple[Any, ...]]:
+        return load_rows(self._connection, result) if result.ntuples else []
 
     def _prepare(self, statement: Statement) -> bytes:
         pgconn = self._connection.pgconn
@@ -116,10 +136,11 @@ class Prepared:
         self._names[statement.positional] = name
         return name
 
-    def _answer(self) -> PGresult:
+    def _answer(self, limit: float | None = None) -> PGresult:
         """Return the last result, for what goes wrong in the commit comes after the rows."""
         connection = self._connection
-        result = answers(connection.pgconn, self._readiness, connection.limit)[-1]
+        results = [] if self._results is None else self._results
+        result = answers(connection.pgconn, self._readiness, limit or connection.limit, results)[-1]
         if result.status not in _GOOD:
             raise errors.error_from_result(result, encoding="utf-8")
         return result

@@ -5,6 +5,7 @@ Its twin is :mod:`pgqrs_core.drivers.aio`; whatever decides anything belongs to 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from typing import Any, Final, TypeVar
@@ -23,9 +24,9 @@ from pgqrs_core.drivers.prepared import Prepared, is_usable, wire
 from pgqrs_core.drivers.session import Link
 from pgqrs_core.drivers.statements import NO_ROWS, Statement, Statements, has_rows, prepare_adapters
 from pgqrs_core.effects import Effect, Execute, Op, Rows, Transact, Wait
-from pgqrs_core.errors import PgqrsError
+from pgqrs_core.errors import PgqrsError, Unavailable
 
-__all__ = ["drive", "open_link", "perform", "perform_borrowed"]
+__all__ = ["drive", "open_link", "perform", "perform_borrowed", "salvage", "transaction"]
 
 T = TypeVar("T")
 SyncLink = Link["Connection", "psycopg.Cursor[Any]"]
@@ -33,13 +34,22 @@ SyncLink = Link["Connection", "psycopg.Cursor[Any]"]
 #: Flags that leave a prepared plan as it is.
 _LOCK_TIMEOUT: Final = frozenset({"lock_timeout"})
 
+#: Seconds for which the end of an interrupted claim is awaited.
+_SALVAGE: Final = 2.0
 
-def drive(op: Op[T], perform: Callable[[Effect], Any]) -> T:
-    """Run an operation to its end, answering each effect by ``perform``."""
+
+def drive(op: Op[T], perform: Callable[[Effect], Any], give_back: Callable[[list[Execute]], object] | None = None) -> T:
+    """Run an operation to its end, answering each effect by ``perform``.
+
+    If it is interrupted, ``give_back`` gets the claims whose messages nobody received.
+    """
     reply: Any = None
+    claims: list[Execute] = []
     try:
         effect = next(op)
         while True:
+            if effect.hand is not None:
+                claims.append(effect)
             try:
                 reply = perform(effect)
             except PgqrsError as error:
@@ -49,6 +59,12 @@ def drive(op: Op[T], perform: Callable[[Effect], Any]) -> T:
     except StopIteration as end:
         result: T = end.value
         return result
+    except BaseException as error:
+        # Where the server is away there is nobody to give them back to: they come again when their leases end.
+        if give_back is not None and claims and not isinstance(error, Unavailable):
+            op.close()
+            give_back(claims)
+        raise
     finally:
         op.close()
 
@@ -63,12 +79,12 @@ def perform(
     try:
         unusual = query.unusual
         if not unusual and (rows := _prepared(link, statement, effect)) is not None:
-            return rows
+            return _noted(effect, rows)
         text = statement.named
         if "patient" in unusual:
             connection.limit = None
         if link.pooled:
-            return _perform_pooled(connection, text, effect, timeout, lock_wait)
+            return _noted(effect, _perform_pooled(connection, text, effect, timeout, lock_wait))
         if unusual:
             with _special(connection, unusual, timeout, lock_wait, session_wait(relaxed=link.relaxed)):
                 if unusual == _LOCK_TIMEOUT and (rows := _prepared(link, statement, effect)) is not None:
@@ -79,12 +95,25 @@ def perform(
             cursor = link.cursor.execute(text, effect.params or None, prepare=prepare, binary=True)
         else:
             cursor = connection.execute(text)
-        return cursor.fetchall() if has_rows(cursor) else NO_ROWS
+        return _noted(effect, cursor.fetchall() if has_rows(cursor) else NO_ROWS)
     except (psycopg.Error, UnicodeEncodeError) as error:
         raise refused(error, effect, statements, connection, target=target) from error
     finally:
         if query.unusual:
             connection.limit = limit_of(timeout)
+
+
+def _noted(effect: Execute, rows: Rows) -> Rows:
+    if effect.hand is not None:
+        effect.hand[:] = rows
+    return rows
+
+
+def salvage(link: SyncLink, effect: Execute) -> None:
+    """After an interrupt: learn what a claim has taken, so that it can be given back."""
+    if effect.hand is not None and not effect.hand and link.prepared is not None:
+        with contextlib.suppress(psycopg.Error, IndexError):
+            effect.hand[:] = link.prepared.finish(_SALVAGE)
 
 
 def _prepared(link: SyncLink, statement: Statement, effect: Execute) -> Rows | None:
@@ -190,3 +219,26 @@ def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed: bool
         # What psycopg prepares it deallocates after a rollback or a DROP, and ours with it.
         connection.prepare_threshold = None
     return Link(connection, connection.cursor(), pooled=pooled, relaxed=relaxed, prepared=prepared)
+
+
+@contextmanager
+def transaction(link: SyncLink, *, timeout: float, target: str) -> Iterator[None]:
+    """Let everything in the block commit together; roll back if it raises.
+
+    Not psycopg's own: what that counts is wrong for good when an exception strikes within it, and the server's word is not.
+    """
+    connection = link.connection
+    try:
+        connection.execute(b"begin")
+        if link.pooled:
+            connection.execute(session.local_settings(timeout))
+        yield
+        connection.execute(b"commit")
+        link.doubt.resolve(target)
+    except psycopg.Error as error:
+        raise translate(error, target=target, broken=connection.broken) from error
+    finally:
+        if connection.pgconn.transaction_status in (TransactionStatus.INTRANS, TransactionStatus.INERROR):
+            # Whoever cannot be rolled back is not idle, and is closed.
+            with contextlib.suppress(psycopg.Error):
+                connection.execute(b"rollback")

@@ -17,9 +17,10 @@ from pgqrs_core.sql import queries
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from pgqrs_core.doorbell import Doorbell
     from pgqrs_core.marks import Marks
 
-__all__ = ["claim", "is_last", "new_token", "receive"]
+__all__ = ["claim", "give_back", "is_last", "new_token", "receive"]
 
 _LANES: Final = numbers(CLAIM_LANES)
 _PLACES: Final = {lane: place for place, lane in enumerate(CLAIM_LANES)}
@@ -47,6 +48,7 @@ def claim(queue: Queue, marks: Marks, *, limit: int, lease: float, bury: bool = 
             queries["claim"],
             {"lanes": _LANES, "marks": marks.start(), "limit": most, "lease": lease, "token": new_token()},
             queue,
+            hand=[],
         )
         if not rows:
             marks.finish(None, full=False)
@@ -66,6 +68,16 @@ def claim(queue: Queue, marks: Marks, *, limit: int, lease: float, bury: bool = 
         # A batch of nothing but spent messages does not mean that the queue is empty.
         if found:
             return (yield from _set_apart(queue, marks, found))
+
+
+def give_back(claims: Sequence[Execute], doorbell: Doorbell | None) -> Op[int]:
+    """Release what interrupted claims took and nobody received; the attempt does not count. Return how many there were."""
+    given = 0
+    for claimed in claims:
+        if claimed.hand and claimed.queue is not None:
+            leases = [Delivery(*row[:9]).lease for row in claimed.hand]
+            given += sum((yield from release(claimed.queue, leases, doorbell)))
+    return given
 
 
 def is_last(queue: Queue, found: Sequence[Delivery]) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import signal
 import threading
@@ -1200,18 +1201,20 @@ class TestConnections:
         for link in (relaxed, *durable):
             small.do(pool.put, link)
 
-    def test_where_all_durable_ones_are_busy_the_next_that_is_free_is_closed_for_it(
-        self, open_harness: Callable[..., Harness]
-    ) -> None:
-        small = open_harness(max_connections=4)
+    @pytest.mark.parametrize("most", [2, 3, 4])
+    def test_the_limit_holds_for_all_kinds_together(self, open_harness: Callable[..., Harness], most: int) -> None:
+        """The connection of wake-ups included: where durable ones have used it up, the first relaxed one waits for one."""
+        small = open_harness(max_connections=most)
+        small.transact(schema.install, "pgqrs")
         pool = small.engine.connections
-        durable = [small.do(pool.get, relaxed=False) for _ in range(3)]
-        relaxed = small.do(pool.get, relaxed=True)
-        assert pool.total == 4
+        durable = [small.do(pool.get, relaxed=False) for _ in range(most - 1)]
+        small.do(small.engine.wakeups.wait, Queue(1, "jobs", "jobs", QueueOptions()), 0.05)
 
-        small.do(pool.put, durable.pop())
+        relaxed = get_while_giving(small, durable.pop())
 
-        assert pool.total == 3
+        assert (pool.total, relaxed.relaxed) == (most - 1, most > 2)
+        sessions = "backend_type = 'client backend' and application_name = 'pgqrs'"
+        until(lambda: len(small.backends(sessions)) <= most, "no more sessions than there may be")
         for link in (relaxed, *durable):
             small.do(pool.put, link)
 
@@ -1462,6 +1465,27 @@ def test_an_engine_is_shared_by_many_threads(engine: SyncHarness) -> None:
         found = list(pool.map(lambda _: engine.bodies(), range(12)))
 
     assert sorted(int(body) for bodies in found for body in bodies) == list(range(120))
+
+
+def get_while_giving(harness: Harness, link: Any) -> Any:
+    """Ask for a relaxed connection where there is no room, give another one back meanwhile, and return what came."""
+    pool = harness.engine.connections
+
+    async def both() -> Any:
+        wanted = asyncio.create_task(pool.get(relaxed=True))
+        await asyncio.sleep(0)
+        assert pool.total == pool.usage.limit
+        await pool.put(link)
+        return await wanted
+
+    if harness.kind == "async":
+        return harness.do(both)
+    got: list[Any] = []
+    with meanwhile(lambda: got.append(pool.get(relaxed=True))):
+        until(lambda: pool._waiting, "it waits")
+        assert pool.total == pool.usage.limit
+        pool.put(link)
+    return got[0]
 
 
 class TestALentTransaction:

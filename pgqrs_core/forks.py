@@ -1,0 +1,61 @@
+"""What a forked child does with what it inherited.
+
+A child has its parent's objects, and of its threads only the one that forked. Whatever belongs to one process – sockets,
+threads, locks that another thread held – is put aside here, in the child, before any of its code runs. So nothing needs to
+compare process ids later, when several threads of the child may do so at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from typing import Any, Final, Protocol
+from weakref import WeakSet
+
+__all__ = ["Inheritable", "begin_anew_in_children", "silence"]
+
+_log = logging.getLogger("pgqrs")
+
+
+class Inheritable(Protocol):
+    """An object that a fork copies."""
+
+    def begin_anew(self) -> None:
+        """Forget what belongs to the parent process. Called in the child, while it has one thread; takes no locks."""
+
+
+_all: Final[WeakSet[Any]] = WeakSet()
+
+
+def begin_anew_in_children(owner: Inheritable) -> None:
+    """Call ``owner.begin_anew`` in every child that is forked while the object lives."""
+    _all.add(owner)
+
+
+def silence(descriptor: int) -> None:
+    """Let an inherited socket lead nowhere.
+
+    Its number stays taken, so whoever uses it by mistake meets an end of file and not another connection. The parent's end
+    is untouched; and when the parent dies the server notices, because no child keeps the socket open.
+    """
+    nowhere = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    try:
+        os.dup2(nowhere, descriptor, inheritable=False)
+    finally:
+        os.close(nowhere)
+
+
+def _after_fork() -> None:
+    with warnings.catch_warnings():
+        # Connections are dropped, not closed: they are the parent's.
+        warnings.simplefilter("ignore", ResourceWarning)
+        for owner in list(_all):
+            try:
+                owner.begin_anew()
+            except Exception:
+                _log.exception("a forked child could not put aside what it inherited")
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork)
