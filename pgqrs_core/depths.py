@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 from pgqrs_core.effects import Op
 from pgqrs_core.errors import PgqrsError
+from pgqrs_core.forks import Lock
 from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Metrics
 from pgqrs_core.operations.metrics import measure
@@ -35,7 +35,7 @@ class Depths:
     def __init__(self, engine: Engine, *, seconds: float = 5.0) -> None:
         self._engine = engine
         self._seconds = seconds
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._looked_at = float("-inf")
         self._found: Sequence[Metrics] | None = None
         self._unreadable: Collection[str] = ()

@@ -6,7 +6,6 @@ pluggy's own call is not used here: it stops at the first exception and does not
 
 from __future__ import annotations
 
-import threading
 from contextlib import AbstractContextManager
 from datetime import datetime
 from functools import partial
@@ -17,6 +16,7 @@ import msgspec
 
 from pgqrs_core.codecs import CodecStack
 from pgqrs_core.errors import InvalidArgument, PgqrsError, PluginError
+from pgqrs_core.forks import Lock
 from pgqrs_core.interrupts import is_interrupt
 from pgqrs_core.logs import error_text, get_logger
 from pgqrs_core.messages import MAX_PRIORITY, MAX_SECONDS, check_number
@@ -110,7 +110,7 @@ class Hooks:
     )
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._reported: set[tuple[str, ...]] = set()
         self.codecs = CodecStack()
         self._set(dict.fromkeys(_CALLED, ()))

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import itertools
-import threading
 import weakref
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 import msgspec
+
+from pgqrs_core.forks import Lock
 
 if TYPE_CHECKING:
     from pgqrs_core.engine import AsyncEngine, Engine
@@ -53,7 +54,7 @@ def figures_of(number: int, pool: PoolUsage, watch: Watch | None) -> EngineFigur
     return EngineFigures(number, pool, watch.listening, watch.watched, watch.rings, watch.probes, watch.losses)
 
 
-_lock = threading.Lock()
+_lock = Lock()
 _engines: Final[weakref.WeakSet[Engine | AsyncEngine]] = weakref.WeakSet()
 _numbers: Final = itertools.count(1)
 

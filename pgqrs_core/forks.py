@@ -9,11 +9,13 @@ from __future__ import annotations
 
 import logging
 import os
+import threading
 import warnings
+from types import TracebackType
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
-__all__ = ["Inheritable", "begin_anew_in_children", "silence"]
+__all__ = ["Inheritable", "Lock", "begin_anew_in_children", "silence"]
 
 _log = logging.getLogger("pgqrs")
 
@@ -31,6 +33,26 @@ _all: Final[WeakSet[Any]] = WeakSet()
 def begin_anew_in_children(owner: Inheritable) -> None:
     """Call ``owner.begin_anew`` in every child that is forked while the object lives."""
     _all.add(owner)
+
+
+class Lock:
+    """A lock that is free in a forked child, whichever thread of the parent held it. Not re-entrant."""
+
+    def __init__(self) -> None:
+        self.begin_anew()
+        begin_anew_in_children(self)
+
+    def begin_anew(self) -> None:
+        """In a forked child: the thread that held it is not there."""
+        self._lock = threading.Lock()
+
+    def __enter__(self) -> None:
+        self._lock.acquire()
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._lock.release()
 
 
 def silence(descriptor: int) -> None:

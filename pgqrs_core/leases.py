@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pgqrs_core.backoff import Backoff
 from pgqrs_core.errors import PgqrsError
+from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.interrupts import FAILURES
 from pgqrs_core.logs import error_text, get_logger, worker_name
 from pgqrs_core.operations.settle import extend
@@ -160,6 +161,11 @@ class LeaseKeeper:
 
     def __init__(self, engine: Engine) -> None:
         self._engine = engine
+        self.begin_anew()
+        begin_anew_in_children(self)
+
+    def begin_anew(self) -> None:
+        """In a forked child: hold nothing, for the leases are the parent's to renew."""
         self._ledger = Ledger()
         self._changed = threading.Condition()
         self._thread: threading.Thread | None = None
@@ -241,6 +247,11 @@ class AsyncLeaseKeeper:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self.begin_anew()
+        begin_anew_in_children(self)
+
+    def begin_anew(self) -> None:
+        """In a forked child: hold nothing, for the leases are the parent's to renew."""
         self._ledger = Ledger()
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None

@@ -18,6 +18,7 @@ from pgqrs_core.backoff import Backoff
 from pgqrs_core.effects import Op
 from pgqrs_core.errors import PgqrsError, TimedOut, Unavailable
 from pgqrs_core.events import Consumed, Outcome, OutcomeKind
+from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.interrupts import is_failure
 from pgqrs_core.logs import error_text, get_logger
 from pgqrs_core.messages import Delivery, Queue
@@ -76,6 +77,11 @@ class Settler:
         self._engine = engine
         self._keeper = keeper
         self._adapter = adapter
+        self.begin_anew()
+        begin_anew_in_children(self)
+
+    def begin_anew(self) -> None:
+        """In a forked child: have nothing to write, for these verdicts are the parent's."""
         self._given: deque[Verdict] = deque()
         #: Verdicts of queues that refused some, until they are tried again.
         self._kept: dict[int, list[Verdict]] = {}

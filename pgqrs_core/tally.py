@@ -8,18 +8,17 @@ by the hundred, or when somebody asks for the figures.
 from __future__ import annotations
 
 import atexit
-import os
 import sys
 import threading
 import time
 from collections import deque
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
-from weakref import WeakSet
 
 import msgspec
 
 from pgqrs_core.events import Enqueued
+from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.hookspecs import hookimpl
 from pgqrs_core.logs import get_logger
 from pgqrs_core.supervision import start_thread
@@ -83,7 +82,7 @@ class Tally:
         #: With how many messages there is something to arrange.
         self._enough = _MOST if within is None else 1
         self._begin()
-        _all.add(self)
+        begin_anew_in_children(self)
         if within is not None:
             atexit.register(self.flush)
 
@@ -152,6 +151,10 @@ class Tally:
         for (queue, adapter), sums in found.items():
             self.write(queue, adapter, sums)
 
+    def begin_anew(self) -> None:
+        """In a forked child: forget what the parent noted, and the locks that its threads held."""
+        self._begin()
+
     def _begin(self) -> None:
         self._notes: deque[_Note] = deque()
         self._weight = 0
@@ -209,21 +212,8 @@ def _add_settled(sums: Sums, kinds: Sequence[OutcomeKind], seconds: Sequence[flo
     sums.handled += [max(one, 0.0) for one in seconds if one is not None]
 
 
-_all: Final[WeakSet[Tally]] = WeakSet()
-
-
 def _at_childs_end(flush: Callable[[], None]) -> None:
     # Children of multiprocessing, and Celery's, leave by os._exit; what atexit holds does not run there.
     for name in ("multiprocessing.util", "billiard.util"):
         if name in sys.modules:
             sys.modules[name].Finalize(None, flush, exitpriority=0)
-
-
-def _after_fork() -> None:
-    # A lock that another thread held would be held for ever, and the parent's notes would be counted twice.
-    for tally in list(_all):
-        tally._begin()
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_after_fork)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -29,6 +28,7 @@ from pgqrs_celery.store import Store
 from pgqrs_core.config_address import masked
 from pgqrs_core.effects import Rows
 from pgqrs_core.errors import Unavailable
+from pgqrs_core.forks import Lock
 
 __all__ = ["PgqrsBackend", "housekeeping"]
 
@@ -38,7 +38,7 @@ logger = get_logger(__name__)
 _OUTAGE: Final = 30.0
 
 _shared: WeakValueDictionary[tuple[str, str], Store] = WeakValueDictionary()
-_sharing = threading.Lock()
+_sharing = Lock()
 
 
 class PgqrsBackend(ChordsMixin, AsyncBackendMixin, Backend):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import time
 from collections import deque
@@ -13,6 +12,7 @@ from celery import states
 from celery.backends.asynchronous import BaseResultConsumer
 
 from pgqrs_celery.encoding import id_of, meta_of
+from pgqrs_core.forks import begin_anew_in_children
 
 __all__ = ["ResultConsumer"]
 
@@ -32,9 +32,9 @@ class ResultConsumer(BaseResultConsumer):
         super().__init__(*args, **kwargs)
         self._listener = self.backend.listener
         self._begin()
+        begin_anew_in_children(self)
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
         self._looking = threading.Lock()
         self._local = threading.local()
         #: Appending is all that ``AsyncResult.__del__`` may do: it can run in any thread, with any lock held.
@@ -43,13 +43,15 @@ class ResultConsumer(BaseResultConsumer):
         #: What is waited for, and in which epoch of the listener it was handed over.
         self._wanted: dict[str, int | None] = {}
 
-    def on_after_fork(self) -> None:
-        """Forget what the parent waits for."""
+    def begin_anew(self) -> None:
+        """In a forked child: forget what the parent waits for."""
         self._begin()
+
+    def on_after_fork(self) -> None:
+        """Nothing is left to do: it was done in the child before anything else ran."""
 
     def consume_from(self, task_id: object) -> None:
         """Note that a result is waited for."""
-        self._check_process()
         self._changes.append((True, id_of(task_id)))
         if len(self._changes) > _MANY_CHANGES and self._looking.acquire(blocking=False):
             try:
@@ -77,7 +79,6 @@ class ResultConsumer(BaseResultConsumer):
         Raises:
             PgqrsError: the database cannot be reached, or has no tables: better now than to wait for nothing.
         """
-        self._check_process()
         self._local.seen = self._listener.generation
         self._look()
         self._deliver()
@@ -88,7 +89,6 @@ class ResultConsumer(BaseResultConsumer):
         Raises:
             TimeoutError: nothing came.
         """
-        self._check_process()
         self._look()
         if self._deliver():
             return
@@ -110,11 +110,6 @@ class ResultConsumer(BaseResultConsumer):
             p, timeout=timeout, interval=interval, on_interval=on_interval, wait=wait
         )
         return drained
-
-    def _check_process(self) -> None:
-        self._listener.check_process()
-        if self._pid != os.getpid():
-            self._begin()
 
     def _look(self) -> None:
         """Read all that is newly waited for, of all threads, in one statement; let the listener watch the rest."""

@@ -7,11 +7,9 @@ wait and ends, with its connection, some seconds after the last one. Under geven
 from __future__ import annotations
 
 import contextlib
-import os
 import secrets
 import threading
 import time
-import warnings
 from collections.abc import Collection, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
@@ -22,6 +20,7 @@ from psycopg import sql
 from pgqrs_celery import operations
 from pgqrs_celery.interests import REGISTERED_SECONDS, Interests, Plan, Watcher
 from pgqrs_core.errors import PgqrsError
+from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.logs import get_logger
 from pgqrs_core.pipe import Pipe
 from pgqrs_core.supervision import join, start_thread
@@ -56,10 +55,10 @@ class Listener:
         self._engine = engine
         self._linger = linger
         self._begin()
+        begin_anew_in_children(self)
 
     def _begin(self) -> None:
-        """Forget everything that belongs to one process; what a child inherited is its parent's."""
-        self._pid = os.getpid()
+        """Start with nothing."""
         self._news = threading.Condition()
         self._interests = Interests()
         self._thread: threading.Thread | None = None
@@ -73,13 +72,9 @@ class Listener:
         #: Another one when everything has been forgotten: what is still wanted must be watched again.
         self.epoch = secrets.randbits(62)
 
-    def check_process(self) -> None:
-        """Begin anew in a forked child."""
-        if self._pid != os.getpid():
-            with warnings.catch_warnings():
-                # The inherited connection is dropped, not closed: its socket is the parent's.
-                warnings.simplefilter("ignore", ResourceWarning)
-                self._begin()
+    def begin_anew(self) -> None:
+        """In a forked child: forget the thread and the connection, which are the parent's."""
+        self._begin()
 
     def watch(self, task_ids: Collection[str], watcher: Watcher) -> None:
         """Let ``watcher`` receive what becomes of these tasks."""

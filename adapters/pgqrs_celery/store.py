@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import threading
 import weakref
 from collections.abc import Callable, Iterator
@@ -17,6 +16,7 @@ from pgqrs_core.config import Config
 from pgqrs_core.effects import Op
 from pgqrs_core.engine import Engine
 from pgqrs_core.errors import SchemaMissing
+from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.operations import schema
 
 __all__ = ["Store"]
@@ -40,10 +40,11 @@ class Store:
         self._create_schema = create_schema
         # Celery closes no backend; its connections end with it, and at the latest with the process.
         self.close = weakref.finalize(self, self.engine.close)
-        self._begin()
+        self.begin_anew()
+        begin_anew_in_children(self)
 
-    def _begin(self) -> None:
-        self._pid = os.getpid()
+    def begin_anew(self) -> None:
+        """In a forked child: no thread of it is in a transaction, and the tables are checked again."""
         self._ready = False
         self._checking = threading.Lock()
         self._local = threading.local()
@@ -87,8 +88,6 @@ class Store:
 
     def _prepare(self) -> None:
         """Check the tables once in each process, and install them where that is wanted and nothing is there."""
-        if self._pid != os.getpid():
-            self._begin()
         if self._ready:
             return
         with self._checking:

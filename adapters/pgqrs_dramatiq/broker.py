@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -215,7 +214,7 @@ class PgqrsBroker(Inspection, Broker):
         Connections that another broker of this process uses, too, stay open.
         """
         runtime = self._database.belongings.get("runtime")
-        if runtime is not None and self._database.pid == os.getpid():
+        if runtime is not None:
             runtime.flush()
         self._database.leave(self)
 

@@ -7,7 +7,6 @@ one. Nothing is connected until the first operation.
 from __future__ import annotations
 
 import atexit
-import os
 import threading
 import weakref
 from collections.abc import Callable
@@ -20,6 +19,7 @@ from pgqrs_core.config_address import split_schema
 from pgqrs_core.effects import Op
 from pgqrs_core.engine import Engine
 from pgqrs_core.errors import ConfigurationError, SchemaMissing, TimedOut, Unavailable
+from pgqrs_core.forks import Lock, begin_anew_in_children
 from pgqrs_core.operations import schema
 from pgqrs_dramatiq.deputies import Deputies
 from pgqrs_dramatiq.errors import translated
@@ -94,10 +94,13 @@ class Database:
         self._engine: Engine | None = None
         self._users: weakref.WeakSet[object] = weakref.WeakSet()
         self._begin()
+        begin_anew_in_children(self)
+
+    def begin_anew(self) -> None:
+        """In a forked child: forget what belongs to the parent. The engine does the same for itself."""
+        self._begin()
 
     def _begin(self) -> None:
-        """Forget what belongs to one process. The engine knows itself what to do after a fork."""
-        self.pid = os.getpid()
         self.deputies = Deputies()
         #: What belongs to this process and these connections, by name: those who wait for results, for instance.
         self.belongings: dict[str, Any] = {}
@@ -116,8 +119,6 @@ class Database:
 
     def close(self) -> None:
         """Write what is left to write, and close the connections."""
-        if self.pid != os.getpid():
-            return
         with self._lock:
             engine, self._engine = self._engine, None
             deputies = self.deputies
@@ -199,7 +200,7 @@ class Database:
             self.engine.run(schema.check_schema, self.engine.schema)
 
 
-_lock = threading.Lock()
+_lock = Lock()
 _databases: weakref.WeakValueDictionary[tuple[Config, bool], Database] = weakref.WeakValueDictionary()
 
 
@@ -223,17 +224,9 @@ def database_of(url: str | Config | None, *, schema: str | None, max_connections
         return database_for(configure(url, schema, max_connections), create_schema=create_schema)
 
 
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.Lock()
-    for database in list(_databases.values()):
-        database._begin()
-
-
 def _at_exit() -> None:
     for database in list(_databases.values()):
         database.close()
 
 
-os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)

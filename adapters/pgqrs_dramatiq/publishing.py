@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 from pgqrs_core.effects import Op
 from pgqrs_core.errors import QueueExists, QueueNotFound
 from pgqrs_core.events import Draft
+from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.messages import Queue, QueueOptions
 from pgqrs_core.operations.enqueue import ring
 from pgqrs_core.operations.queues import create_queue
@@ -54,7 +54,11 @@ class Publisher:
         self._database = database
         self._is_declared = is_declared
         self._options = options
-        self._pid = os.getpid()
+        self.begin_anew()
+        begin_anew_in_children(self)
+
+    def begin_anew(self) -> None:
+        """In a forked child: the threads that wrote are gone, and what they locked is not."""
         self._combiners: dict[str, Combiner] = {}
 
     def queue(self, name: str) -> Queue:
@@ -96,10 +100,7 @@ class Publisher:
 
     def _combiner(self, name: str) -> Combiner:
         found = self._combiners.get(name)
-        if found is None or self._pid != os.getpid():
-            if self._pid != os.getpid():
-                # In a forked child the threads that wrote are gone, and what they locked is not.
-                self._pid, self._combiners = os.getpid(), {}
+        if found is None:
             found = self._combiners.setdefault(name, Combiner(partial(self._send_one, name)))
         return found
 

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-import os
 import secrets
-import threading
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Final
 
 from pgqrs_core.engine import Engine
 from pgqrs_core.errors import PgqrsError, Unavailable
+from pgqrs_core.forks import Lock, begin_anew_in_children
 from pgqrs_core.leases import LeaseKeeper
 from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Delivery, Queue, QueueOptions
@@ -48,8 +47,7 @@ class Broker:
     """One address as seen by one process."""
 
     def __init__(self, config: Config, options: Options) -> None:
-        self.key = (os.getpid(), config, options)
-        self.pid = os.getpid()
+        self.key = (config, options)
         self.options = options
         self.engine = Engine(config)
         self.keeper = LeaseKeeper(self.engine)
@@ -65,6 +63,14 @@ class Broker:
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
         self._ready = False
         self.closed = False
+        #: Whether it is a parent process's. What it holds is the parent's, so nothing of it is used any more.
+        self.inherited = False
+        begin_anew_in_children(self)
+
+    def begin_anew(self) -> None:
+        """In a forked child: make room for one of its own."""
+        self.closed = self.inherited = True
+        _brokers.pop(self.key, None)
 
     @property
     def channel(self) -> str:
@@ -111,7 +117,7 @@ class Broker:
 
     def close_if_idle(self) -> None:
         """Close everything unless somebody uses it, or some delivery waits to be settled."""
-        if not self._users and not self.upkeep.is_needed and self.pid == os.getpid():
+        if not self._users and not self.upkeep.is_needed and not self.inherited:
             with _lock:
                 if self._users:
                     return
@@ -149,7 +155,7 @@ class Broker:
 
     def give(self, verdict: Verdict) -> None:
         """Settle a delivery, soon. Verdicts on mail take effect at once: it is gone unless it is put back."""
-        if self.pid != os.getpid():
+        if self.inherited:
             # A forked child holds messages of its parent; what becomes of them is the parent's to say.
             return
         if verdict.queue.id > 0:
@@ -162,7 +168,7 @@ class Broker:
 
     def flush(self) -> None:
         """Write verdicts now; those that cannot be written are kept."""
-        if self.pid == os.getpid():
+        if not self.inherited:
             try:
                 self.settler.flush()
             except Unavailable as error:
@@ -186,20 +192,19 @@ class Broker:
             self.engine.run(topology.leave, self.consumer, [number])
 
     def _is_watching(self) -> bool:
-        if not self.listeners or self.pid != os.getpid():
+        if not self.listeners or self.inherited:
             return False
         watch = self.engine.wakeups.watch
         return watch.listening and not watch.is_stale()
 
 
-_lock = threading.Lock()
-#: Those of a parent process stay here, untouched, after a fork: what they hold is the parent's.
+_lock = Lock()
 _brokers: Final[dict[Any, Broker]] = {}
 
 
 def broker_for(config: Config, options: Options) -> Broker:
     """Return this process's broker for an address and options."""
-    key = (os.getpid(), config, options)
+    key = (config, options)
     with _lock:
         found = _brokers.get(key)
         if found is None:
@@ -207,19 +212,12 @@ def broker_for(config: Config, options: Options) -> Broker:
         return found
 
 
-def _after_fork() -> None:
-    global _lock
-    _lock = threading.Lock()
-
-
 def _at_exit() -> None:
     for broker in list(_brokers.values()):
-        if broker.pid == os.getpid():
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                broker.hang_up()
-                broker.close()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            broker.hang_up()
+            broker.close()
 
 
-os.register_at_fork(after_in_child=_after_fork)
 atexit.register(_at_exit)

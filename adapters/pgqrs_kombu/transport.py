@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import sys
 import threading
@@ -13,6 +12,7 @@ import psycopg
 from kombu.transport import virtual
 
 from pgqrs_core.errors import PgqrsError
+from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.logs import get_logger
 from pgqrs_core.pipe import Pipe
 from pgqrs_kombu import channel as channels
@@ -71,7 +71,6 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.owner = secrets.randbits(62)
         #: Exclusive queues that go with this connection.
         self.exclusive: set[str] = set()
-        self._pid = os.getpid()
         self._broker: Broker | None = None
         self._intake: Intake | None = None
         self._connected = False
@@ -83,6 +82,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self._scheduled = False
         self._looking = False
         self._stale_at: float | None = None
+        begin_anew_in_children(self)
         place(client)
         place_alternates(client)
         _open_gates(client)
@@ -95,7 +95,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def broker(self) -> Broker:
         """What this process shares for this address."""
         broker = self._broker
-        if broker is None or broker.closed or broker.pid != os.getpid():
+        if broker is None or broker.closed:
             options = Options.from_mapping(self.client.transport_options)
             broker = self._broker = broker_for(config_of(self.client, options), options)
         return broker
@@ -110,13 +110,12 @@ class Transport(virtual.Transport):  # type: ignore[misc]
     def establish_connection(self) -> Transport:
         """See that the server is there and holds what is needed."""
         self.broker.connect(self)
-        self._pid = os.getpid()
         self._connected = True
         return self
 
     def verify_connection(self, connection: Transport) -> bool:
         """Tell whether this connection is open, without asking the server."""
-        return connection._connected and connection._pid == os.getpid()
+        return connection._connected
 
     @property
     def connected(self) -> bool:
@@ -137,9 +136,6 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     def close_connection(self, connection: Transport) -> None:
         """Give back what is unsettled, delete the exclusive queues, and close what nobody else needs."""
-        if self._pid != os.getpid():
-            self._drop()
-            return
         self._connected = False
         try:
             for channel in list(self.channels):
@@ -158,9 +154,6 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     def _collect(self, connection: Transport) -> None:
         """Take a connection down that is lost, or that belongs to another process: without a word to the server."""
-        if self._pid != os.getpid():
-            self._drop()
-            return
         self._connected = False
         self._leave_loop()
         for channel in list(self.channels):
@@ -172,10 +165,13 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         if self._broker is not None:
             self._broker.leave_later(self)
 
-    def _drop(self) -> None:
-        """Forget what was inherited from the parent process."""
-        self._connected = False
+    def begin_anew(self) -> None:
+        """In a forked child: be closed, and forget what is the parent's."""
+        self._connected = self._news = self._scheduled = self._looking = False
         self.channels = []
+        self.exclusive = set()
+        self._timers = []
+        self._event = threading.Event()
         self._intake = self._broker = self._loop = self._pipe = None
 
     # Without an event loop

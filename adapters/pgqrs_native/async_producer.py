@@ -9,6 +9,7 @@ from typing import Any
 
 from pgqrs_core.engine import AsyncEngine
 from pgqrs_core.events import EnqueueBatch
+from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.operations.enqueue import check_draft
 from pgqrs_core.operations.traffic import outgoing, written
 from pgqrs_native.coalescing import Coalescer
@@ -29,6 +30,11 @@ class AsyncProducer:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
+        self.begin_anew()
+        begin_anew_in_children(self)
+
+    def begin_anew(self) -> None:
+        """In a forked child: the parent's tasks write what they gather."""
         self._coalescers: dict[str, Coalescer] = {}
 
     async def enqueue(

@@ -6,7 +6,6 @@ whenever there is traffic, too, at most once a second.
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterable
 from typing import Any, Final
@@ -14,6 +13,7 @@ from typing import Any, Final
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from pgqrs_core.figures import EngineFigures, process_figures
+from pgqrs_core.forks import Lock
 
 __all__ = ["EngineGauges"]
 
@@ -44,7 +44,7 @@ class EngineGauges:
             "probes": Counter("pgqrs_wakeup_probes_total", "Looks by the wake-up connection.", registry=registry),
             "losses": Counter("pgqrs_wakeup_losses_total", "Times that connection broke.", registry=registry),
         }
-        self._lock = threading.Lock()
+        self._lock = Lock()
         self._seen: dict[int, EngineFigures] = {}
         self._due = 0.0
 

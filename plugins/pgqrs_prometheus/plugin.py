@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import threading
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any
 
+from pgqrs_core.forks import Lock
 from pgqrs_core.hookspecs import hookimpl
 
 if TYPE_CHECKING:
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["pgqrs_cli"]
 
 
-_making = threading.Lock()
+_making = Lock()
 _made: list[Recorder] = []
 
 
