@@ -645,7 +645,7 @@ def test_ten_threads_that_wait_for_messages_share_two_connections(
     native: Native, client: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # On a crowded machine the first connection may take longer to open than others wait for it.
-    monkeypatch.setattr("pgqrs_core.drivers.session.GRACE", 20.0)
+    monkeypatch.setattr("pgqrs_core.drivers.shelf.GRACE", 20.0)
     names = [f"queue {number}" for number in range(10)]
     for name in names:
         client.admin.create_queue(name)
