@@ -9,12 +9,18 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 
-__all__ = ["ByteaArray", "numbers", "texts"]
+__all__ = ["ByteaArray", "WithNulls", "numbers", "texts"]
 
 _LENGTH = struct.Struct("!i").pack
 # dimensions, whether there are nulls, the oid of bytea, the length, the lower bound
 _HEADER = struct.Struct("!iiIii").pack
 _BYTEA_OID = 17
+
+
+class WithNulls(str):
+    """An array literal that holds NULL, which is a NULL only where ``array_nulls`` is on."""
+
+    __slots__ = ()
 
 
 def numbers(values: Iterable[object]) -> str:
@@ -24,7 +30,10 @@ def numbers(values: Iterable[object]) -> str:
 
 def texts(values: Iterable[object]) -> str:
     """Return an array literal of any values' texts, quoted; None is NULL."""
-    return "{" + ",".join(map(_quoted, values)) + "}"
+    parts = [_quoted(value) for value in values]
+    literal = "{" + ",".join(parts) + "}"
+    # A text in quotes is never equal to the word.
+    return WithNulls(literal) if "NULL" in parts else literal
 
 
 def _quoted(value: object) -> str:

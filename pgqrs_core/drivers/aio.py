@@ -16,13 +16,20 @@ from psycopg.rows import tuple_row
 
 from pgqrs_core.cluster.environment import without_service
 from pgqrs_core.drivers import session
-from pgqrs_core.drivers.borrowed import Loan
+from pgqrs_core.drivers.borrowed import ARRAY_NULLS, Loan
 from pgqrs_core.drivers.faults import cannot_connect, refused, translate
 from pgqrs_core.drivers.locks import BRIEF, session_wait
 from pgqrs_core.drivers.patience import AsyncConnection, limit_of
 from pgqrs_core.drivers.prepared import load_rows
 from pgqrs_core.drivers.session import Link
-from pgqrs_core.drivers.statements import NO_ROWS, Statements, has_rows, prepare_adapters
+from pgqrs_core.drivers.statements import (
+    NO_ROWS,
+    Statements,
+    has_rows,
+    in_encoding_of,
+    prepare_adapters,
+    prepare_borrowed,
+)
 from pgqrs_core.effects import Effect, Execute, Op, Rows, Transact, Wait
 from pgqrs_core.errors import PgqrsError, Unavailable
 
@@ -176,18 +183,34 @@ async def perform_borrowed(
             raise translate(error, target=target, broken=connection.broken) from error
     try:
         cursor = psycopg.AsyncCursor(connection, row_factory=tuple_row)
-        prepare_adapters(cursor)
-        await cursor.execute(statements.render(effect).named, effect.params or None, binary=bool(effect.params))
+        prepare_borrowed(cursor)
+        if loan.needs_array_nulls(effect):
+            await cursor.execute(ARRAY_NULLS)
+            loan.check_array_nulls(await cursor.fetchone())
+        text = in_encoding_of(connection, statements.render(effect).named)
+        await cursor.execute(text, effect.params or None, binary=bool(effect.params))
+        if connection.pgconn.pipeline_status:
+            return loan.note(effect, await _fetch_in_pipeline(cursor))
         return loan.note(effect, await cursor.fetchall() if has_rows(cursor) else NO_ROWS)
     except (psycopg.Error, UnicodeEncodeError) as error:
         raise refused(error, effect, statements, connection, target=target) from error
+
+
+async def _fetch_in_pipeline(cursor: psycopg.AsyncCursor[Any]) -> Rows:
+    """Wait for the answer to a statement: in the caller's pipeline mode it has only been sent."""
+    try:
+        return await cursor.fetchall()
+    except psycopg.ProgrammingError:
+        if cursor.pgresult is None or has_rows(cursor):
+            raise
+        return NO_ROWS
 
 
 async def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed: bool) -> AsyncLink:
     """Connect and set the session up."""
     try:
         with without_service(conninfo):
-            connection = await AsyncConnection.connect(conninfo, autocommit=True)
+            connection = await AsyncConnection.connect(conninfo, client_encoding="utf8", autocommit=True)
     except psycopg.Error as error:
         raise cannot_connect(error, target=target) from error
     connection.limit = limit_of(query_timeout)

@@ -8,20 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Any, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar
 
 import psycopg
 
+from pgqrs_core.arrays import WithNulls
 from pgqrs_core.drivers.commits import after_commit
 from pgqrs_core.effects import Execute, Rows
 from pgqrs_core.errors import InvalidArgument
 from pgqrs_core.messages import Queue
 
-__all__ = ["Loan", "borrow", "borrow_async"]
+__all__ = ["ARRAY_NULLS", "Loan", "borrow", "borrow_async"]
 
 C = TypeVar("C", psycopg.Connection[Any], psycopg.AsyncConnection[Any])
 
 _EXPECTED = "a psycopg connection, a SQLAlchemy Connection or Session on the psycopg driver, or a Django connection"
+
+
+ARRAY_NULLS: Final = "select pg_catalog.current_setting('array_nulls')"
 
 
 @dataclass(slots=True)
@@ -43,6 +47,21 @@ class Loan(Generic[C]):
         if effect.tells and effect.queue is not None and rows and rows[0][1]:
             self.awaited[effect.queue.id] = effect.queue
         return rows
+
+    @staticmethod
+    def needs_array_nulls(effect: Execute) -> bool:
+        """Tell whether a statement has a NULL in an array, which a connection may be set to take for a word."""
+        return any(type(value) is WithNulls for value in effect.params.values())
+
+    def check_array_nulls(self, row: Any) -> None:
+        """Raise unless the connection reads such arrays as they are meant; ``row`` is the answer to `ARRAY_NULLS`.
+
+        Raises:
+            InvalidArgument: its ``array_nulls`` is off, which is not ours to change. Nothing was changed.
+        """
+        if row[0] not in ("on", b"on"):
+            expected = "a connection whose array_nulls is on: execute `set array_nulls = on`"
+            raise InvalidArgument("connection", self.owner, expected)
 
     def when_committed(self, ring: Callable[[Collection[Queue]], object]) -> None:
         """Call ``ring`` with the queues that are awaited, if there are any, once the caller has committed."""

@@ -60,6 +60,9 @@ def refused(
     target: str,
 ) -> PgqrsError:
     """Return our error for what became of a statement of the catalogue; a missing right is said with its remedy."""
+    if isinstance(error, UnicodeEncodeError) and error.encoding != "utf-8":
+        reason = f"the connection's encoding, {error.encoding}, does not have all characters of a text"
+        return ServerError(f"{reason}: execute `set client_encoding = 'UTF8'` on it", sqlstate="22P05")
     if isinstance(error, UnicodeEncodeError):
         return ServerError("a text holds lone surrogates, which PostgreSQL cannot store", sqlstate="22021")
     if error.sqlstate == _DENIED:

@@ -17,7 +17,7 @@ from psycopg import errors
 from psycopg.adapt import Transformer
 from psycopg.pq import ExecStatus, Format
 
-from pgqrs_core.arrays import ByteaArray
+from pgqrs_core.arrays import ByteaArray, WithNulls
 from pgqrs_core.drivers.patience import answers
 from pgqrs_core.drivers.session import PREPARED_MAX
 from pgqrs_core.readiness import Readiness
@@ -66,7 +66,7 @@ def wire(names: Sequence[str], params: Mapping[str, object]) -> tuple[list[bytes
         elif kind is ByteaArray:
             data.append(value.data)  # type: ignore[attr-defined]
             as_binary = True
-        elif kind is str:
+        elif kind is str or kind is WithNulls:
             text = value.encode()  # type: ignore[attr-defined]
             if b"\0" in text:
                 # libpq would take it for the end; psycopg says that it cannot be stored.

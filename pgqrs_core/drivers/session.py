@@ -34,10 +34,32 @@ _PINNED: Final = {
     "enable_seqscan": "off",
     "enable_hashjoin": "off",
     "enable_mergejoin": "off",
+    "enable_indexscan": "on",
+    "enable_indexonlyscan": "on",
+    "enable_nestloop": "on",
+    "enable_tidscan": "on",
     # Plans with a switched-off step look expensive, and would be compiled.
     "jit": "off",
     "plan_cache_mode": "force_generic_plan",
 }
+
+#: What texts, numbers and arrays mean on their way there and back, whatever the role, the database and the environment say.
+_FORMATS: Final = {
+    "client_encoding": "UTF8",
+    "datestyle": "ISO, YMD",
+    "intervalstyle": "postgres",
+    "timezone": "UTC",
+    "bytea_output": "hex",
+    "extra_float_digits": "1",
+    "array_nulls": "on",
+    "standard_conforming_strings": "on",
+    "transform_null_equals": "off",
+    "quote_all_identifiers": "off",
+    "row_security": "on",
+}
+
+#: Settings of later versions of PostgreSQL, which are pinned where they exist.
+_LATER: Final = {"restrict_nonsystem_relation_kind": ""}
 
 #: Nothing that anybody put into another schema may be taken for what we mean, whatever the role's own path says.
 _PATH: Final = {"search_path": "pg_catalog, pg_temp"}
@@ -60,8 +82,9 @@ def session_settings(query_timeout: float, *, relaxed: bool = False) -> str:
     settings = {
         **_PATH,
         **_PINNED,
+        **_FORMATS,
         "default_transaction_isolation": "read committed",
-        "timezone": "UTC",
+        "default_transaction_deferrable": "off",
         "statement_timeout": f"{round(query_timeout * 1000)}ms",
         "lock_timeout": session_wait(relaxed=relaxed),
         "idle_in_transaction_session_timeout": "60s",
@@ -73,7 +96,7 @@ def local_settings(
     query_timeout: float, *, relaxed: bool = False, flags: frozenset[str] = frozenset(), lock_wait: float = BRIEF
 ) -> bytes:
     """Return one statement that sets the same for the transaction it stands in."""
-    settings = {**_PATH, **_PINNED, "timezone": "UTC", "statement_timeout": f"{round(query_timeout * 1000)}ms"}
+    settings = {**_PATH, **_PINNED, **_FORMATS, "statement_timeout": f"{round(query_timeout * 1000)}ms"}
     if "patient" in flags:
         settings["statement_timeout"] = "0"
     if "bitmap" in flags:
@@ -94,11 +117,13 @@ def timeouts(statement: float, lock: str) -> bytes:
 
 def _assign(settings: dict[str, str], *, local: bool) -> bytes:
     # Not SET: it takes a list, which the path is, as so many words and not as one text.
-    calls = sql.SQL(", ").join(
-        sql.SQL("pg_catalog.set_config({}, {}, {})").format(sql.Literal(name), sql.Literal(value), sql.Literal(local))
-        for name, value in settings.items()
-    )
-    return sql.SQL("select {}").format(calls).as_bytes(None)
+    call = sql.SQL("pg_catalog.set_config({}, {}, {})")
+    where = sql.SQL("case when pg_catalog.current_setting({}, true) is not null then {} end")
+    calls = [call.format(sql.Literal(name), sql.Literal(value), sql.Literal(local)) for name, value in settings.items()]
+    for name, value in _LATER.items():
+        later = call.format(sql.Literal(name), sql.Literal(value), sql.Literal(local))
+        calls.append(where.format(sql.Literal(name), later))
+    return sql.SQL("select {}").format(sql.SQL(", ").join(calls)).as_bytes(None)
 
 
 def announce_pooler(target: str) -> None:

@@ -11,13 +11,23 @@ from psycopg import sql
 from psycopg.abc import AdaptContext
 from psycopg.adapt import Dumper
 from psycopg.pq import Format
+from psycopg.types.string import TextLoader
 
 from pgqrs_core.arrays import ByteaArray
 from pgqrs_core.effects import Execute
 from pgqrs_core.messages import Queue
 from pgqrs_core.sql import Query
 
-__all__ = ["NO_ROWS", "ByteaArrayDumper", "Statement", "Statements", "has_rows", "prepare_adapters"]
+__all__ = [
+    "NO_ROWS",
+    "ByteaArrayDumper",
+    "Statement",
+    "Statements",
+    "has_rows",
+    "in_encoding_of",
+    "prepare_adapters",
+    "prepare_borrowed",
+]
 
 _UNION: Final = sql.SQL("\nunion all\n")
 #: A parameter, or a percent sign within an identifier, which stands doubled beside parameters.
@@ -104,6 +114,32 @@ def _has_parameters(query: Query) -> bool:
 def prepare_adapters(context: AdaptContext) -> None:
     """Teach a connection or cursor the parameters that only pgqrs uses."""
     context.adapters.register_dumper(ByteaArray, ByteaArrayDumper)
+
+
+class _Utf8Loader(TextLoader):
+    """Reads texts of a connection in ``SQL_ASCII``, of which psycopg makes bytes: ours are UTF-8 in any database."""
+
+    def __init__(self, oid: int, context: AdaptContext | None = None) -> None:
+        super().__init__(oid, context)
+        self._encoding = "utf-8"
+
+
+class _Utf8BinaryLoader(_Utf8Loader):
+    format = Format.BINARY
+
+
+def prepare_borrowed(cursor: psycopg.Cursor[Any] | psycopg.AsyncCursor[Any]) -> None:
+    """Teach a cursor on the caller's connection what pgqrs needs, whatever the connection has been taught."""
+    prepare_adapters(cursor)
+    if cursor.connection.info.encoding == "ascii":
+        for loader in (_Utf8Loader, _Utf8BinaryLoader):
+            for name in ("text", "varchar", "name"):
+                cursor.adapters.register_loader(name, loader)
+
+
+def in_encoding_of(connection: psycopg.BaseConnection[Any], statement: bytes) -> bytes | str:
+    """Return a statement as the caller's connection needs it: psycopg encodes texts, and sends bytes as they are."""
+    return statement if connection.info.encoding in ("utf-8", "ascii") else statement.decode()
 
 
 def has_rows(cursor: psycopg.Cursor[Any] | psycopg.AsyncCursor[Any]) -> bool:
