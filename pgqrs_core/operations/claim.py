@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from pgqrs_core.arrays import numbers
 from pgqrs_core.effects import Execute, Op, Rows, Wait
@@ -56,7 +56,7 @@ def claim(queue: Queue, marks: Marks, *, limit: int, lease: float, bury: bool = 
             return []
         seen = Seen(highest_ids((row[0], row[1]) for row in rows), rows[0][10], rows[0][11])
         marks.finish(seen, full=len(rows) == most)
-        found = [Delivery(*row[:10]) for row in sorted(rows, key=_order)]
+        found = [_delivery(row) for row in sorted(rows, key=_order)]
         worn = [item for item in found if item.attempt >= queue.options.max_attempts]
         marks.cautious = max(marks.cautious - 1, 0)
         if not worn:
@@ -75,7 +75,7 @@ def give_back(claims: Sequence[Execute], doorbell: Doorbell | None) -> Op[int]:
     given = 0
     for claimed in claims:
         if claimed.hand and claimed.queue is not None:
-            leases = [Delivery(*row[:9]).lease for row in claimed.hand]
+            leases = [_delivery(row).lease for row in claimed.hand]
             given += sum((yield from release(claimed.queue, leases, doorbell)))
     return given
 
@@ -125,6 +125,10 @@ def receive(
         if found or patience <= 0:
             return found
         patience = yield Wait(queue, patience)
+
+
+def _delivery(row: Sequence[Any]) -> Delivery:
+    return Delivery(*row[:10])
 
 
 def _order(row: tuple[object, ...]) -> tuple[int, object]:
