@@ -7,7 +7,6 @@ transaction (`transact`), or inside the caller's own (`run_in`). `AsyncEngine` i
 from __future__ import annotations
 
 import asyncio
-import logging
 import time
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -25,6 +24,7 @@ from pgqrs_core.effects import Effect, Execute, Op, Transact, Wait
 from pgqrs_core.errors import PgqrsError, ServerError, WrongEventLoop
 from pgqrs_core.figures import EngineFigures, figures_of, note_engine
 from pgqrs_core.forks import begin_anew_in_children
+from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Queue
 from pgqrs_core.operations.claim import give_back
 from pgqrs_core.operations.enqueue import ring_all
@@ -39,7 +39,7 @@ __all__ = ["AsyncEngine", "Engine"]
 T = TypeVar("T")
 P = ParamSpec("P")
 
-_log = logging.getLogger("pgqrs.connections")
+_log = get_logger("pgqrs.connections")
 
 #: Seconds for which a cancelled caller waits until what it had claimed is given back; after that it goes on by itself.
 _GIVE_BACK: Final = 1.0

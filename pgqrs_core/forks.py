@@ -7,7 +7,6 @@ compare process ids later, when several threads of the child may do so at once.
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 import warnings
@@ -15,9 +14,11 @@ from types import TracebackType
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
+from pgqrs_core.logs import get_logger
+
 __all__ = ["Inheritable", "Lock", "begin_anew_in_children", "silence"]
 
-_log = logging.getLogger("pgqrs")
+_log = get_logger("pgqrs")
 
 
 class Inheritable(Protocol):

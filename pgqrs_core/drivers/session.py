@@ -56,10 +56,11 @@ _FORMATS: Final = {
     "transform_null_equals": "off",
     "quote_all_identifiers": "off",
     "row_security": "on",
+    "restrict_nonsystem_relation_kind": "",
 }
 
-#: Settings of later versions of PostgreSQL, which are pinned where they exist.
-_LATER: Final = {"restrict_nonsystem_relation_kind": ""}
+#: Settings that not every version of PostgreSQL has.
+_LATER: Final = frozenset({"restrict_nonsystem_relation_kind"})
 
 #: Nothing that anybody put into another schema may be taken for what we mean, whatever the role's own path says.
 _PATH: Final = {"search_path": "pg_catalog, pg_temp"}
@@ -117,13 +118,14 @@ def timeouts(statement: float, lock: str) -> bytes:
 
 def _assign(settings: dict[str, str], *, local: bool) -> bytes:
     # Not SET: it takes a list, which the path is, as so many words and not as one text.
-    call = sql.SQL("pg_catalog.set_config({}, {}, {})")
-    where = sql.SQL("case when pg_catalog.current_setting({}, true) is not null then {} end")
-    calls = [call.format(sql.Literal(name), sql.Literal(value), sql.Literal(local)) for name, value in settings.items()]
-    for name, value in _LATER.items():
-        later = call.format(sql.Literal(name), sql.Literal(value), sql.Literal(local))
-        calls.append(where.format(sql.Literal(name), later))
-    return sql.SQL("select {}").format(sql.SQL(", ").join(calls)).as_bytes(None)
+    call = sql.SQL("pg_catalog.set_config({0}, {1}, {2})")
+    known = "case when pg_catalog.current_setting({0}, true) is not null then"
+    if_known = sql.SQL(known + " pg_catalog.set_config({0}, {1}, {2}) end")
+    calls = sql.SQL(", ").join(
+        (if_known if name in _LATER else call).format(sql.Literal(name), sql.Literal(value), sql.Literal(local))
+        for name, value in settings.items()
+    )
+    return sql.SQL("select {}").format(calls).as_bytes(None)
 
 
 def announce_pooler(target: str) -> None:
