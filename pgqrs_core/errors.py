@@ -38,6 +38,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from pgqrs_core.pasting import command, shell_quoted
+from pgqrs_core.wording import show_value
+
 __all__ = [
     "ArchiveDisabled",
     "Blocker",
@@ -121,7 +124,7 @@ class InvalidArgument(PgqrsError, ValueError):
 
     def __init__(self, parameter: str, value: object, expected: str) -> None:
         super().__init__(
-            f"{parameter} must be {expected}, not {_short(value)}",
+            f"{parameter} must be {expected}, not {show_value(value)}",
             parameter=parameter,
             value=value,
             expected=expected,
@@ -155,10 +158,9 @@ class QueueNotFound(PgqrsError, LookupError):
 
     def __init__(self, name: str, similar: Sequence[str] = ()) -> None:
         hint = f"; did you mean {' or '.join(map(repr, similar))}?" if similar else ""
+        create = command("queue", "create", names=(name,))
         super().__init__(
-            f"queue {name!r} does not exist{hint} Create it with `pgqrs queue create` or admin.create_queue()."
-            if hint
-            else f"queue {name!r} does not exist. Create it with `pgqrs queue create` or admin.create_queue().",
+            f"queue {name!r} does not exist{hint or '.'} Create it with `{create}` or admin.create_queue().",
             name=name,
             similar=tuple(similar),
         )
@@ -172,9 +174,15 @@ class QueueExists(PgqrsError):
 
     def __init__(self, name: str, differences: Mapping[str, tuple[object, object]]) -> None:
         shown = ", ".join(f"{key} is {old!r}, not {new!r}" for key, (old, new) in differences.items())
+        changes = [
+            word
+            for key, (_, new) in differences.items()
+            if key != "archive"
+            for word in (f"--{key.replace('_', '-')}", "never" if new is None else str(new))
+        ]
         super().__init__(
             f"queue {name!r} exists with other options: {shown}. "
-            "Change them with admin.alter_queue() or `pgqrs queue alter`.",
+            f"Change them with admin.alter_queue() or `{command('queue', 'alter', *changes, names=(name,))}`.",
             name=name,
             differences=dict(differences),
         )
@@ -207,7 +215,7 @@ class SchemaMissing(SchemaError):
 
     def __init__(self, schema: str, supported: int) -> None:
         super().__init__(
-            f"schema {schema!r} holds no pgqrs tables (found version 0, need {supported}). Run `pgqrs install`.",
+            f"schema {schema!r} holds no pgqrs tables (found version 0, need {supported}). Run `{_install(schema)}`.",
             schema=schema,
             installed=0,
             supported=supported,
@@ -226,7 +234,7 @@ class SchemaTooOld(SchemaError):
             what = f"was not upgraded to the end: the tables of queue {queue!r} are older than version {supported}"
         self.queue = queue
         super().__init__(
-            f"schema {schema!r} {what}. Run `pgqrs install`.",
+            f"schema {schema!r} {what}. Run `{_install(schema)}`.",
             schema=schema,
             installed=installed,
             supported=supported,
@@ -499,11 +507,6 @@ class PluginError(PgqrsError):
         )
 
 
-def _short(value: object) -> str:
-    """Show an argument in an error without dumping a whole body into it."""
-    try:
-        text = value if isinstance(value, str) and value.endswith("bytes") else repr(value)
-    except Exception:
-        # An integer of thousands of digits, or somebody's class: that it is one must do.
-        text = f"this {type(value).__name__}"
-    return text if len(text) <= 80 else f"{text[:77]}…"
+def _install(schema: str) -> str:
+    # The default is left out, as people who use it never see its name.
+    return command("install") if schema == "pgqrs" else command("install", "--schema", shell_quoted(schema))

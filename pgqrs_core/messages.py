@@ -20,6 +20,7 @@ import msgspec
 
 from pgqrs_core.errors import InvalidArgument, InvalidQueueName
 from pgqrs_core.headers import decode_headers, discreet, encode_headers, show_headers
+from pgqrs_core.wording import show_number
 
 __all__ = [
     "CLAIM_LANES",
@@ -29,6 +30,7 @@ __all__ = [
     "ArchivedMessage",
     "DeadMessage",
     "Delivery",
+    "InspectedMessage",
     "Lease",
     "Metrics",
     "Queue",
@@ -157,7 +159,11 @@ def check_number(
     right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     # NaN fails both comparisons and so is refused as well.
     if not right or not (low < value if above else low <= value) or not value <= high:  # type: ignore[operator]
-        span = f"above {low:,g} and at most {high:,g}" if above else f"from {low:,g} to {high:,g}"
+        span = (
+            f"above {show_number(low)} and at most {show_number(high)}"
+            if above
+            else f"from {show_number(low)} to {show_number(high)}"
+        )
         raise InvalidArgument(parameter, value, f"{kind} {span}")
 
 
@@ -233,6 +239,27 @@ class Snapshot(msgspec.Struct, frozen=True):
     expires_at: datetime | None
     content_type: str
     headers: dict[str, Any]
+    body: bytes
+
+    __repr__ = discreet
+
+
+class InspectedMessage(msgspec.Struct, frozen=True):
+    """One message in any state, as seen without claiming it. ``error`` is that of its last failure; empty without one."""
+
+    id: int
+    state: str
+    priority: int
+    attempt: int
+    enqueued_at: datetime
+    #: Of a delayed message when it is due, of a dead one when it died.
+    due_at: datetime | None
+    expires_at: datetime | None
+    #: Until when a consumer holds it, or held it last.
+    leased_until: datetime | None
+    content_type: str
+    headers: dict[str, Any]
+    error: dict[str, Any]
     body: bytes
 
     __repr__ = discreet

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from pgqrs_core.errors import ConfigurationError
+from pgqrs_core.wording import show_number
 
 __all__ = ["Options"]
 
@@ -89,7 +90,7 @@ def _number(name: str, value: object, low: float, high: float, *, whole: bool = 
     right = isinstance(value, int if whole else (int, float)) and not isinstance(value, bool)
     if not right or not low <= value <= high:  # type: ignore[operator]
         kind = "a whole number" if whole else "a number"
-        raise _wrong(name, f"{kind} from {low:,g} to {high:,g}")
+        raise _wrong(name, f"{kind} from {show_number(low)} to {show_number(high)}")
 
 
 def _wrong(name: str, expected: str) -> ConfigurationError:

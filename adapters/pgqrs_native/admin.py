@@ -7,8 +7,9 @@ from datetime import datetime
 from typing import Any
 
 from pgqrs_core.engine import Engine
-from pgqrs_core.messages import ArchivedMessage, DeadMessage, Metrics, Queue, Snapshot
-from pgqrs_core.operations import archives, dead, maintenance, metrics, queues, roles, schema
+from pgqrs_core.messages import ArchivedMessage, DeadMessage, InspectedMessage, Metrics, Queue, Snapshot
+from pgqrs_core.operations import archives, by_id, dead, maintenance, metrics, queues, roles, schema
+from pgqrs_core.operations.by_id import Deleted
 from pgqrs_core.operations.maintenance import Housekeeping
 from pgqrs_native.shared import queue_options
 
@@ -105,6 +106,14 @@ class Admin:
     def peek(self, name: str, count: int = 10) -> list[Snapshot]:
         """Return the next messages of a queue without claiming them, those in flight included."""
         return self._engine.on(name, queues.peek, count)
+
+    def show_message(self, name: str, message_id: int) -> InspectedMessage | None:
+        """Return one message in any state without claiming it, or None."""
+        return self._engine.on(name, by_id.show_message, message_id)
+
+    def delete_messages(self, name: str, ids: Sequence[int], *, in_flight: bool = False) -> Deleted:
+        """Remove up to 1,000 messages in any state for good; those that a consumer holds only with ``in_flight``."""
+        return self._engine.on(name, by_id.delete_messages, ids, in_flight=in_flight)
 
     def list_dead(self, name: str, limit: int = 50, before: datetime | None = None) -> list[DeadMessage]:
         """Return dead messages, the latest first; ``before`` (a ``died_at``) continues a list."""

@@ -216,6 +216,28 @@ select {queue_id}::int, s.seen,
 from (select count(*) as seen, max(r.message_id) as reached
       from (select message_id from {archive} order by message_id limit %(cap)s + 1) r) s;
 
+-- name: show_message consumer
+-- One message, whatever its state, with the state that a person would give it.
+select message_id, case when lane = -100 then 'dead'
+                        when lease_until > statement_timestamp() then 'in flight'
+                        when expires_at <= statement_timestamp() then 'expired'
+                        when due_at > statement_timestamp() then 'delayed'
+                        else 'ready' end,
+       priority, attempt, enqueued_at, due_at, expires_at, nullif(lease_until, 'epoch'), coalesce(content_type, ''),
+       headers::text, last_error::text, body
+from {queue} where lane = any(%(lanes)s::smallint[]) and message_id = %(id)s limit 1;
+
+-- name: delete_messages consumer
+-- Remove messages, whatever their state, but those that a consumer holds only if told to; answers with those.
+delete from {queue}
+where lane = any(%(lanes)s::smallint[]) and message_id = any(%(ids)s::bigint[])
+  and (%(held)s::boolean or lease_until <= statement_timestamp())
+returning message_id;
+
+-- name: find_messages consumer
+-- Which of these messages are there.
+select message_id from {queue} where lane = any(%(lanes)s::smallint[]) and message_id = any(%(ids)s::bigint[]);
+
 -- name: list_dead consumer
 -- The most recently dead first.
 select message_id, priority, attempt, enqueued_at, due_at, coalesce(content_type, ''), headers::text,

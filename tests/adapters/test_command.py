@@ -12,6 +12,8 @@ import psycopg
 import pytest
 from pgqrs_native import Client
 
+from pgqrs_core.operations.schema import SUPPORTED
+
 from .command_support import Shell, spawn
 
 
@@ -48,7 +50,7 @@ def test_the_commands_of_the_readme_work_as_written(shell: Shell) -> None:
 
 def test_installing_twice_changes_nothing(shell: Shell) -> None:
     """And says so."""
-    assert shell.ok("install").out == "schema 'pgqrs' is up to date (version 2)\n"
+    assert shell.ok("install").out == f"schema 'pgqrs' is up to date (version {SUPPORTED})\n"
     assert shell.json("install") == {"schema": "pgqrs", "version": 2, "applied": []}
 
 
@@ -374,6 +376,58 @@ def test_expired_messages_are_shown_as_expired_and_doctor_asks_for_no_worker(she
     assert "1 expired" in shell.refused("queue", "purge", "jobs", code=2)
 
 
+def test_a_single_message_is_shown_and_deleted_whatever_its_state(shell: Shell, pgqrs_dsn: str) -> None:
+    """One that a consumer holds only if that is said."""
+    shell.ok("queue", "create", "jobs")
+    for number in range(3):
+        shell.ok("message", "send", "jobs", str(number), "--header", "a=b")
+    shell.ok("message", "send", "jobs", "3", "--delay", "1h")
+    bury_one(pgqrs_dsn, "jobs")
+    (held,) = shell.json("message", "read", "jobs")
+
+    states = {number: shell.json("message", "show", "jobs", str(number))["state"] for number in (1, 2, 3, 4)}
+    assert states == {1: "dead", 2: "in_flight", 3: "ready", 4: "delayed"}
+    shown = shell.ok("message", "show", "jobs", "2").out
+    assert "in flight" in shown
+    assert "header.a" in shown
+    assert "leased until" in shown
+    assert "by hand" in shell.ok("message", "show", "jobs", "1").out
+    assert "holds no message 9" in shell.refused("message", "show", "jobs", "9", code=1)
+    assert "confirm with --yes" in shell.refused("message", "delete", "jobs", "3", code=2)
+    assert shell.json("message", "delete", "jobs", "3", "4", "1", "--yes")["deleted"] == [3, 4, 1]
+    kept = shell("message", "delete", "jobs", str(held["id"]), "9", "--yes", "--json")
+    assert (kept.code, kept.document) == (1, {"queue": "jobs", "deleted": [], "in_flight": [held["id"]]})
+    assert "--in-flight" in kept.err
+    assert shell.json("message", "delete", "jobs", str(held["id"]), "--yes", "--in-flight")["deleted"] == [held["id"]]
+    assert shell("message", "delete", "jobs", "9", "--yes").code == 1
+
+
+def bury_one(dsn: str, queue: str) -> None:
+    """Dead-letter the first message."""
+    with Client(dsn) as client:
+        client.consumer.nack(client.consumer.read(queue), bury=True, error="by hand")
+
+
+def test_dead_messages_of_all_queues_are_listed_the_latest_first(shell: Shell, pgqrs_dsn: str) -> None:
+    """A queue that cannot be read is told, and hides none of the others."""
+    assert shell.ok("dead", "list").out == "no queue holds dead messages\n"
+    for queue in ("a", "b", "broken"):
+        shell.ok("queue", "create", queue)
+    for queue in ("a", "b", "a"):
+        shell.ok("message", "send", queue, "1")
+        bury_one(pgqrs_dsn, queue)
+
+    assert [one["queue"] for one in shell.json("dead", "list")] == ["a", "b", "a"]
+    assert [one["queue"] for one in shell.json("dead", "list", "--limit", "2")] == ["a", "b"]
+    assert shell.ok("dead", "list").out.startswith("queue ")
+    with psycopg.connect(pgqrs_dsn, autocommit=True) as connection:
+        connection.execute("drop table pgqrs.q_broken cascade")
+    result = shell("dead", "list")
+    assert result.code == 0
+    assert result.out.count("by hand") == 3
+    assert "queue 'broken' cannot be read" in result.err
+
+
 def test_maintain_does_one_round(shell: Shell) -> None:
     """And counts what it removed."""
     shell.ok("queue", "create", "jobs")
@@ -384,6 +438,7 @@ def test_maintain_does_one_round(shell: Shell) -> None:
         "archive_pruned": 0,
         "vacuumed": 0,
         "keys_pruned": 0,
+        "failed": {},
     }
     assert shell.ok("maintain").out.startswith("removed 0 expired messages, 0 dead messages")
 

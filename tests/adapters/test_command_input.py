@@ -133,8 +133,10 @@ def test_an_unknown_queue_is_answered_with_the_nearest_names(shell: Shell, words
 
 def test_a_missing_schema_names_the_command_to_run(shell: Shell) -> None:
     """Exit code 1."""
-    assert "Run `pgqrs install`" in shell.refused("queue", "list", "--schema", "elsewhere", code=1)
-    assert "Run `pgqrs install`" in shell.refused("uninstall", "--yes", "--schema", "elsewhere", code=1)
+    assert "Run `pgqrs install --schema elsewhere`" in shell.refused("queue", "list", "--schema", "elsewhere", code=1)
+    assert "Run `pgqrs install --schema elsewhere`" in shell.refused(
+        "uninstall", "--yes", "--schema", "elsewhere", code=1
+    )
 
 
 @pytest.mark.parametrize("words", [["queue", "list"], ["message", "send", "jobs", "1"], ["install"], ["top", "--once"]])
@@ -177,8 +179,8 @@ def test_an_error_of_our_own_is_one_line_too(offline: Shell, monkeypatch: pytest
 
 
 DESTROYS = [
-    (["queue", "purge", "jobs"], "1 ready and 0 delayed messages"),
-    (["queue", "delete", "jobs"], "1 ready, 0 delayed, 0 in flight, 0 dead, 0 archived"),
+    (["queue", "purge", "jobs"], "1 ready, 0 delayed and 0 expired messages"),
+    (["queue", "delete", "jobs"], "1 ready, 0 delayed, 0 in flight, 0 expired, 0 dead, 0 archived"),
     (["dead", "purge", "jobs", "--all"], "all 0 dead messages"),
     (["archive", "prune", "jobs", "--older-than", "7d"], "more than 7 d ago"),
     (["uninstall"], "with 1 queue and 1 message"),

@@ -109,6 +109,8 @@ ACTS = [
     act("extend", lambda s: s.client.consumer.extend_lock(s.claimed, 60), "consumer"),
     act("maintain", lambda s: s.client.admin.maintain(), "consumer"),
     act("peek", lambda s: s.client.admin.peek("jobs"), "consumer"),
+    act("show_message", lambda s: s.client.admin.show_message("jobs", s.dead), "consumer"),
+    act("delete_messages", lambda s: s.client.admin.delete_messages("jobs", [0]), "consumer"),
     act("list_dead", lambda s: s.client.admin.list_dead("jobs"), "consumer"),
     act("show_dead", lambda s: s.client.admin.show_dead("jobs", s.dead), "consumer"),
     act("replay_dead", lambda s: s.client.admin.replay_dead("jobs", [s.dead]), "consumer"),

@@ -1,14 +1,16 @@
 """``dead``: messages that used up their attempts, were rejected, or could not be read."""
 
+from datetime import datetime
 from typing import Annotated, Any
 
 import typer
 
-from pgqrs_core.errors import PgqrsError
-from pgqrs_core.messages import DeadMessage
-from pgqrs_native.command.bodies import describe, preview, readable, size
+from pgqrs_core.errors import PgqrsError, QueueNotFound, ServerError
+from pgqrs_core.messages import DeadMessage, check_number
+from pgqrs_native.command.bodies import describe, preview
 from pgqrs_native.command.consent import Yes, ask
 from pgqrs_native.command.inputs import InvalidInput, date
+from pgqrs_native.command.message_by_id import show_facts
 from pgqrs_native.command.output import Column, ago, count, moment, plural
 from pgqrs_native.command.queue import Name
 from pgqrs_native.command.session import Session, command
@@ -24,28 +26,55 @@ Every = Annotated[bool, typer.Option("--all", help="All of them.")]
 @command(app, "list")
 def list_(
     session: Session,
-    name: Name,
+    name: Annotated[str | None, typer.Argument(metavar="[QUEUE]", help="One queue; else all.")] = None,
     *,
     limit: Annotated[int, typer.Option("--limit", help="At most so many.")] = 50,
     before: Annotated[str | None, typer.Option("--before", metavar="DATE", help="Only what died before.")] = None,
 ) -> None:
     """Show dead messages and why they died, the latest first."""
-    found = session.client.admin.list_dead(name, limit, None if before is None else date("--before", before))
+    when = None if before is None else date("--before", before)
+    if name is None:
+        found = _of_all(session, limit, when)
+    else:
+        found = [(name, one) for one in session.client.admin.list_dead(name, limit, when)]
     if session.out.json:
-        session.out.document([_document(name, one) for one in found])
+        session.out.document([_document(queue, one) for queue, one in found])
         return
     columns = [
+        *([Column("queue", "name")] if name is None else []),
         Column("id", "number"),
         Column("died"),
         Column("attempts", "number"),
         Column("error", "fold"),
         Column("body", "body"),
     ]
-    rows = [
-        [str(one.id), ago(one.died_at), str(one.attempt), " ".join(_reason(one).split()), preview(one.body)]
-        for one in found
-    ]
-    session.out.table(columns, rows, empty=f"queue {name!r} holds no dead messages")
+    rows = [[*([queue] if name is None else []), *_row(one)] for queue, one in found]
+    empty = "no queue holds dead messages" if name is None else f"queue {name!r} holds no dead messages"
+    session.out.table(columns, rows, empty=empty)
+
+
+def _of_all(session: Session, limit: int, before: datetime | None) -> list[tuple[str, DeadMessage]]:
+    """Return the latest of all queues. One that cannot be read is told, and keeps none of the others from being shown."""
+    check_number("limit", limit, 1, 100_000, whole=True)
+    found: list[tuple[str, DeadMessage]] = []
+    for queue in session.client.admin.list_queues():
+        try:
+            more = session.client.admin.list_dead(queue.name, limit, before)
+        except (ServerError, QueueNotFound) as error:
+            session.out.note(f"queue {queue.name!r} cannot be read: {error}")
+            continue
+        found += [(queue.name, one) for one in more]
+        if len(found) > 2 * limit:
+            found = _latest(found, limit)
+    return _latest(found, limit)
+
+
+def _latest(found: list[tuple[str, DeadMessage]], limit: int) -> list[tuple[str, DeadMessage]]:
+    return sorted(found, key=lambda pair: pair[1].died_at, reverse=True)[:limit]
+
+
+def _row(one: DeadMessage) -> list[str]:
+    return [str(one.id), ago(one.died_at), str(one.attempt), " ".join(_reason(one).split()), preview(one.body)]
 
 
 @command(app, "show")
@@ -57,24 +86,17 @@ def show(session: Session, name: Name, number: Annotated[int, typer.Argument(met
     if session.out.json:
         session.out.document(_document(name, one))
         return
-    rest = {key: value for key, value in one.error.items() if key not in ("type", "message", "traceback")}
-    session.out.facts(
+    show_facts(
+        session,
         [
             ("id", str(one.id)),
             ("priority", str(one.priority)),
             ("attempts", str(one.attempt)),
             ("enqueued", f"{moment(one.enqueued_at)} ({ago(one.enqueued_at)})"),
             ("died", f"{moment(one.died_at)} ({ago(one.died_at)})"),
-            ("error", _reason(one)),
-            *((f"error.{key}", str(value)) for key, value in rest.items()),
-            *((f"header.{key}", str(value)) for key, value in one.headers.items()),
-            ("type", one.content_type),
-            ("size", size(len(one.body))),
-            ("body", readable(one.content_type, one.body)),
-        ]
+        ],
+        one,
     )
-    if "traceback" in one.error:
-        session.out.facts([("traceback", str(one.error["traceback"]).rstrip())])
 
 
 @command(app, "replay")

@@ -12,6 +12,7 @@ from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Snapshot, check_number
 from pgqrs_core.operations.findings import span
 from pgqrs_core.operations.traffic import incoming
+from pgqrs_native.command import message_by_id
 from pgqrs_native.command.bodies import describe, preview
 from pgqrs_native.command.inputs import InvalidInput, date, duration, headers, json_payload, raw_input
 from pgqrs_native.command.output import Column, ago, plural
@@ -23,6 +24,7 @@ from pgqrs_native.shared import check_read
 __all__ = ["app"]
 
 app = typer.Typer(help="Send, read and look at messages.", no_args_is_help=True)
+message_by_id.register(app)
 
 _TIME = "TIME"
 

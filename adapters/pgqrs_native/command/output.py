@@ -24,6 +24,7 @@ __all__ = [
     "Output",
     "ago",
     "count",
+    "due",
     "make_console",
     "make_table",
     "moment",
@@ -201,6 +202,12 @@ def ago(when: datetime) -> str:
     """Show how long ago something happened, by this machine's clock."""
     seconds = (datetime.now(timezone.utc) - when).total_seconds()
     return f"{span(max(seconds, 0.0))} ago"
+
+
+def due(when: datetime) -> str:
+    """Show how far off a time is, by this machine's clock: ``in 5 min``, or ``5 min ago``."""
+    seconds = (when - datetime.now(timezone.utc)).total_seconds()
+    return f"in {span(seconds)}" if seconds > 0 else f"{span(-seconds)} ago"
 
 
 def _plain(value: Any) -> object:

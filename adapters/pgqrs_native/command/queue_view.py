@@ -7,6 +7,7 @@ import msgspec
 
 from pgqrs_core.messages import Metrics, Queue
 from pgqrs_core.operations.findings import span
+from pgqrs_core.wording import show_number
 from pgqrs_native.command.bodies import size
 from pgqrs_native.command.output import Column, count, make_console, moment, plural
 
@@ -74,7 +75,7 @@ def options_row(queue: Queue) -> list[str]:
         "paused" if queue.paused_at else "open",
         span(options.lease_seconds),
         f"{options.max_attempts:,}",
-        f"{span(options.backoff_base)} ×{options.backoff_factor:g} to {span(options.backoff_cap)}",
+        f"{span(options.backoff_base)} ×{show_number(options.backoff_factor)} to {span(options.backoff_cap)}",
         ("for ever" if kept is None else span(kept)) if options.archive else "none",
         size(options.max_body_bytes),
     ]
