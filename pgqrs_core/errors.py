@@ -17,6 +17,7 @@
     ├── PayloadError                about one payload; others are unaffected
     │   ├── EncodeError             it cannot be serialised
     │   ├── DecodeError             these bytes are not what their content type says
+    │   │   └── ContentTypeUnknown  nothing here reads that content type
     │   └── PayloadMismatch         it decodes, but does not fit the requested type
     ├── LeaseLost                   somebody else may hold this message now: do not apply its effects
     ├── Unavailable                 the server could not be reached or broke off: try again later
@@ -46,6 +47,7 @@ __all__ = [
     "Blocker",
     "BodyTooLarge",
     "ConfigurationError",
+    "ContentTypeUnknown",
     "DecodeError",
     "EncodeError",
     "EnqueueUnknown",
@@ -281,6 +283,10 @@ class DecodeError(PayloadError, ValueError):
         harmless = content_type.isprintable() and len(content_type) <= 100
         shown = content_type if harmless else f"{content_type[:100]!a}"
         super().__init__(f"the body cannot be decoded as {shown}: {reason}", content_type=content_type, reason=reason)
+
+
+class ContentTypeUnknown(DecodeError):
+    """No serializer for a content type is loaded in this process; in another one there may be."""
 
 
 class PayloadMismatch(PayloadError, TypeError):

@@ -22,7 +22,15 @@ from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.interrupts import is_failure
 from pgqrs_core.logs import error_text, get_logger
 from pgqrs_core.messages import Delivery, Queue
-from pgqrs_core.operations.settle import Failure, ack, is_perhaps_of_one, is_refusal_that_passes, nack, release
+from pgqrs_core.operations.settle import (
+    Failure,
+    ack,
+    is_perhaps_of_one,
+    is_refusal_that_passes,
+    nack,
+    postpone,
+    release,
+)
 from pgqrs_core.supervision import join, start_thread
 
 if TYPE_CHECKING:
@@ -33,7 +41,7 @@ __all__ = ["Kind", "Settler", "Verdict"]
 
 _log = get_logger("pgqrs.settling")
 
-Kind = Literal["ack", "release", "requeue", "reject"]
+Kind = Literal["ack", "release", "postpone", "requeue", "reject"]
 
 #: Seconds for which verdicts gather.
 _GATHER: Final = 0.003
@@ -46,7 +54,12 @@ _ENOUGH: Final = 200
 _RETRY: Final = 0.5
 _LONGEST_RETRY: Final = 5.0
 
-_KINDS: Final[dict[str, OutcomeKind]] = {"ack": "acked", "release": "released", "requeue": "nacked"}
+_KINDS: Final[dict[str, OutcomeKind]] = {
+    "ack": "acked",
+    "release": "released",
+    "postpone": "released",
+    "requeue": "nacked",
+}
 _REJECTED: Final = {"type": "Rejected", "message": "the consumer rejected it"}
 
 
@@ -257,6 +270,8 @@ def _settle(group: list[Verdict], doorbell: Any) -> Op[list[Any]]:
             for one in group
         ]
         return list((yield from nack(queue, burials)))
+    if kind == "postpone":
+        return (yield from postpone(queue, leases, group[0].error or _REJECTED))
     # What is requeued keeps its place too, but has been tried.
     return (yield from release(queue, leases, doorbell, counts=kind == "requeue"))
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Literal
 
 from dramatiq.broker import Broker, MessageProxy
 from dramatiq.common import current_millis, q_name
@@ -14,7 +14,7 @@ from dramatiq.message import Message
 from dramatiq.middleware import Middleware
 
 from pgqrs_core.config import Config
-from pgqrs_core.errors import PgqrsError
+from pgqrs_core.errors import InvalidArgument, PgqrsError
 from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import QueueOptions, check_name
 from pgqrs_dramatiq import composition
@@ -52,6 +52,9 @@ class PgqrsBroker(Inspection, Broker):
         max_attempts: how often a message may be delivered in a row without being settled, because its workers die,
             before it becomes a dead letter. Retries of Dramatiq do not count.
         max_body_bytes: the largest encoded message.
+        unknown_actors: what a worker does with a message for an actor that it does not know, as happens while a new version
+            is rolled out: ``"retry"`` gives it back for a worker that knows it, to come again after half its age, within 1
+            to 60 seconds; ``"bury"`` makes it a dead letter at once, as Dramatiq's other brokers do.
 
     Nothing is connected until something is enqueued or consumed.
 
@@ -71,8 +74,11 @@ class PgqrsBroker(Inspection, Broker):
         lease: float | None = None,
         max_attempts: int = 20,
         max_body_bytes: int = 16 * 1024 * 1024,
+        unknown_actors: Literal["retry", "bury"] = "retry",
     ) -> None:
         with translated():
+            if unknown_actors not in ("retry", "bury"):
+                raise InvalidArgument("unknown_actors", unknown_actors, "'retry' or 'bury'")
             config = configure(url, schema, max_connections)
             options = QueueOptions(
                 lease_seconds=30.0 if lease is None else lease,
@@ -81,6 +87,7 @@ class PgqrsBroker(Inspection, Broker):
                 archive=False,
             )
         self._lease = lease
+        self.leaves_unknown_actors = unknown_actors == "retry"
         self._database = database_for(config, create_schema=create_schema)
         self._database.join(self)
         self._publisher = Publisher(self._database, lambda name: name in self.queues, options)

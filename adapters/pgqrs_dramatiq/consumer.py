@@ -27,6 +27,8 @@ _log = get_logger("pgqrs.dramatiq")
 
 #: Seconds for which a consumer that is told to end rests at most, so that its thread notices soon.
 _LAST: Final = 0.1
+#: Actors that are remembered as logged.
+_MOST_SAID: Final = 1_000
 
 
 class AttemptsExhausted(Exception):
@@ -50,6 +52,7 @@ class PgqrsConsumer(Consumer):
         self._source = source
         self._queue_name = queue_name
         self._timeout = max(timeout, 0) / 1000
+        self._said: set[str] = set()
 
     def __next__(self) -> MessageProxy | None:
         """Return the next message; None if there is none in time, or as many are unsettled as may be."""
@@ -69,12 +72,15 @@ class PgqrsConsumer(Consumer):
             message.ack()
 
     def nack(self, message: MessageProxy) -> None:
-        """Make a message a dead letter, with the exception it carries as the reason."""
+        """Make a message a dead letter, with the exception it carries as the reason; one for an unknown actor is left."""
         if isinstance(message, Leased):
             if not message.has_reason and message.actor_name not in self._broker.actors:
                 # Dramatiq 1 does not say so itself.
                 message.stuff_exception(ActorNotFound(message.actor_name))
-            message.nack()
+            if self._broker.leaves_unknown_actors and isinstance(message._exception, ActorNotFound):
+                self._leave(message)
+            else:
+                message.nack()
 
     def requeue(self, messages: Iterable[MessageProxy]) -> None:
         """Give messages back that nobody began to handle, at once and in their old places."""
@@ -107,6 +113,14 @@ class PgqrsConsumer(Consumer):
             self._bury(message, AttemptsExhausted(f"delivered {limit} times without being settled: its workers died"))
             return None
         return message
+
+    def _leave(self, message: Leased) -> None:
+        """Give a message back for a worker that knows its actor; say so once for each actor."""
+        if message.actor_name not in self._said and len(self._said) < _MOST_SAID:
+            self._said.add(message.actor_name)
+            text = "message %d of queue %r is left to a worker that knows actor %r, as others like it will be"
+            _log.warning(text, message.delivery.id, self._queue_name, message.actor_name)
+        message.settle("postpone", message.reason())
 
     def _bury(self, message: Leased, error: Exception) -> None:
         """Reject a message as a worker does that has given up on it, so that middleware learns of it."""

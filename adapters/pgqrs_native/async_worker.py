@@ -42,6 +42,7 @@ class AsyncWorker(Duties):
         prefetch: int | None = None,
         shutdown_timeout: float = 30.0,
         on_success: Literal["ack", "archive"] = "ack",
+        on_unknown: Literal["retry", "bury"] = "retry",
         housekeeping: bool = True,
     ) -> None:
         super().__init__(
@@ -51,6 +52,7 @@ class AsyncWorker(Duties):
             prefetch=prefetch,
             shutdown_timeout=shutdown_timeout,
             on_success=on_success,
+            on_unknown=on_unknown,
             housekeeping=housekeeping,
         )
         self._changed = asyncio.Event()

@@ -48,6 +48,14 @@ LATE: Final = "the worker was stopped before the handler finished"
 _log = get_logger("pgqrs.worker")
 
 
+def _limit(room: int, batch: int | None) -> int:
+    """Return how many messages to claim: of a queue that is handled in batches, as many as fill some of them."""
+    if batch is None:
+        return min(room, CLAIM)
+    limit = min(room, max(CLAIM, batch))
+    return limit - limit % batch if limit > batch else limit
+
+
 class Duties(Roster):
     """The courses of a worker, for one that can wait, guard its load, and begin tasks."""
 
@@ -59,6 +67,7 @@ class Duties(Roster):
         self._load = Load(self._concurrency + self._prefetch)
         self._marks = MarksShelf()
         self._has_run = False
+        self._said: set[tuple[str, str]] = set()
         self._aside = Aside(_log, TICK)
         #: Queues that refuse outcomes for a reason that passes.
         self._refused = Backoff(FIRST_WRITE, LONGEST_WRITE)
@@ -93,6 +102,7 @@ class Duties(Roster):
         if self._load.stopping or self._has_run:
             raise WorkerStopped("it was stopped" if self._load.stopping else "it runs already")
         self._has_run = True
+        self._load.expect_batches(self._routes.largest_batch)
 
     # Claiming
 
@@ -148,7 +158,7 @@ class Duties(Roster):
         if not room:
             return True
         engine = self._engine
-        limit = min(room, CLAIM)
+        limit = _limit(room, self._routes.batch_of(name))
         queue = yield engine.queue(name)
         lease = queue.options.lease_seconds
         marks = self._marks.take(queue.id)
@@ -169,7 +179,13 @@ class Duties(Roster):
         if not found:
             return False
         tasks, refused = sort_out(
-            self._routes, queue, found, plugins=engine.plugins, claimed_at=time.time(), lease_seconds=lease
+            self._routes,
+            queue,
+            found,
+            plugins=engine.plugins,
+            claimed_at=time.time(),
+            lease_seconds=lease,
+            on_unknown=self._on_unknown,
         )
         with self._changing() as load:
             more = load.take(queue, found, limit)
@@ -177,7 +193,7 @@ class Duties(Roster):
         self._keeper.hold(queue, [message.lease for message in messages], lease, marker(messages))
         self._begin(tasks)
         if refused:
-            note_refused(refused, _log)
+            note_refused(refused, _log, self._said)
             self._report(refused)
         return more
 

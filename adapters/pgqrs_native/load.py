@@ -21,10 +21,12 @@ class Load:
         most: how many messages to hold.
     """
 
-    __slots__ = ("_alone", "_most", "abandoned", "claiming", "held", "pending", "stopping")
+    __slots__ = ("_alone", "_batch", "_most", "abandoned", "claiming", "held", "pending", "stopping")
 
     def __init__(self, most: int) -> None:
         self._most = most
+        #: For how many messages there should be room before more are claimed: those of a batch, for instance.
+        self._batch = 1
         #: Messages claimed and not yet settled.
         self.held = 0
         #: Whether a message on its last attempt is among them: whoever dies with it must not take others along.
@@ -39,13 +41,18 @@ class Load:
     @property
     def is_light(self) -> bool:
         """Whether to claim more. A full worker refills when a good part is done, so that claims stay fat."""
-        return self.held <= (0 if self._alone else self._most - max(self._most // 4, 1))
+        return self.held <= (0 if self._alone else self._most - max(self._most // 4, self._batch))
 
     @property
     def room(self) -> int:
         """For how many messages there is room: for none while one of those in hand is on its last attempt."""
         alone = self._alone and self.held > 0
         return 0 if self.stopping or alone else max(self._most - self.held, 0)
+
+    def expect_batches(self, count: int) -> None:
+        """Have room for batches of ``count`` messages: for one that is handled, and for another one where there are hands."""
+        self._batch = count
+        self._most = max(self._most, count * min(self._most, 2))
 
     def take(self, queue: Queue, found: Sequence[Delivery], limit: int) -> bool:
         """Note what a claim for ``limit`` messages has brought; tell whether the queue may hold more."""

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from pgqrs_core.errors import ConfigurationError, PgqrsError
+from pgqrs_core.errors import ConfigurationError, InvalidArgument, PgqrsError
 from pgqrs_core.messages import check_number
-from pgqrs_native.routing import Routes
+from pgqrs_native.routing import Routes, Unknown
 from pgqrs_native.shared import check_success
 
 if TYPE_CHECKING:
@@ -41,6 +41,7 @@ class Roster:
         prefetch: int | None,
         shutdown_timeout: float,
         on_success: Literal["ack", "archive"],
+        on_unknown: Unknown,
         housekeeping: bool,
     ) -> None:
         check_number("concurrency", concurrency, 1, most, whole=True)
@@ -50,8 +51,12 @@ class Roster:
         check_success(on_success)
         self._concurrency = concurrency
         self._shutdown_timeout = shutdown_timeout
+        if on_unknown not in ("retry", "bury"):
+            raise InvalidArgument("on_unknown", on_unknown, "'retry' or 'bury'")
+        self._on_unknown: Unknown = on_unknown
         self._success: Literal["ack", "archive"] = on_success
         self._housekeeping = housekeeping
+        self._max_batch = config.queue.max_batch_size
         self._routes = Routes(plugins)
 
     def handler(
@@ -80,10 +85,18 @@ class Roster:
         """Register a function that is called with up to ``count`` messages at once.
 
         It returns None when all went well, or one outcome per message: None, or the exception that it failed with.
-        It never gets more than ``concurrency + prefetch`` messages, for the worker holds no more: raise ``prefetch`` for
-        large batches.
+        ``count`` is 1 to the configuration's ``queue.max_batch_size``, for a batch is claimed by one statement. The worker
+        waits until it has room for a whole batch, and holds two of the largest where that is more than ``concurrency +
+        prefetch`` messages; if fewer wait in the queue, or after some seconds without room, a batch is smaller.
+
+        Raises:
+            InvalidArgument: ``count`` is out of range.
         """
-        check_number("count", count, 1, 10_000, whole=True)
+        most = self._max_batch
+        if not isinstance(count, int) or isinstance(count, bool) or not 1 <= count <= most:
+            raise InvalidArgument(
+                "count", count, f"a whole number from 1 to {most:,}, the setting queue.max_batch_size"
+            )
         return self._register(queue, type, message_type, count)
 
     def _served(self) -> list[str]:

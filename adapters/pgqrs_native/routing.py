@@ -5,9 +5,16 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
-from pgqrs_core.errors import DecodeError, InvalidArgument, PayloadError, PgqrsError
+from pgqrs_core.errors import (
+    ContentTypeUnknown,
+    DecodeError,
+    InvalidArgument,
+    PayloadError,
+    PayloadMismatch,
+    PgqrsError,
+)
 from pgqrs_core.events import Handling
 from pgqrs_core.logs import Logger, describe, error_text, worker_name
 from pgqrs_core.messages import MAX_SECONDS, Delivery, Queue, check_name, check_number
@@ -21,12 +28,17 @@ __all__ = [
     "Route",
     "Routes",
     "Task",
+    "Unknown",
     "conclude",
     "note_refused",
     "note_returned",
     "outcomes_of",
     "sort_out",
 ]
+
+
+#: Reasons that are remembered as logged.
+_MOST_SAID: Final = 1_000
 
 
 class Retry(PgqrsError):
@@ -92,6 +104,15 @@ class Routes:
         """The queues that have handlers."""
         return list(self._by_queue)
 
+    def batch_of(self, queue: str) -> int | None:
+        """Return the largest batch that a handler of a queue takes; None if its messages are handled one by one."""
+        return max((route.batch for route in self._by_queue[queue] if route.batch is not None), default=None)
+
+    @property
+    def largest_batch(self) -> int:
+        """The most messages that one call of a handler takes."""
+        return max((self.batch_of(queue) or 1 for queue in self.queues), default=1)
+
     def find(self, queue: str, delivery: Delivery) -> Route | None:
         """Return the handler for a delivery. A queue's only handler takes all; several are told apart by type."""
         known = self._by_queue[queue]
@@ -116,7 +137,9 @@ class Task:
     messages: list[Message[Any]]
 
 
-Action: TypeAlias = Literal["ack", "archive", "release", "nack", "bury", "none"]
+Action: TypeAlias = Literal["ack", "archive", "release", "postpone", "nack", "bury", "none"]
+#: What becomes of messages of types that a worker does not know.
+Unknown: TypeAlias = Literal["retry", "bury"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,11 +160,14 @@ def sort_out(
     plugins: Plugins,
     claimed_at: float,
     lease_seconds: float,
+    on_unknown: Unknown = "retry",
 ) -> tuple[list[Task], list[Outcome]]:
     """Turn deliveries into calls of handlers.
 
-    What no handler takes, or cannot be decoded, is to be buried; what a broken serializer failed on is to be retried.
+    What cannot be decoded is to be buried; what a broken serializer failed on is to be retried. What is of a message type
+    or a content type that this worker does not know is left to another one, which may be newer, or buried.
     """
+    unknown: Action = "postpone" if on_unknown == "retry" else "bury"
     tasks: list[Task] = []
     refused: list[Outcome] = []
     batches: dict[int, Task] = {}
@@ -163,9 +189,9 @@ def sort_out(
             refused.append(Outcome(message, "nack", broken))
         elif route is None and error is None:
             kind = delivery.headers.get("message_type")
-            refused.append(Outcome(message, "bury", f"no handler takes messages of type {kind!r}"))
+            refused.append(Outcome(message, unknown, f"no handler takes messages of type {kind!r}"))
         elif route is None or error is not None:
-            refused.append(Outcome(message, "bury", error))
+            refused.append(Outcome(message, unknown if _is_unknown(route, delivery, error) else "bury", error))
         elif route.batch is None:
             tasks.append(Task(route, queue, [message]))
         else:
@@ -175,6 +201,16 @@ def sort_out(
                 tasks.append(task)
             task.messages.append(message)
     return tasks, refused
+
+
+def _is_unknown(route: Route | None, delivery: Delivery, error: PayloadError | None) -> bool:
+    """Tell whether a payload could not be read because it is of a type that only others know."""
+    if isinstance(error, ContentTypeUnknown):
+        return True
+    if route is None or route.message_type is None or not isinstance(error, PayloadMismatch):
+        return False
+    # The queue's only handler was given what says that it is of another type.
+    return delivery.headers.get("message_type") not in (None, route.message_type)
 
 
 def _route(routes: Routes, queue: Queue, delivery: Delivery) -> Route | None:
@@ -187,10 +223,19 @@ def _route(routes: Routes, queue: Queue, delivery: Delivery) -> Route | None:
         raise DecodeError("headers", f"they are no JSON object: {error}") from error
 
 
-def note_refused(outcomes: Iterable[Outcome], log: Logger) -> None:
-    """Log which messages no handler sees now, and why; those that die are logged when they do."""
+def note_refused(outcomes: Iterable[Outcome], log: Logger, said: set[tuple[str, str]]) -> None:
+    """Log which messages no handler sees now, and why; those that die are logged when they do.
+
+    What is postponed comes again and again: each reason is logged once, and noted in ``said``.
+    """
     for outcome in outcomes:
-        if outcome.action != "bury":
+        if outcome.action == "postpone":
+            message, reason = outcome.message, error_text(outcome.error)
+            if (message.queue, reason) not in said and len(said) < _MOST_SAID:
+                said.add((message.queue, reason))
+                text = "%r is left to a worker that knows it, as others like it will be: %s"
+                log.warning(text, message, reason, extra=message.log_fields)
+        elif outcome.action != "bury":
             text = "%r cannot be decoded now and is tried again: %s"
             log.warning(text, outcome.message, error_text(outcome.error), extra=outcome.message.log_fields)
 

@@ -17,7 +17,7 @@ from pgqrs_core.events import Consumed, Draft, Handling, Outcome, OutcomeKind
 from pgqrs_core.logs import error_text
 from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Delivery, Queue
-from pgqrs_core.operations.settle import Failure, Fate, ack, archive, nack, release
+from pgqrs_core.operations.settle import Failure, Fate, ack, archive, nack, postpone, release
 from pgqrs_core.operations.traffic import incoming, put_back
 from pgqrs_native.message import Message
 
@@ -179,18 +179,21 @@ def _surrounded(hooks: Hooks, messages: Sequence[Message[Any]]) -> Iterator[Hand
 
 def settling(
     queue: Queue,
-    action: Literal["ack", "archive", "release"],
+    action: Literal["ack", "archive", "release", "postpone"],
     messages: Sequence[Message[Any]],
     *,
+    error: BaseException | str | None = None,
     plugins: Plugins,
     doorbell: Doorbell | None,
 ) -> Op[list[bool]]:
-    """Ack, archive or release messages of one queue; True where the lease still held.
+    """Ack, archive, release or postpone messages of one queue; True where the lease still held.
 
     Without a ``doorbell`` it is done inside the caller's transaction.
     """
     leases = [message.lease for message in messages]
-    if action == "release":
+    if action == "postpone":
+        kept = yield from postpone(queue, leases, describe_error(error or "it cannot be handled here", trace=False))
+    elif action == "release":
         kept = yield from release(queue, leases, doorbell)
     else:
         kept = yield from (ack if action == "ack" else archive)(queue, leases)
@@ -200,7 +203,9 @@ def settling(
         message.lease_lost = not alive
     # In the caller's transaction nothing has happened yet.
     if plugins.hooks.observes_consume and doorbell is not None:
-        kind: OutcomeKind = {"ack": "acked", "archive": "archived", "release": "released"}[action]  # type: ignore[assignment]
+        kind: OutcomeKind = {"ack": "acked", "archive": "archived", "release": "released", "postpone": "released"}[
+            action
+        ]  # type: ignore[assignment]
         _report(
             plugins, queue, messages, [kind] * len(kept) if all(kept) else [kind if alive else "lost" for alive in kept]
         )

@@ -34,6 +34,7 @@ __all__ = [
     "is_perhaps_of_one",
     "is_refusal_that_passes",
     "nack",
+    "postpone",
     "release",
     "replace",
 ]
@@ -99,6 +100,14 @@ def release(
     if any(kept):
         yield from ring(queue, doorbell)
     return kept
+
+
+def postpone(queue: Queue, leases: Sequence[Lease], error: dict[str, Any]) -> Op[list[bool]]:
+    """Give messages back that this consumer does not know how to handle, for one that does; the attempt does not count.
+
+    They are due after half their age, within 1 to 60 seconds, and keep ``error`` as their last error.
+    """
+    return (yield from _settle("postpone", queue, leases, lambda _: {"error": _error_text(error)}))
 
 
 def extend(queue: Queue, leases: Sequence[Lease], seconds: float) -> Op[list[bool]]:

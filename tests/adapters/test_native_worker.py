@@ -86,7 +86,7 @@ def test_handlers_of_one_queue_are_told_apart_by_type(native: Native, client: An
 
 def test_a_message_that_no_handler_takes_is_dead_with_that_reason(native: Native, client: Any, jobs: str) -> None:
     seen = Seen()
-    worker = native.worker(client)
+    worker = native.worker(client, on_unknown="bury")
     worker.handler(jobs, Mail)(lambda message: seen.add(message.payload))
     worker.handler(jobs, message_type="legacy")(lambda message: seen.add(message.payload))
     unknown = client.producer.enqueue(jobs, Invoice(1))
@@ -97,6 +97,36 @@ def test_a_message_that_no_handler_takes_is_dead_with_that_reason(native: Native
         eventually(lambda: left(client, jobs) == {"dead": 1})
 
     assert "no handler takes messages of type 'Invoice'" in client.admin.show_dead(jobs, unknown).error["message"]
+
+
+@pytest.mark.parametrize("what", ["message type", "message type of the only handler", "content type"])
+def test_what_a_worker_does_not_know_is_left_to_one_that_does(
+    native: Native, client: Any, pgqrs_dsn: str, what: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    # One attempt: that of the worker that does not know it must not count.
+    client.admin.create_queue("jobs", max_attempts=1)
+    seen = Seen()
+    old, new = native.worker(client), native.worker(client)
+    old.handler("jobs", Mail)(lambda message: seen.add(message.payload))
+    if what == "message type":
+        old.handler("jobs", message_type="legacy")(lambda message: seen.add(message.payload))
+    client.producer.enqueue("jobs", Invoice(1))
+    with psycopg.connect(pgqrs_dsn, autocommit=True) as connection:
+        if what == "content type":
+            connection.execute("update pgqrs.q_jobs set content_type = 'application/new'")
+        with native.working(old):
+            waits = "select attempt, lane, last_error->>'message' from pgqrs.q_jobs where lane < 0"
+            (attempt, lane, error) = eventually(lambda: connection.execute(waits).fetchone())
+        assert (attempt, lane) == (0, -1)
+        assert [line for line in caplog.messages if "is left to a worker that knows it" in line]
+        assert error
+        connection.execute("update pgqrs.q_jobs set content_type = 'application/json'")
+
+    new.handler("jobs", Mail)(lambda message: seen.add(message.payload))
+    new.handler("jobs", Invoice)(lambda message: seen.add(message.payload))
+    with native.working(new):
+        assert seen.wait_for(1) == [Invoice(1)]
+    assert left(client, "jobs") == {}
 
 
 def test_a_payload_that_does_not_fit_is_dead_and_the_rest_is_handled(native: Native, client: Any, jobs: str) -> None:
@@ -352,6 +382,29 @@ def test_a_batch_handler_gets_several_messages_and_none_acks_them_all(native: Na
     assert sorted(payload for batch in seen.items for payload in batch) == list(range(10))
     assert max(map(len, seen.items)) <= 4
     assert len(seen.items) < 10
+
+
+@pytest.mark.parametrize("settings", [{}, {"concurrency": 1, "prefetch": 0}, {"concurrency": 3, "prefetch": 20}])
+def test_a_batch_handler_gets_as_many_messages_as_it_asks_for(
+    native: Native, client: Any, jobs: str, settings: dict[str, int]
+) -> None:
+    client.producer.batch_enqueue(jobs, range(1000))
+    client.producer.batch_enqueue(jobs, range(550))
+    seen = Seen()
+    worker = native.worker(client, **settings)
+    worker.batch_handler(jobs, count=500)(lambda messages: seen.add(len(messages)))
+
+    with native.working(worker):
+        eventually(lambda: left(client, jobs) == {})
+
+    assert sorted(seen.items) == [50, 500, 500, 500]
+
+
+@pytest.mark.parametrize("count", [0, 10_001, True, 2.5, None])
+def test_a_batch_that_cannot_be_claimed_at_once_is_refused_by_name(native: Native, client: Any, count: Any) -> None:
+    with pytest.raises(InvalidArgument, match=r"max_batch_size") as caught:
+        native.worker(client).batch_handler("jobs", count=count)
+    assert caught.value.parameter == "count"
 
 
 def test_a_batch_handler_answers_for_each_message(native: Native, client: Any) -> None:

@@ -161,6 +161,7 @@ _CORE: Final[dict[str, Entry]] = {
     "ack": _settle(),
     "archive": _settle(),
     "release": _settle(refund=1),
+    "postpone": _settle(error=None),
     "extend": _settle(lease=30.0),
     "locate": _settle(),
     "nack": Entry(

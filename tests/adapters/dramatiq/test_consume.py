@@ -17,7 +17,7 @@ from pgqrs_dramatiq import PgqrsBroker
 from pgqrs_core.hookspecs import hookimpl
 from pgqrs_core.operations import maintenance
 from pgqrs_core.operations.queues import alter_queue
-from pgqrs_core.testing import eventually
+from pgqrs_core.testing import PATIENCE, eventually
 
 from .dramatiq_support import Station, quiet, send, take
 
@@ -224,7 +224,22 @@ class TestDeadLetters:
         assert told == [message.message_id]
         assert station.dead()[0]["type"] == "AttemptsExhausted"
 
-    def test_an_unknown_actor_is_dead_at_once(self, station: Station, broker: PgqrsBroker) -> None:
+    def test_a_message_for_an_unknown_actor_waits_for_a_worker_that_knows_it(
+        self, station: Station, broker: PgqrsBroker
+    ) -> None:
+        other, handled = station.broker(), threading.Event()
+        send(broker, 1)
+        with quiet(), station.worker(broker):
+            eventually(lambda: station.sql("select attempt, lane from pgqrs.q_default") == [(0, -1)])
+
+        dramatiq.actor(lambda _: handled.set(), broker=other, actor_name="act")
+
+        with station.worker(other):
+            assert handled.wait(PATIENCE)
+        assert station.dead() == []
+
+    def test_an_unknown_actor_is_dead_at_once_if_that_is_wished(self, station: Station) -> None:
+        broker = station.broker(unknown_actors="bury")
         send(broker, 1)
 
         with quiet(), station.worker(broker):
