@@ -141,6 +141,13 @@ class Ledger:
         """Tell whether to carry a renewal out that was due: others of its queue may have failed meanwhile."""
         return not self._backoff.waits(renewal.queue.id)
 
+    def is_failing(self, queue: Queue) -> bool:
+        """Tell whether leases of a queue could not be renewed the last time.
+
+        They may have ended: to claim from the queue now would be to take over what this process handles.
+        """
+        return self._backoff.has_failed(queue.id) and any(held.queue.id == queue.id for held in self._held.values())
+
     def failed(self, renewal: Renewal, error: BaseException) -> None:
         """Note that a renewal could not be carried out, and try all those of its queue again soon."""
         number = renewal.queue.id
@@ -195,6 +202,11 @@ class LeaseKeeper:
         """Renew these no more."""
         with self._changed:
             self._ledger.drop(leases)
+
+    def is_failing(self, queue: Queue) -> bool:
+        """Tell whether to leave a queue alone; see `Ledger.is_failing`."""
+        with self._changed:
+            return self._ledger.is_failing(queue)
 
     def settling(self, leases: Iterable[Lease], *, begun: bool = True) -> None:
         """These are about to be settled; see `Ledger.settling`."""
@@ -276,6 +288,10 @@ class AsyncLeaseKeeper:
     def drop(self, leases: Iterable[Lease]) -> None:
         """Renew these no more."""
         self._ledger.drop(leases)
+
+    def is_failing(self, queue: Queue) -> bool:
+        """Tell whether to leave a queue alone; see `Ledger.is_failing`."""
+        return self._ledger.is_failing(queue)
 
     def settling(self, leases: Iterable[Lease], *, begun: bool = True) -> None:
         """These are about to be settled; see `Ledger.settling`."""

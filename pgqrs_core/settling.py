@@ -52,7 +52,7 @@ _MOST: Final = 1_000
 _ENOUGH: Final = 200
 #: Seconds until the next try when the server is away, or a queue refuses it; the latter waits double.
 _RETRY: Final = 0.5
-_LONGEST_RETRY: Final = 5.0
+_LONGEST_RETRY: Final = 2.0
 
 _KINDS: Final[dict[str, OutcomeKind]] = {
     "ack": "acked",

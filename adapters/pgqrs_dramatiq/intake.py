@@ -41,6 +41,8 @@ _log = get_logger("pgqrs.dramatiq")
 MOST: Final = 200
 #: Seconds for which a queue is left alone whose claim failed.
 ASIDE: Final = 2.0
+#: The same for one whose leases could not be renewed.
+PAUSE: Final = 0.5
 #: Seconds between two looks at what no event tells.
 CHECK: Final = 1.0
 
@@ -142,7 +144,9 @@ class Intake:
                 # Others may have time for what was claimed ahead of a room that has not come.
                 source.ahead = 0
                 source.give_back()
-            if self._may_claim(source):
+            if source.look and self.keeper.is_failing(source.queue):
+                source.look, source.again_at = False, now + PAUSE
+            elif self._may_claim(source):
                 self._claim(source)
         with self._lock:
             # Whoever was served first is served last.

@@ -42,6 +42,8 @@ MOST: Final = 100
 STALE: Final = 0.25
 #: Seconds for which a queue is left alone whose claim failed.
 ASIDE: Final = 5.0
+#: The same for one whose leases could not be renewed.
+PAUSE: Final = 0.5
 
 #: The bindings, as something that can ring.
 _TOPOLOGY: Final = Queue(0, "", "", QueueOptions())
@@ -227,7 +229,9 @@ class Intake:
             room = min(room + self._pace.ahead, MOST)
             # Whoever was served last is asked last.
             for source in sources:
-                if source.look and room > 0 and not self._is_alone():
+                if source.look and self._broker.keeper.is_failing(source.queue):
+                    source.look, source.again_at = False, time.monotonic() + PAUSE
+                elif source.look and room > 0 and not self._is_alone():
                     count = self._claim(source, room)
                     room -= count
                     more = more or source.look

@@ -7,13 +7,13 @@ bindings. One that this process itself deletes is forgotten.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Final
 
 from amqp.exceptions import ChannelError
 
 from pgqrs_core.errors import PgqrsError
+from pgqrs_core.logs import get_logger
 from pgqrs_kombu import topology
 from pgqrs_kombu.errors import translated
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Remembered"]
 
-_log = logging.getLogger("pgqrs.kombu")
+_log = get_logger("pgqrs.kombu")
 
 #: Queues that are remembered; with more than that, it begins anew.
 _MOST: Final = 10_000

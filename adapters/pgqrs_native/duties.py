@@ -142,6 +142,10 @@ class Duties(Roster):
         """Claim from queues; return those that may hold more. One that has gone is none of the others' business."""
         more = []
         for name in names:
+            known = self._engine.known(name)
+            if known is not None and self._keeper.is_failing(known):
+                self._aside.rest(name, PAUSE)
+                continue
             try:
                 if (yield from self._claim_from(name)):
                     more.append(name)

@@ -50,7 +50,7 @@ class Load:
         return 0 if self.stopping or alone else max(self._most - self.held, 0)
 
     def expect_batches(self, count: int) -> None:
-        """Have room for batches of ``count`` messages: for one that is handled, and for another one where there are hands."""
+        """Have room for batches of ``count`` messages: for one that is handled, and for another one if there are hands."""
         self._batch = count
         self._most = max(self._most, count * min(self._most, 2))
 

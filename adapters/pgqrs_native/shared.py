@@ -136,6 +136,10 @@ class Aside:
             self._said[name] = str(error)
             self._log.warning("cannot claim from queue %r, which is tried again: %s", name, error)
 
+    def rest(self, name: str, seconds: float) -> None:
+        """Set a queue aside for some seconds; nothing failed."""
+        self._again_at[name] = time.monotonic() + seconds
+
     def works(self, name: str) -> None:
         """Note that a claim from a queue did not fail."""
         if self._backoff and self._backoff.succeeded(name):
