@@ -22,6 +22,7 @@ SCENARIOS: Final = {
     "api": "The Python API beside PGMQ's client",
     "sustained": "Two producers and two consumers at once",
     "pinned": "While another transaction holds an old snapshot",
+    "steady": "From minute to minute, while autovacuum comes by",
     "backlog": "A claim with a backlog in front",
     "producers": "Eight producers, consumers waiting",
     "pickup": "Latency of an idle consumer",

@@ -49,6 +49,9 @@ class Table(Protocol):
     def archive(self, rows: Sequence[Row]) -> int:
         """Move what was taken to the archive; return how many."""
 
+    def vacuum(self) -> None:
+        """Vacuum the table, and plan all statements anew."""
+
     def close(self) -> None:
         """Close the connections."""
 
@@ -74,13 +77,18 @@ class Ours:
             }
             return sql.SQL(queries[statement].text).format(**names)
 
-        self._send, self._claim = text("enqueue_alike"), text("claim")
+        self._send, self._claim, self._vacuum = text("enqueue_alike"), text("claim"), text("vacuum")
         self._ack, self._archive = text("ack"), text("archive")
 
     @property
     def pids(self) -> list[int]:
         """The backends that serve it."""
         return [self.durable.info.backend_pid, self.relaxed.info.backend_pid]
+
+    @property
+    def settler(self) -> int:
+        """The backend that stores and settles; `claim` has another."""
+        return self.durable.info.backend_pid
 
     def send(self, count: int) -> None:
         """Store ``count`` messages, all in one statement."""
@@ -120,6 +128,12 @@ class Ours:
     def archive(self, rows: Sequence[Row]) -> int:
         """Move what was taken to the archive; return how many."""
         return self._settle(self._archive, rows)
+
+    def vacuum(self) -> None:
+        """Vacuum the table, and plan all statements anew."""
+        self.durable.execute(self._vacuum)
+        for connection in (self.durable, self.relaxed):
+            connection.execute("discard plans")
 
     def close(self) -> None:
         """Close the connections."""
@@ -183,6 +197,11 @@ class Floor:
         return len(rows)
 
     archive = ack
+
+    def vacuum(self) -> None:
+        """Vacuum the table, and plan all statements anew."""
+        self.connection.execute("vacuum floor")
+        self.connection.execute("discard plans")
 
     def close(self) -> None:
         """Close the connection."""

@@ -93,6 +93,11 @@ class PgmqShape:
         """Move what was taken to the archive; return how many."""
         return len(self._execute(_PGMQ_ARCHIVE, [numbers([row[0] for row in rows])]))
 
+    def vacuum(self) -> None:
+        """Vacuum the tables, and plan all statements anew."""
+        self.connection.execute("vacuum pgmq_q, pgmq_a")
+        self.connection.execute("discard plans")
+
     def close(self) -> None:
         """Close the connection."""
         self.connection.close()

@@ -26,13 +26,13 @@ def run(setting: Setting) -> list[Figure]:
     """Pass messages through each table, 1,000 at a time in and 100 at a time out."""
     total = setting.size(20_000, 5_000)
 
-    def ours(ending: Ending) -> Steps:
+    def ours(ending: Ending, *, is_vacuumed: bool = True) -> Steps:
         with setting.queue("storage"):
             table = Ours(setting.dsn, "storage", JSON_BYTES, content_type="application/json")
-            return _pass(setting, table, total, ending)
+            return _pass(setting, table, total, ending, is_vacuumed=is_vacuumed)
 
-    def shape(ending: Ending) -> Steps:
-        return _pass(setting, PgmqShape(setting.dsn), total, ending)
+    def shape(ending: Ending, *, is_vacuumed: bool = True) -> Steps:
+        return _pass(setting, PgmqShape(setting.dsn), total, ending, is_vacuumed=is_vacuumed)
 
     def floor() -> Steps:
         return _pass(setting, Floor(setting.dsn, JSON_BYTES), total, "ack")
@@ -41,6 +41,8 @@ def run(setting: Setting) -> list[Figure]:
         "ours": lambda: ours("ack"),
         "shape": lambda: shape("ack"),
         "floor": floor,
+        "ours, fresh": lambda: ours("ack", is_vacuumed=False),
+        "shape, fresh": lambda: shape("ack", is_vacuumed=False),
         "ours, archive": lambda: ours("archive"),
         "shape, archive": lambda: shape("archive"),
     }
@@ -58,13 +60,15 @@ def run(setting: Setting) -> list[Figure]:
     def wal(cost: Cost) -> float | None:
         return cost.wal_bytes
 
-    pair, archived = ("ours", "shape"), ("ours, archive", "shape, archive")
+    pair, fresh, archived = ("ours", "shape"), ("ours, fresh", "shape, fresh"), ("ours, archive", "shape, archive")
     lines = (
         ("send, claim, ack: backend CPU", whole, pair, "µs/message", backend, at_most(0.5)),
         ("send, claim, ack: CPU of the whole server", whole, pair, "µs/message", server, None),
         ("send, claim, ack: WAL", whole, pair, "bytes/message", wal, at_most(0.6)),
         ("send alone: backend CPU", sent, pair, "µs/message", backend, None),
         ("claim and ack alone: backend CPU", taken, pair, "µs/message", backend, None),
+        ("never vacuumed; send, claim, ack: backend CPU", whole, fresh, "µs/message", backend, at_most(0.5)),
+        ("never vacuumed; claim and ack alone: backend CPU", taken, fresh, "µs/message", backend, None),
         ("send, claim, ack: rate", whole, pair, "messages/s", None, None),
         ("send, claim, archive: backend CPU", whole, archived, "µs/message", backend, at_most(0.8)),
         ("send, claim, archive: WAL", whole, archived, "bytes/message", wal, None),
@@ -89,8 +93,8 @@ def run(setting: Setting) -> list[Figure]:
     return figures
 
 
-def _pass(setting: Setting, table: Table, total: int, ending: Ending) -> Steps:
-    """Send ``total`` messages, then take them out; return what each half cost."""
+def _pass(setting: Setting, table: Table, total: int, ending: Ending, *, is_vacuumed: bool = True) -> Steps:
+    """Send ``total`` messages, then take them out; return what each half cost. Before it, vacuum the empty table."""
     meter = setting.meter
     settle = table.ack if ending == "ack" else table.archive
 
@@ -106,6 +110,10 @@ def _pass(setting: Setting, table: Table, total: int, ending: Ending) -> Steps:
         return done
 
     try:
+        if is_vacuumed:
+            send()
+            take()
+            table.vacuum()
         # One message first, so that connecting, preparing and planning are not measured.
         table.send(1)
         settle(table.claim(1))
