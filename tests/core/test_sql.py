@@ -11,6 +11,7 @@ import pgqrs_core.sql
 from pgqrs_core.effects import Execute
 from pgqrs_core.sql import MIGRATIONS, Query, queries, read_migrations, read_queries
 from pgqrs_core.testing.by_hand import make_queue, text_of
+from tests.support import statements
 
 CORE = Path(pgqrs_core.__file__).parent
 SHELVES = [CORE, CORE.parent / "adapters", CORE.parent / "plugins"]
@@ -263,3 +264,25 @@ class TestMigrations:
         ]
 
         assert strangers == []
+
+
+@pytest.mark.parametrize("package", statements.CATALOGUES)
+def test_every_statement_is_run_on_tables_of_all_kinds_or_has_a_reason(package: str) -> None:
+    """See tests/support/statements.py: a new statement needs an entry there."""
+    catalogue, entries, exempt = statements.CATALOGUES[package], statements.ENTRIES[package], statements.EXEMPT[package]
+
+    assert set(entries) & set(exempt) == set()
+    assert set(catalogue) - set(entries) - set(exempt) == set()
+    assert (set(entries) | set(exempt)) - set(catalogue) == set()
+
+
+@pytest.mark.parametrize("package", statements.CATALOGUES)
+def test_every_entry_names_all_parameters(package: str) -> None:
+    missing = {
+        name: asked
+        for name, entry in statements.ENTRIES[package].items()
+        if not callable(entry.params)
+        and (asked := set(re.findall(r"%\((\w+)\)s", statements.CATALOGUES[package][name].text)) - set(entry.params))
+    }
+
+    assert missing == {}

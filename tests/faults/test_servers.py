@@ -155,6 +155,40 @@ def pin_snapshot(scene: Scene) -> None:
             scene.crowd.flow(100)
 
 
+#: Rows that lie beside the crowd's messages, and are due tomorrow. Their ids are in no order, so that whoever reads their
+#: index from end to end visits a page for each.
+BESIDE = (
+    "insert into pgqrs.q_jobs (lane, message_id, due_at, body) "
+    "select -1, -n, now() + interval '1 day', '' from generate_series(1, 30000) n order by md5(n::text)"
+)
+#: Pages of the queue's table and indexes that were visited so far, and messages that were acked.
+VISITED = (
+    "select s.heap_blks_hit + s.heap_blks_read + s.idx_blks_hit + s.idx_blks_read, t.n_tup_del "
+    "from pg_statio_user_tables s join pg_stat_user_tables t using (relid) where s.relname = 'q_jobs'"
+)
+
+
+def mislead_the_planner(scene: Scene) -> None:
+    """A vacuum that finds the queue empty, then a burst, beside an old snapshot."""
+    dsn = scene.cluster.dsn
+    remove = "delete from pgqrs.q_jobs where lane = -1 and message_id < 0"
+    for statement in (BESIDE, remove, "vacuum pgqrs.q_jobs", BESIDE):
+        ask(dsn, statement)
+    # Connections plan their statements anew.
+    ask(dsn, f"select pg_terminate_backend(pid) from ({BACKENDS}) ours")
+    with psycopg.connect(dsn) as old:
+        old.isolation_level = psycopg.IsolationLevel.REPEATABLE_READ
+        old.execute("select 1 from pgqrs.q_jobs limit 1")
+        scene.crowd.flow(50)
+        before = ask(dsn, VISITED)[0]
+        scene.crowd.flow(300)
+        until(lambda: ask(dsn, VISITED)[0][1] >= before[1] + 200, "sessions have reported what they did")
+        after = ask(dsn, VISITED)[0]
+    ask(dsn, remove)
+    pages = (after[0] - before[0]) / (after[1] - before[1])
+    assert pages <= 1_000, f"{pages:.0f} pages were visited for each message"
+
+
 def fill_notify_queue(scene: Scene) -> None:
     """A listener that is idle in a transaction keeps all notifications; soon nobody can send any more."""
     with psycopg.connect(scene.cluster.dsn, autocommit=True) as listener:
@@ -205,6 +239,7 @@ FAULTS: dict[str, Callable[[Scene], None]] = {
     "indexes are rebuilt": rebuild("reindex table pgqrs.q_jobs"),
     "others lock rows in another order": bait_deadlocks,
     "a snapshot is held": pin_snapshot,
+    "the planner takes a full queue for empty": mislead_the_planner,
     "nobody can notify": fill_notify_queue,
     "ids are given out twice": set_ids_back,
     "a prepared transaction is forgotten": leave_prepared,

@@ -11,7 +11,6 @@ import pgqrs_dramatiq.sql
 import pgqrs_kombu.sql
 import psycopg
 import pytest
-from catalogue_entries import ENTRIES, EXEMPT, FILL, LEFT, QUEUE_IDS, ROWS, Held
 from harness import SyncHarness, ask
 from psycopg import sql
 
@@ -19,21 +18,16 @@ from pgqrs_core.drivers import session
 from pgqrs_core.drivers.statements import Statements
 from pgqrs_core.effects import Execute
 from pgqrs_core.operations import schema
-from pgqrs_core.sql import Query, queries
+from pgqrs_core.sql import Query
 from pgqrs_core.testing import with_database
+from tests.support.statements import CATALOGUES, ENTRIES, FILL, LEFT, QUEUE_IDS, ROWS, Held
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping
+    from collections.abc import Iterator
 
     from pgqrs_core.messages import Queue
 
 
-CATALOGUES: Mapping[str, Mapping[str, Query]] = {
-    "pgqrs_core": queries,
-    "pgqrs_celery": pgqrs_celery.sql.queries,
-    "pgqrs_dramatiq": pgqrs_dramatiq.sql.queries,
-    "pgqrs_kombu": pgqrs_kombu.sql.queries,
-}
 MIGRATIONS = {
     "celery": pgqrs_celery.sql.MIGRATIONS,
     "dramatiq": pgqrs_dramatiq.sql.MIGRATIONS,
@@ -153,14 +147,6 @@ class Estate:
         self.engine.close()
         for connection in (self.admin, self.old, self.ours, self.callers):
             connection.close()
-
-
-def test_every_statement_has_an_entry_or_a_reason() -> None:
-    for package, catalogue in CATALOGUES.items():
-        entries, exempt = ENTRIES[package], EXEMPT[package]
-        assert set(entries) & set(exempt) == set()
-        assert set(catalogue) - set(entries) - set(exempt) == set(), f"of {package}: see catalogue_entries.py"
-        assert (set(entries) | set(exempt)) - set(catalogue) == set(), package
 
 
 @pytest.fixture(scope="module", params=STATES)

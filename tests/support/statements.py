@@ -1,4 +1,4 @@
-"""What `test_statistics.py` runs of each catalogue: every statement with its parameters and how many rows it is about.
+"""Every statement of each catalogue, with its parameters and how many rows it is about, for `test_statistics.py`.
 
 Add a statement here when you add it to a catalogue. Its bound follows from ``rows``: a statement that reads more than a few
 pages per row that it is about has a plan that depends on statistics, or an index too few. Give it another shape (see
@@ -9,12 +9,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Final
+from typing import TYPE_CHECKING, Any, Final
 
+import pgqrs_celery.sql
+import pgqrs_dramatiq.sql
+import pgqrs_kombu.sql
+
+import pgqrs_core.sql
 from pgqrs_core.arrays import numbers, texts
 from pgqrs_core.messages import CLAIM_LANES
 
-__all__ = ["BATCH", "ENTRIES", "EXEMPT", "FILL", "LEFT", "QUEUE_IDS", "ROWS", "Entry", "Held"]
+if TYPE_CHECKING:
+    from pgqrs_core.sql import Query
+
+__all__ = ["BATCH", "CATALOGUES", "ENTRIES", "EXEMPT", "FILL", "LEFT", "QUEUE_IDS", "ROWS", "Entry", "Held"]
 
 #: Rows of each table where it is full, and how many are left where it was emptied: those with the highest numbers.
 ROWS: Final = 10_000
@@ -194,7 +202,7 @@ _CORE: Final[dict[str, Entry]] = {
     "expire": Entry(_LIMIT, rows=BATCH, front=True),
     "prune_dead": Entry({"seconds": 1.0, **_LIMIT}, rows=BATCH, front=True),
     "prune_keys": Entry(_LIMIT, rows=BATCH, front=True),
-    "elect": Entry({"role": "r", "holder": 1, "seconds": 1.0}),
+    "elect": Entry({"role": "r", "holder": 1, "host": "h", "pid": 1, "seconds": 1.0}),
     "resign": Entry({"role": "r", "holder": 1}),
     "find_queue": Entry({"name": "jobs"}),
     "insert_queue": Entry({"name": "other", "suffix": "other", "options": "{}", "version": 9}),
@@ -317,6 +325,12 @@ _KOMBU: Final[dict[str, Entry]] = {
     "purge_mail": Entry({"queue_id": _ONE}),
     "mail_probe": Entry(),
 }
+CATALOGUES: Final[Mapping[str, Mapping[str, Query]]] = {
+    "pgqrs_core": pgqrs_core.sql.queries,
+    "pgqrs_celery": pgqrs_celery.sql.queries,
+    "pgqrs_dramatiq": pgqrs_dramatiq.sql.queries,
+    "pgqrs_kombu": pgqrs_kombu.sql.queries,
+}
 ENTRIES: Final[Mapping[str, Mapping[str, Entry]]] = {
     "pgqrs_core": _CORE,
     "pgqrs_celery": _CELERY,
@@ -381,9 +395,7 @@ EXEMPT: Final[Mapping[str, Mapping[str, str]]] = {
             ),
             "reads the server's own views",
         ),
-        **dict.fromkeys(
-            ("queue_tables", "transaction_age", "notify_usage", "housekeeper"), "reads the server's own views"
-        ),
+        **dict.fromkeys(("queue_tables", "transaction_age", "notify_usage", "leaders"), "reads the server's own views"),
         "sleepers": "counts all sleepers",
         "forget_waiters": "reads all sleepers, once in a while",
         "vacuum": "is a VACUUM",
