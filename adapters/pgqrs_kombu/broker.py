@@ -24,6 +24,7 @@ from pgqrs_core.settling import Settler, Verdict
 from pgqrs_core.supervision import start_timer
 from pgqrs_kombu import mail, topology
 from pgqrs_kombu.directory import Directory
+from pgqrs_kombu.forwarding import Forwarder
 from pgqrs_kombu.plugin import ADAPTER
 from pgqrs_kombu.publishing import Publisher
 from pgqrs_kombu.remembered import Remembered
@@ -54,7 +55,14 @@ class Broker:
         self.settler = Settler(self.engine, self.keeper, ADAPTER)
         self.directory = Directory(self.engine, self._is_watching)
         self.remembered = Remembered(self)
-        self.publisher = Publisher(self.engine, self.directory, self.remembered.restore, hold_eta=options.hold_eta)
+        self.forwarder = Forwarder(self)
+        self.publisher = Publisher(
+            self.engine,
+            self.directory,
+            restore=self.remembered.restore,
+            stored=self.forwarder.stored,
+            hold_eta=options.hold_eta,
+        )
         self.upkeep = Upkeep(self)
         #: This process, where the database asks who uses a queue.
         self.consumer = secrets.randbits(62)
@@ -136,6 +144,7 @@ class Broker:
     def close(self) -> None:
         """Write what is left to write, and close all connections."""
         self.upkeep.close()
+        self.forwarder.close()
         self.settler.close()
         self.keeper.close()
         self.engine.close()
@@ -160,6 +169,8 @@ class Broker:
             return
         if verdict.queue.id > 0:
             self.settler.give(verdict)
+            if verdict.kind in ("reject", "requeue") and self.forwarder.has_rules(verdict.queue.name):
+                self.forwarder.hurry(verdict.queue.name)
         elif verdict.kind in ("release", "requeue"):
             try:
                 self.engine.run(mail.put_back, [(-verdict.queue.id, verdict.delivery)], self.channel)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections import defaultdict
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ from pgqrs_core.logs import get_logger
 from pgqrs_core.marks import Marks
 from pgqrs_core.settling import Verdict
 from pgqrs_kombu import envelope, mail, topology
+from pgqrs_kombu.arguments import check_consumer
 from pgqrs_kombu.declarations import Declarations
 from pgqrs_kombu.errors import no_route, not_found, translated
 from pgqrs_kombu.gathering import PublishBatch
@@ -133,11 +134,13 @@ class Channel(Declarations, virtual.Channel):  # type: ignore[misc]
         no_ack: bool = False,
         callback: Callable[[envelope.Message], Any] | None = None,
         consumer_tag: str | None = None,
+        arguments: Mapping[str, Any] | None = None,
         **_: Any,
     ) -> str:
         """Begin to consume from a queue (404 if there is none)."""
         tag = consumer_tag or f"pgqrs-{uuid()}"
         with translated():
+            check_consumer(arguments)
             known = self._known(queue)
             if known.mailbox is not None:
                 if not self.broker.use_mailbox(known.mailbox):

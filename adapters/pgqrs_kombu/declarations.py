@@ -14,6 +14,7 @@ from pgqrs_core.logs import get_logger
 from pgqrs_core.operations.metrics import measure_one
 from pgqrs_core.operations.queues import purge_queue
 from pgqrs_kombu import mail, topology
+from pgqrs_kombu.arguments import rules_of
 from pgqrs_kombu.errors import not_found, translated
 
 if TYPE_CHECKING:
@@ -111,6 +112,7 @@ class Declarations:
                 if known.mailbox is None:
                     broker.engine.forget(name)
                     broker.remembered.queue(name, arguments)
+                    broker.forwarder.learn(name, rules_of(arguments))
                 broker.directory.learn(known)
                 if exclusive and self.connection is not None:
                     self.connection.exclusive.add(name)

@@ -23,7 +23,7 @@ from pgqrs_core.messages import MAX_PRIORITY, MAX_SECONDS, Delivery, encode_head
 from pgqrs_kombu import tasks
 from pgqrs_kombu.compression import expand
 
-__all__ = ["KEY", "Message", "compose", "exchange_of"]
+__all__ = ["KEY", "Message", "compose", "exchange_of", "message_of"]
 
 #: The one header that is not the publisher's.
 KEY: Final = "_kombu"
@@ -80,6 +80,25 @@ def compose(
         ttl,
         durable=properties.get("delivery_mode") != _TRANSIENT,
     )
+
+
+def message_of(delivery: Delivery, queue: str) -> dict[str, Any]:
+    """Return a stored message in the form in which Kombu publishes one."""
+    headers = _headers(delivery.raw_headers)
+    envelope = headers.pop(KEY, None)
+    known = isinstance(envelope, dict) and isinstance(envelope.get("properties"), dict)
+    encoding = "utf-8" if _TEXTUAL.match(delivery.content_type) else "binary"
+    return {
+        "body": delivery.body,
+        "content-type": delivery.content_type,
+        "content-encoding": envelope.get("content_encoding") if known and envelope else encoding,
+        "headers": headers,
+        "properties": {
+            "delivery_info": {"exchange": "", "routing_key": queue},
+            **(envelope["properties"] if known and envelope else {}),
+            "priority": delivery.priority,
+        },
+    }
 
 
 def exchange_of(raw_headers: str | None) -> str:

@@ -79,6 +79,7 @@ class Intake:
             self._broker.listeners += 1
             self._broker.upkeep.on_vanished.add(self._alert)
             self._broker.upkeep.start()
+            self._broker.forwarder.start()
         self._alert()
 
     def remove(self, source: Source) -> None:
@@ -188,6 +189,7 @@ class Intake:
         numbers = {queue.id for queue in self._subscription.rise()}
         if 0 in numbers:
             self._broker.directory.changed()
+            self._broker.forwarder.changed()
         for source in self._sources:
             if source.queue.id in numbers:
                 source.look = True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pgqrs_core.effects import Op
@@ -50,10 +50,19 @@ class Parcel(NamedTuple):
 class Publisher:
     """Routes and writes the messages of this process to one broker."""
 
-    def __init__(self, engine: Engine, directory: Directory, restore: Callable[[str], bool], *, hold_eta: bool) -> None:
+    def __init__(
+        self,
+        engine: Engine,
+        directory: Directory,
+        *,
+        restore: Callable[[str], bool],
+        stored: Callable[[Iterable[str]], None],
+        hold_eta: bool,
+    ) -> None:
         self._engine = engine
         self._directory = directory
         self._restore = restore
+        self._stored = stored
         self._hold_eta = hold_eta
 
     def publish(self, message: dict[str, Any], exchange: str, routing_key: str) -> bool:
@@ -94,7 +103,33 @@ class Publisher:
         began = time.perf_counter()
         ids, count = engine.transact(_write, groups, posts, engine.plugins, engine.doorbell.channel)
         self._announce(groups, ids, time.perf_counter() - began)
+        self._stored(by_queue)
         return sum(map(len, ids)) + count
+
+    def move(self, parcels: Mapping[int, Parcel], take_out: Callable[[], Op[set[int]]]) -> None:
+        """Store messages of ours elsewhere, each by its id, in the transaction that takes them out of their queue.
+
+        Those that ``take_out`` does not answer with are somebody else's by now, and are not stored.
+        """
+        engine = self._engine
+        places = {draft.queue: self._queue(draft.queue) for parcel in parcels.values() for draft in parcel.drafts}
+        moved: list[tuple[Queue, list[Draft]]] = []
+
+        def operation() -> Op[tuple[list[list[int]], int]]:
+            gone = yield from take_out()
+            chosen = [parcel for number, parcel in parcels.items() if number in gone]
+            groups: dict[str, list[Draft]] = {}
+            for parcel in chosen:
+                for draft in parcel.drafts:
+                    groups.setdefault(draft.queue, []).append(draft)
+            # Each time: a transaction may be run again.
+            moved[:] = [(queue, drafts) for name, drafts in groups.items() if (queue := places[name]) is not None]
+            posts = [parcel.post for parcel in chosen if parcel.post is not None]
+            return (yield from _write(moved, posts, engine.plugins, engine.doorbell.channel))
+
+        began = time.perf_counter()
+        ids, _ = engine.transact(operation)
+        self._announce(moved, ids, time.perf_counter() - began)
 
     def route(self, message: dict[str, Any], exchange: str, routing_key: str) -> Parcel:
         """Find out where a message goes."""
@@ -141,6 +176,7 @@ class Publisher:
                 if restored or not self._restore(draft.queue):
                     return False
             else:
+                self._stored((draft.queue,))
                 return True
         return False
 

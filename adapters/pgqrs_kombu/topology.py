@@ -12,7 +12,8 @@ from pgqrs_core.messages import Queue, QueueOptions, check_name
 from pgqrs_core.operations.queues import create_queue, delete_queue, find_queue
 from pgqrs_core.operations.schema import check_component, install_all
 from pgqrs_core.plugins import Plugins
-from pgqrs_kombu.arguments import as_json, seconds_of
+from pgqrs_kombu.arguments import as_json, check_exchange, rules_of, seconds_of
+from pgqrs_kombu.dead_letters import is_expired_kept, keep_expired
 from pgqrs_kombu.errors import not_equivalent, not_found, unknown_type
 from pgqrs_kombu.patterns import pattern_of
 from pgqrs_kombu.plugin import COMPONENT
@@ -87,6 +88,7 @@ def declare_exchange(
     """
     if kind not in TYPES:
         raise unknown_type(name, kind)
+    check_exchange(arguments)
     check_name(name)
     # What is there already takes no right to declare it.
     found = yield Execute(queries["find_exchange"], {"name": name})
@@ -132,6 +134,7 @@ def declare_queue(
     expires = seconds_of(arguments, "x-expires")
     ephemeral = exclusive or auto_delete or expires is not None
     ttl = seconds_of(arguments, "x-message-ttl")
+    rules = rules_of(arguments, ephemeral=ephemeral)
     check_name(name)
     if ephemeral or not (yield from _stands(name, ttl, as_json(arguments))):
         number, stored = yield from _declare(
@@ -153,6 +156,8 @@ def declare_queue(
         yield from find_queue(name)
     except QueueNotFound:
         yield from create_queue(name, options)
+    if not (yield from is_expired_kept(name, rules.exchange is not None)):
+        yield from keep_expired(name, rules.exchange is not None)
     return Declared(name, None, ttl)
 
 

@@ -300,10 +300,12 @@ with old as materialized (
 delete from {archive} a where a.ctid = any (array(select place from old)) returning a.message_id;
 
 -- name: expire consumer lock_timeout
--- Remove up to `limit` messages whose time to live has run out and that nobody holds; not the dead.
+-- Remove up to `limit` messages whose time to live has run out and that nobody holds; not the dead. An adapter may keep
+-- those of a queue, to pass them on.
 with gone as materialized (
   select ctid as place from {queue}
   where expires_at <= statement_timestamp() and lease_until <= statement_timestamp() and lane >= -10
+    and not exists (select from {schema}.queues k where k.queue_id = {queue_id} and k.options ->> 'keep_expired' = 'true')
   order by expires_at limit %(limit)s for update skip locked
 )
 delete from {queue} q where q.ctid = any (array(select place from gone)) returning q.message_id;

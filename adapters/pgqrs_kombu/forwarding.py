@@ -1,0 +1,209 @@
+"""Moves what has fallen out of queues to their dead-letter exchanges, and keeps queues within their lengths.
+
+One process does it for all queues, once a second: the elected one. A process in which a message falls, because it was
+rejected or because a queue is too long, does it for that queue at once.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Final
+
+from amqp.exceptions import ChannelError
+
+from pgqrs_core.errors import NotPermitted, PgqrsError, QueueNotFound
+from pgqrs_core.logs import get_logger
+from pgqrs_core.operations import maintenance
+from pgqrs_core.supervision import join, start_thread
+from pgqrs_core.this_process import this_process
+from pgqrs_kombu import dead_letters
+from pgqrs_kombu.dead_letters import Fallen
+
+if TYPE_CHECKING:
+    from pgqrs_core.messages import Queue
+    from pgqrs_kombu.arguments import Rules
+    from pgqrs_kombu.broker import Broker
+    from pgqrs_kombu.publishing import Parcel
+
+__all__ = ["Forwarder"]
+
+_log = get_logger("pgqrs.kombu")
+
+_ROLE: Final = "kombu dead letters"
+#: Seconds between two rounds of the elected process, and for how many it is elected.
+_ROUND: Final = 1.0
+_TERM: Final = 6.0
+#: Seconds for which the others wait, and for which it is known which queues there are; more where there is none.
+_STAND_BY: Final = 5.0
+_NONE: Final = 30.0
+#: Messages moved by one transaction.
+_PAGE: Final = 100
+
+
+class Forwarder:
+    """Runs in a thread, from the first time that there may be something to do."""
+
+    def __init__(self, broker: Broker) -> None:
+        self._broker = broker
+        self._changed = threading.Condition()
+        self._thread: threading.Thread | None = None
+        self._closing = False
+        self._rules: dict[str, Rules] = {}
+        self._read_at = 0.0
+        self._elected_until = 0.0
+        self._urgent: set[str] = set()
+
+    def start(self) -> None:
+        """Begin, unless it has begun."""
+        with self._changed:
+            if self._thread is None and not self._closing:
+                self._thread = start_thread(self._run, name="pgqrs-kombu-dead-letters")
+
+    def learn(self, name: str, rules: Rules) -> None:
+        """A queue was declared here with these rules."""
+        if rules:
+            self.start()
+            with self._changed:
+                self._rules = {**self._rules, name: rules}
+                self._read_at = 0.0
+                self._changed.notify()
+
+    def changed(self) -> None:
+        """Something was declared by somebody."""
+        self._read_at = 0.0
+
+    def has_rules(self, name: str) -> bool:
+        """Tell whether a queue is known to have a dead-letter exchange or a greatest length."""
+        return name in self._rules
+
+    def stored(self, names: Iterable[str]) -> None:
+        """Messages were stored in these queues: those that have a length are kept to it at once."""
+        for name in names:
+            rules = self._rules.get(name)
+            if rules is None or rules.length is None:
+                continue
+            try:
+                self._shorten(self._broker.engine.queue(name), rules)
+            except NotPermitted:
+                # A process that only publishes. The elected one does it.
+                self._rules = {other: rules for other, rules in self._rules.items() if other != name}
+            except PgqrsError as error:
+                # What was stored is stored. The next round does it.
+                _log.warning("queue %r could not be kept to %d messages yet: %s", name, rules.length, error)
+            if rules.exchange is not None:
+                self.hurry(name)
+
+    def hurry(self, name: str) -> None:
+        """Something has fallen out of a queue, or it may be too long."""
+        with self._changed:
+            self._urgent.add(name)
+            self._changed.notify()
+
+    def close(self) -> None:
+        """End the thread."""
+        with self._changed:
+            self._closing = True
+            self._changed.notify()
+        join(self._thread)
+
+    def _run(self) -> None:
+        while True:
+            try:
+                pause = self._round()
+            except (PgqrsError, ChannelError) as error:
+                _log.warning("dead letters could not be passed on, and are tried again: %s", error)
+                pause = _STAND_BY
+            with self._changed:
+                if not self._urgent and not self._closing:
+                    self._changed.wait(pause)
+                if self._closing:
+                    return
+
+    def _round(self) -> float:
+        engine = self._broker.engine
+        now = time.monotonic()
+        if now - self._read_at > (_STAND_BY if self._rules else _NONE):
+            self._rules = engine.run(dead_letters.queues_with_rules)
+            self._read_at = now
+        with self._changed:
+            urgent, self._urgent = self._urgent & self._rules.keys(), set()
+        if urgent:
+            self._broker.flush()
+        for name in urgent:
+            self._serve(name)
+        if not self._rules:
+            return _NONE
+        if now > self._elected_until - _TERM / 2:
+            if not engine.run(maintenance.elect, self._broker.consumer, _TERM, this_process(), role=_ROLE):
+                return _STAND_BY
+            self._elected_until = now + _TERM
+        for name in sorted(self._rules.keys() - urgent):
+            self._serve(name)
+        return _ROUND
+
+    def _serve(self, name: str) -> None:
+        """Do for one queue what there is to do; a queue that fails does not stop the others."""
+        rules = self._rules[name]
+        try:
+            queue = self._broker.engine.queue(name)
+            if rules.length is not None:
+                self._shorten(queue, rules)
+            while rules.exchange is not None and self._forward(queue, rules) >= _PAGE:
+                pass
+        except QueueNotFound:
+            self._read_at = 0.0
+        except (PgqrsError, ChannelError) as error:
+            self._broker.engine.forget(name)
+            _log.warning("dead letters of queue %r could not be passed on, and are tried again: %s", name, error)
+
+    def _shorten(self, queue: Queue, rules: Rules) -> None:
+        engine, length = self._broker.engine, rules.length
+        assert length is not None
+        while places := engine.run(dead_letters.beyond_length, queue, length, _PAGE):
+            if rules.exchange is None:
+                engine.run(dead_letters.take_out, queue, places)
+            else:
+                engine.run(dead_letters.put_aside, queue, places, "MaxLength", f"the queue holds {length} messages")
+            if len(places) < _PAGE:
+                return
+
+    def _forward(self, queue: Queue, rules: Rules) -> int:
+        """Move a page of messages; return how many there were."""
+        engine = self._broker.engine
+        found = engine.run(dead_letters.fallen, queue, _PAGE)
+        if not found:
+            return 0
+        readable = {one.delivery.id: one for one in dead_letters.opened(queue.name, found, engine.plugins)}
+        parcels: dict[int, Parcel] = {}
+        for number, one in readable.items():
+            parcel = self._route(queue.name, one, rules)
+            if parcel is not None:
+                parcels[number] = parcel
+        going = [one.delivery for one in found if one.delivery.id in parcels]
+        if going:
+            places = [(delivery.lane, delivery.id) for delivery in going]
+            self._broker.publisher.move(parcels, lambda: dead_letters.take_out(queue, places))
+        left = [one.delivery for one in found if one.delivery.id not in parcels]
+        if left:
+            reason = f"the dead-letter exchange {rules.exchange!r} routes it to no queue"
+            _log.warning(
+                "%d messages stay in queue %r as dead letters, the first of them %d: %s",
+                len(left),
+                queue.name,
+                left[0].id,
+                reason,
+            )
+            engine.run(dead_letters.put_aside, queue, [(each.lane, each.id) for each in left], "Unroutable", reason)
+        return len(found)
+
+    def _route(self, name: str, one: Fallen, rules: Rules) -> Parcel | None:
+        message, routing_key = dead_letters.dead_lettered(name, one, rules)
+        try:
+            parcel = self._broker.publisher.route(message, rules.exchange or "", routing_key)
+        except ChannelError:
+            return None
+        drafts = [draft for draft in parcel.drafts if dead_letters.may_go_to(draft.queue, message, one.reason)]
+        parcel = parcel._replace(drafts=drafts)
+        return None if parcel.is_empty else parcel
