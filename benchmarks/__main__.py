@@ -27,6 +27,7 @@ SCENARIOS: Final = {
     "producers": "Eight producers, consumers waiting",
     "pickup": "Latency of an idle consumer",
     "idle": "What an idle consumer process takes",
+    "herd": "One message and many idle consumers",
     "celery": "Celery beside RabbitMQ, Redis, pgmq and SQLAlchemy",
     "observers": "What metrics and traces cost",
     "plugins": "What plugins cost",

@@ -32,7 +32,11 @@ _OPTIONS: Final = {
     "shared_buffers": "256MB",
     "max_wal_size": "8GB",
     "checkpoint_timeout": "30min",
-    "max_connections": "100",
+    # The 64 consumers of `herd` have three each.
+    "max_connections": "300",
+    # Only `herd` counts statements.
+    "shared_preload_libraries": "pg_stat_statements",
+    "pg_stat_statements.track": "none",
 }
 
 

@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Any
 import psycopg
 
 from pgqrs_core.drivers import aio
-from pgqrs_core.effects import Effect, Execute, Rows
+from pgqrs_core.effects import Effect, Execute, Rows, Wait
 from pgqrs_core.errors import PgqrsError
 from pgqrs_core.supervision import start_task
-from pgqrs_core.wakeups import LONGEST_PAUSE, SPARE, Shared
-from pgqrs_core.watch import Party
+from pgqrs_core.waiter import Waiter
+from pgqrs_core.wakeups import LONGEST_PAUSE, Shared
 
 if TYPE_CHECKING:
     from pgqrs_core.drivers.aio import AsyncLink
@@ -44,30 +44,40 @@ class AsyncWakeups(Shared):
         self._news: set[asyncio.Future[None]] = set()
         self._closing = False
 
-    async def wait(self, queue: Queue, patience: float) -> float:
-        """Wait for news of ``queue``, at most ``patience`` seconds; return the patience left."""
-        return (await self.wait_any((queue,), patience))[0]
+    async def wait(self, effect: Wait) -> float:
+        """Do as the effect says; return the patience left."""
+        if self._has_reason_to_claim(effect):
+            return effect.patience
+        left, _, generations = await self._outwait((effect.queue,), effect.patience)
+        self._learn(effect, generations)
+        return left
 
     async def wait_any(
         self, queues: Sequence[Queue], patience: float, interrupted: Callable[[], bool] = lambda: False
     ) -> tuple[float, list[Queue]]:
         """Wait for news of any of ``queues``; return the patience left, and where to look."""
+        return (await self._outwait(queues, patience, interrupted))[:2]
+
+    async def _outwait(
+        self, queues: Sequence[Queue], patience: float, interrupted: Callable[[], bool] = lambda: False
+    ) -> tuple[float, list[Queue], list[int]]:
         if self._closing:
-            return 0.0, []
+            return 0.0, [], []
         if self._task is None or self._task.done():
             self._task = start_task(self._run, name="pgqrs-wakeups")
         deadline = self.watch.clock() + patience
-        party = Party(self.watch, queues)
+        waiter = Waiter(self.watch, queues)
+        generations: list[int] = []
         try:
-            if party.urgent:
+            if waiter.urgent:
                 self._nudged.set()
-            while not (self._closing or party.is_over() or interrupted()):
+            while not (self._closing or waiter.is_over() or interrupted()):
                 left = deadline - self.watch.clock()
                 if left <= 0 or (not await self._hear(self._turn(left)) and self.watch.is_stale()):
                     break
-            return max(deadline - self.watch.clock(), 0.0), party.where()
+            return max(deadline - self.watch.clock(), 0.0), waiter.where(), generations
         finally:
-            party.leave()
+            generations += waiter.leave()
 
     def interrupt(self) -> None:
         """Let those who wait ask again whether they should."""
@@ -129,16 +139,16 @@ class AsyncWakeups(Shared):
         self.watch.listening = self._listen and not link.pooled
         if self.watch.listening:
             link.connection.add_notify_handler(self._note)
-            await link.connection.execute(SPARE)
             await link.connection.execute(self._listen_text())
 
     async def _step(self, link: AsyncLink) -> None:
         agenda = self.watch.agenda()
         if agenda.unmark:
-            await self._execute(link, self._unmark(agenda.unmark))
+            await self._execute(link, self._unmark(agenda.unmark, polled=agenda.polled))
+        for number, count in agenda.pass_on.items():
+            self.watch.passed_on(number, len(await self._execute(link, self._pass_on(number, count))))
         if agenda.mark:
-            await self._execute(link, self._mark(agenda.mark))
-            self.watch.marked(agenda.mark)
+            self.watch.marked(await self._execute(link, self._mark(agenda.mark)))
         if agenda.probe:
             for queues in self._apart(agenda.probe):
                 began = self.watch.clock()
@@ -146,7 +156,7 @@ class AsyncWakeups(Shared):
                 self.watch.probed(queues, rows, self._cost(queues, began))
                 self._tell()
         self._tell()
-        if not (agenda.mark or agenda.probe):
+        if not agenda.works:
             await self._sleep(link, agenda.sleep)
         self._take(link.connection.pgconn)
         self._tell()
@@ -173,4 +183,4 @@ class AsyncWakeups(Shared):
     async def _farewell(self, link: AsyncLink) -> None:
         marks = self.watch.marks()
         if marks:
-            await self._execute(link, self._unmark(marks))
+            await self._execute(link, self._unmark(marks, polled=True))

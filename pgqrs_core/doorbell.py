@@ -13,13 +13,18 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+from pgqrs_core.effects import Execute
 from pgqrs_core.logs import get_logger
+from pgqrs_core.sql import queries
 
-__all__ = ["Doorbell", "channel_of"]
+__all__ = ["Doorbell", "channel_of", "channel_of_sleeper", "notification", "sleepers_for"]
 
 #: Seconds between two notifications of one queue by one process, and between two questions who sleeps. The second look of
 #: a consumer that was woken, or fell asleep, comes later than this.
 QUIET: Final = 0.004
+
+#: Processes that are woken at once, at most. Where they find more than they can take, they wake others.
+MOST: Final = 4
 
 _log = get_logger("pgqrs.wakeups")
 
@@ -30,6 +35,22 @@ def channel_of(schema: str) -> str:
     if len(name.encode()) <= 63:
         return name
     return f"pgqrs:{hashlib.sha256(schema.encode()).hexdigest()[:32]}"
+
+
+def channel_of_sleeper(consumer: int) -> str:
+    """Return the name of the LISTEN channel of one process that sleeps; the statements make the same."""
+    return f"pgqrs:{consumer}"
+
+
+def sleepers_for(messages: int) -> int:
+    """Return how many processes to wake for so many new messages. Most take several at once."""
+    return min((messages + 1) // 2, MOST)
+
+
+def notification(queue_id: int, count: int, *, but: int = 0) -> Execute:
+    """Return what notifies ``count`` of the processes that sleep on a queue, not the one with the number ``but``."""
+    params = {"queue_id": queue_id, "count": count, "consumer": but, "payload": str(queue_id)}
+    return Execute(queries["notify"], params)
 
 
 class Doorbell:

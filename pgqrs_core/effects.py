@@ -12,7 +12,8 @@ effect      the driver                                  its reply
 `Transact`  runs another operation in one transaction   what that operation returned
 `Wait`      waits for news of a queue, or for time      the patience that is left, in seconds; a
             to pass                                     queue not yet watched is watched from now
-                                                        on and the reply comes at once
+                                                        on and the reply comes at once; so it does
+                                                        where there was news since the last wait
 ==========  ==========================================  ==========================================
 """
 
@@ -24,6 +25,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeAlias, TypeVar
 import msgspec
 
 if TYPE_CHECKING:
+    from pgqrs_core.marks import Marks
     from pgqrs_core.messages import Queue
     from pgqrs_core.sql import Query
 
@@ -70,12 +72,18 @@ class Transact(msgspec.Struct, frozen=True):
 
 
 class Wait(msgspec.Struct, frozen=True):
-    """Wait until ``queue`` may hold something to claim, at most ``patience`` seconds."""
+    """Wait until ``queue`` may hold something to claim, at most ``patience`` seconds.
+
+    ``marks`` are the consumer's: the driver notes there which news it knows of. ``drained`` says that it has not looked
+    since its last claim, which took all there was: then it waits only if nothing has happened meanwhile.
+    """
 
     hand: ClassVar[None] = None
 
     queue: Queue
     patience: float
+    marks: Marks | None = None
+    drained: bool = False
 
 
 T = TypeVar("T")

@@ -226,7 +226,7 @@ class Engine(_Base):
             return self.connections.run(effect, self.statements)
         if isinstance(effect, Transact):
             return self.connections.transact(effect.make, self.statements)
-        return self.wakeups.wait(effect.queue, effect.patience)
+        return self.wakeups.wait(effect)
 
     def _give_back(self, claims: list[Execute]) -> None:
         """Release what an interrupted operation had claimed, for nobody has it."""
@@ -313,7 +313,7 @@ class AsyncEngine(_Base):
 
     async def _perform(self, effect: Effect) -> Any:
         if isinstance(effect, Wait):
-            return await self.wakeups.wait(effect.queue, effect.patience)
+            return await self.wakeups.wait(effect)
         if isinstance(effect, Transact):
             return await self.connections.transact(effect.make, self.statements)
         return await self.connections.run(effect, self.statements)

@@ -94,6 +94,9 @@ class Marks:
         self._clock = clock
         #: How many claims to come should take one message each: see `claim`.
         self.cautious = 0
+        #: Whether the last claim took all there was, and which news of the queue was known before it; None if none was.
+        self.drained = False
+        self.generation: int | None = None
         self._marks = [0] * len(CLAIM_LANES)
         self._text = ""
         self._pending: deque[_Pending] = deque()
@@ -140,6 +143,7 @@ class Marks:
             self._rescan_cost = now - self._began
             self._rescan_at = now + max(RESCAN, self._rescan_cost / RESCAN_SHARE)
         self._dry = seen is None
+        self.drained = not full
         self._held_back = False
         reach = _reach(seen, full=full)
         moved = False

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
-from pgqrs_core.watch import Party
+from pgqrs_core.waiter import Waiter
 
 if TYPE_CHECKING:
     from pgqrs_core.messages import Queue
@@ -29,7 +29,7 @@ class Subscription:
     def __init__(self, wakeups: Wakeups, alert: Callable[[], None]) -> None:
         self._wakeups = wakeups
         self._alert = alert
-        self._party: Party | None = None
+        self._waiter: Waiter | None = None
         self._queues: Sequence[Queue] = ()
         self._told = False
 
@@ -40,23 +40,23 @@ class Subscription:
             self._queues = queues
             self._told = False
             if queues:
-                self._party = Party(self._wakeups.watch, queues)
-                self._wakeups.serve(self, urgent=self._party.urgent)
+                self._waiter = Waiter(self._wakeups.watch, queues)
+                self._wakeups.serve(self, urgent=self._waiter.urgent)
                 self.tell()
 
     def rise(self) -> Sequence[Queue]:
         """End the rest; return the queues worth a look."""
         with self._wakeups.lock:
-            if self._party is None:
+            if self._waiter is None:
                 return ()
-            where = self._queues if self._wakeups.watch.is_stale() else self._party.where()
+            where = self._queues if self._wakeups.watch.is_stale() else self._waiter.where()
             self._leave()
             return where
 
     def is_over(self) -> bool:
         """Tell whether to rise. Ask now and then: a connection that hangs alerts nobody."""
         with self._wakeups.lock:
-            return self._party is not None and (self._wakeups.watch.is_stale() or self._party.is_over())
+            return self._waiter is not None and (self._wakeups.watch.is_stale() or self._waiter.is_over())
 
     def close(self) -> None:
         """Be told nothing more."""
@@ -66,11 +66,11 @@ class Subscription:
 
     def tell(self) -> None:
         """Alert the sleeper if there is news. Called under the lock."""
-        if not self._told and self._party is not None and self._party.is_over():
+        if not self._told and self._waiter is not None and self._waiter.is_over():
             self._told = True
             self._alert()
 
     def _leave(self) -> None:
-        if self._party is not None:
-            self._party.leave()
-            self._party = None
+        if self._waiter is not None:
+            self._waiter.leave()
+            self._waiter = None

@@ -1,7 +1,8 @@
 """One connection per process on which sleeping consumers are woken. The asyncio twin is `pgqrs_core.async_wakeups`.
 
-What to do when is decided in :mod:`pgqrs_core.watch`; here it is done. The connection listens on the schema's
-channel, marks and probes; whatever breaks it, consumers fall back to looking for themselves until it is back.
+What to do when is decided in :mod:`pgqrs_core.watch`; here it is done. The connection listens on a channel of its own, by
+which producers wake one process of many, and on the schema's, for the numbers of adapters. It marks and polls; whatever
+breaks it, consumers fall back to looking for themselves until it is back.
 """
 
 from __future__ import annotations
@@ -17,15 +18,17 @@ import psycopg
 from psycopg import sql
 
 from pgqrs_core.arrays import numbers
+from pgqrs_core.doorbell import channel_of_sleeper, notification
 from pgqrs_core.drivers import sync
-from pgqrs_core.effects import Effect, Execute, Op, Rows
+from pgqrs_core.effects import Effect, Execute, Op, Rows, Wait
 from pgqrs_core.errors import PgqrsError, ServerError
 from pgqrs_core.logs import get_logger
 from pgqrs_core.operations.many import ask_all
 from pgqrs_core.pipe import Pipe
 from pgqrs_core.sql import queries
 from pgqrs_core.supervision import join, start_thread
-from pgqrs_core.watch import MARK_SECONDS, POLL, Agenda, Party, Watch
+from pgqrs_core.waiter import Waiter
+from pgqrs_core.watch import MARK_SECONDS, POLL, Agenda, Watch
 
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn
@@ -54,7 +57,8 @@ class Shared:
         self._listen = listen
         self._timeout = timeout
         self._target = target
-        self._consumer = secrets.randbits(62)
+        #: The number of this process in the database; another one for each connection, which holds a lock on it.
+        self._consumer = 0
         self._arrived: deque[bytes | str] = deque()
         #: Queues, by number, that could not be looked at the last time.
         self._unseen: set[int] = set()
@@ -64,14 +68,31 @@ class Shared:
         self.probes: dict[int, Query] = {}
 
     def _mark(self, ids: list[int]) -> Execute:
-        params = {"queue_ids": numbers(ids), "consumer": self._consumer, "seconds": MARK_SECONDS}
+        marked = set(self.watch.marks())
+        params = {
+            "queue_ids": numbers(ids),
+            "consumer": self._consumer,
+            "seconds": MARK_SECONDS,
+            "fresh": not marked.issuperset(ids),
+        }
         return Execute(queries["watch"], params)
 
-    def _unmark(self, ids: list[int]) -> Execute:
-        return Execute(queries["unwatch"], {"queue_ids": numbers(ids), "consumer": self._consumer})
+    def _unmark(self, ids: list[int], *, polled: bool) -> Execute:
+        params = {"queue_ids": numbers(ids), "consumer": self._consumer, "polled": polled}
+        return Execute(queries["unwatch"], params)
+
+    def _pass_on(self, number: int, count: int) -> Execute:
+        return notification(number, count, but=self._consumer)
 
     def _listen_text(self) -> sql.Composed:
-        return sql.SQL("listen {}").format(sql.Identifier(self._channel))
+        """Return what makes the connection listen under a new number, and lock it, so that others see that it lives."""
+        self._consumer = secrets.randbits(62)
+        return sql.SQL("{}; listen {}; listen {}; select pg_advisory_lock({})").format(
+            sql.SQL(SPARE),
+            sql.Identifier(self._channel),
+            sql.Identifier(channel_of_sleeper(self._consumer)),
+            sql.Literal(self._consumer),
+        )
 
     def _take(self, pgconn: PGconn) -> None:
         """Note the notifications that have arrived, those that came with the answer to a statement included."""
@@ -81,7 +102,15 @@ class Shared:
         while self._arrived:
             # The payload is never trusted: anybody may notify.
             with contextlib.suppress(ValueError):
-                self.watch.rang(int(self._arrived.popleft()))
+                self._heed(self._arrived.popleft())
+
+    def _heed(self, payload: bytes | str) -> None:
+        """Note what a notification says: the number of a queue, or that and a word."""
+        number, *words = payload.split()
+        if not words:
+            self.watch.rang(int(number))
+        elif words[0] in (b"poll", "poll"):
+            self.watch.renew(int(number))
 
     def _note(self, notice: psycopg.Notify) -> None:
         """Keep a notification that psycopg took while it waited for an answer."""
@@ -89,6 +118,16 @@ class Shared:
 
     def _look(self, queues: list[Queue]) -> Op[tuple[list[tuple[Any, ...]], dict[int, ServerError]]]:
         return ask_all(queries["probe"], {}, queues, special=self.probes)
+
+    def _has_reason_to_claim(self, effect: Wait) -> bool:
+        """Tell whether to claim rather than to wait: something may have happened since the consumer last waited."""
+        return effect.drained and not (effect.marks and self.watch.is_quiet(effect.queue, effect.marks.generation))
+
+    @staticmethod
+    def _learn(effect: Wait, generations: list[int]) -> None:
+        """Note up to which generation the consumer knows of news: it is about to claim."""
+        if effect.marks is not None:
+            effect.marks.generation = generations[0] if generations else None
 
     @staticmethod
     def _turn(left: float) -> float:
@@ -138,9 +177,14 @@ class Wakeups(Shared):
         self._pipe: Pipe | None = None
         self.subscriptions: set[Subscription] = set()
 
-    def wait(self, queue: Queue, patience: float) -> float:
-        """Wait for news of ``queue``, at most ``patience`` seconds; return the patience left."""
-        return self.wait_any((queue,), patience)[0]
+    def wait(self, effect: Wait) -> float:
+        """Do as the effect says; return the patience left."""
+        with self._news:
+            if self._has_reason_to_claim(effect):
+                return effect.patience
+        left, _, generations = self._outwait((effect.queue,), effect.patience)
+        self._learn(effect, generations)
+        return left
 
     def wait_any(
         self, queues: Sequence[Queue], patience: float, interrupted: Callable[[], bool] = lambda: False
@@ -149,23 +193,29 @@ class Wakeups(Shared):
 
         ``interrupted`` is asked whenever `interrupt` is called.
         """
+        return self._outwait(queues, patience, interrupted)[:2]
+
+    def _outwait(
+        self, queues: Sequence[Queue], patience: float, interrupted: Callable[[], bool] = lambda: False
+    ) -> tuple[float, list[Queue], list[int]]:
         began = self.watch.clock()
         with self._news:
             if self._closing:
-                return 0.0, []
+                return 0.0, [], []
             self._start()
-            party = Party(self.watch, queues)
+            waiter = Waiter(self.watch, queues)
+            generations: list[int] = []
             try:
-                if party.urgent:
+                if waiter.urgent:
                     self._nudge()
                 deadline = began + patience
-                while not (self._closing or party.is_over() or interrupted()):
+                while not (self._closing or waiter.is_over() or interrupted()):
                     left = deadline - self.watch.clock()
                     if left <= 0 or (not self._news.wait(self._turn(left)) and self.watch.is_stale()):
                         break
-                return max(deadline - self.watch.clock(), 0.0), party.where()
+                return max(deadline - self.watch.clock(), 0.0), waiter.where(), generations
             finally:
-                party.leave()
+                generations += waiter.leave()
 
     def interrupt(self) -> None:
         """Let those who wait ask again whether they should."""
@@ -247,7 +297,6 @@ class Wakeups(Shared):
             self.watch.listening = self._listen and not link.pooled
         if self.watch.listening:
             link.connection.add_notify_handler(self._note)
-            link.connection.execute(SPARE)
             link.connection.execute(self._listen_text())
 
     def _step(self, link: SyncLink) -> None:
@@ -255,11 +304,15 @@ class Wakeups(Shared):
             agenda: Agenda = self.watch.agenda()
             self._tell()
         if agenda.unmark:
-            self._execute(link, self._unmark(agenda.unmark))
-        if agenda.mark:
-            self._execute(link, self._mark(agenda.mark))
+            self._execute(link, self._unmark(agenda.unmark, polled=agenda.polled))
+        for number, count in agenda.pass_on.items():
+            woken = self._execute(link, self._pass_on(number, count))
             with self._news:
-                self.watch.marked(agenda.mark)
+                self.watch.passed_on(number, len(woken))
+        if agenda.mark:
+            rows = self._execute(link, self._mark(agenda.mark))
+            with self._news:
+                self.watch.marked(rows)
                 self._tell()
         if agenda.probe:
             for queues in self._apart(agenda.probe):
@@ -268,7 +321,7 @@ class Wakeups(Shared):
                 with self._news:
                     self.watch.probed(queues, rows, self._cost(queues, began))
                     self._tell()
-        if not (agenda.mark or agenda.probe):
+        if not agenda.works:
             self._sleep(link, agenda.sleep)
         with self._news:
             self._take(link.connection.pgconn)
@@ -289,4 +342,4 @@ class Wakeups(Shared):
     def _farewell(self, link: SyncLink) -> None:
         marks = self.watch.marks()
         if marks:
-            self._execute(link, self._unmark(marks))
+            self._execute(link, self._unmark(marks, polled=True))

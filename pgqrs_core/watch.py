@@ -1,23 +1,28 @@
 """Which queues this process waits for, and what to do about it next. Pure: no connection, no thread, no sleep.
 
-A consumer that runs dry joins the watch. The first to do so has its queue **marked** in the database, so that producers
-know that a NOTIFY is worth sending, and looks **once more**; then it sleeps. What a producer commits before it can
-see the mark, that look finds, or one of the probes that follow in quick succession.
+A consumer that finds nothing joins the watch. The first to do so has its queue **marked** in the database, so that
+producers notify one of the processes that sleep, and looks **once more**; then it sleeps. What a producer commits before it
+can see the mark, that look finds, or one of the polls that follow.
 
-**Probes** are the correctness path. One statement asks, for all queues that somebody waits for, whether anything is
-claimable and when the next delayed message is due: soon after a mark or a notification, then at doubling intervals
-up to `POLL`. They cover notifications that were never sent (a producer in a foreign transaction, a pooler in
-between, a full notify queue), leases that expire, and they show that the connection is alive.
+**Polls** are the correctness path. One statement asks, for several queues, whether anything is claimable and when the
+next delayed message is due: `QUICK` seconds after a mark or a notification, a few times more at intervals that grow by
+`GROWTH`, and then every `POLL` seconds in the two processes whose numbers come first among those that sleep on the
+queue (`place` 0 and 1). The others only renew their marks; the answer tells them how many processes sleep and whether they
+are among the first two now. Polls cover notifications that were never sent (a producer in a foreign transaction, a pooler
+in between, a full notify queue, a sleeper that was killed) and leases that expire.
+
+**A message that this process has no time for** is somebody else's: what a notification tells or a poll finds while nobody
+here waits is passed on to another process that sleeps.
 
 Numbers of zero and below are an adapter's own: whoever makes news of them notifies in the transaction that makes it,
-always, so they are not marked and need no second looks.
+always, so they are not marked and need no quick polls.
 
 A mark stays while the consumer comes back within `LINGER` seconds, so a queue that is nearly idle is not marked and
-unmarked at each message.
+unmarked at each message, and a consumer that has taken all there was need not claim again before it sleeps.
 
-**In a storm** of notifications the mark goes: what costs a producer a statement for each message, and wakes everybody for
-a handful, is worth less than a look every few milliseconds, which takes what has come meanwhile all at once. It is back as
-soon as some looks in a row have found nothing. Network drivers do the same with interrupts.
+**In a storm** of notifications the mark goes: what costs a producer a statement for each message, and wakes a process for
+a handful, is worth less than a poll every few milliseconds, which takes what has come meanwhile all at once. It is back as
+soon as some polls in a row have found nothing. Network drivers do the same with interrupts.
 """
 
 from __future__ import annotations
@@ -27,30 +32,35 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, Final, NamedTuple
 
+from pgqrs_core.interest import CALM, NEVER, QUICK, Interest
 from pgqrs_core.messages import Queue
 
-__all__ = ["Agenda", "Party", "Watch"]
+__all__ = ["Agenda", "Watch"]
 
-#: Seconds between two probes of an idle queue: a little over one, so that an idle process runs less than a statement a
+#: Seconds between two polls of an idle queue: a little over one, so that an idle process runs less than a statement a
 #: second whatever else it has to say.
 POLL: Final = 1.1
-#: Seconds from a mark or a notification to the first probe; longer than the quiet time of a producer's doorbell.
-QUICK: Final = 0.006
+#: By how much the intervals between polls grow from then on, until they reach `POLL`.
+GROWTH: Final = 8
+#: Processes that poll an idle queue. With one alone, its death would leave messages that nobody was notified of.
+POLLERS: Final = 2
+#: Seconds between two polls of an adapter's own number: its notifications cannot fail to be sent.
+SELDOM: Final = 15.0
 #: Seconds without a waiting consumer after which a queue is unmarked.
 LINGER: Final = 1.0
-#: For how many seconds a mark is good, and after how many it is renewed.
+#: For how many seconds a mark is good.
 MARK_SECONDS: Final = 120.0
-RENEW: Final = 60.0
-#: The part of the time that probes may take.
-PROBE_SHARE: Final = 0.02
-#: So many notifications of one queue within `SPELL` seconds are a storm: more than a lone producer can cause, which keeps
-#: quiet for `pgqrs_core.doorbell.QUIET` after each. Its messages are better picked up at once.
-STORM: Final = 15
-SPELL: Final = 0.05
-#: So many looks in a row that find nothing end it.
-CALM: Final = 16
+#: Seconds after which a mark is renewed at the latest. Sooner where few processes sleep, so that some process
+#: notices about once in `POLL` who has died.
+RENEW: Final = 30.0
+#: The part of the time that polls may take.
+POLL_SHARE: Final = 0.02
+#: A message that has been there for less than this many seconds is left to the process that was notified of it.
+YOUNG: Final = 0.01
+#: Processes that are notified of messages that nobody takes.
+PASS_ON: Final = 4
 #: When the turn of an idle queue has come, those whose turn comes within this part of `POLL` go with it, so that idle
-#: queues end up in one statement a second. More than 1.1, by which turns are spread, would undo `PROBE_SHARE`.
+#: queues end up in one statement a second. More than 1.1, by which turns are spread, would undo `POLL_SHARE`.
 _TOGETHER: Final = 1.1
 
 
@@ -58,43 +68,18 @@ class Agenda(NamedTuple):
     """What the connection should do now, and for how many seconds it may sleep afterwards."""
 
     mark: list[int]
+    #: Queues to unmark, and whether others must be told because this process polled them.
     unmark: list[int]
+    polled: bool
     probe: list[Queue]
+    #: Queues of which so many other processes are to be notified.
+    pass_on: dict[int, int]
     sleep: float
 
-
-class _Interest:
-    __slots__ = (
-        "due_at",
-        "fresh",
-        "generation",
-        "left_at",
-        "marked_at",
-        "probe_at",
-        "queue",
-        "rings",
-        "spell_began",
-        "step",
-        "storm",
-        "waiting",
-    )
-
-    def __init__(self, queue: Queue, now: float) -> None:
-        self.queue = queue
-        self.waiting = 0
-        self.generation = 0
-        self.marked_at: float | None = None
-        self.probe_at = now
-        self.step = QUICK
-        self.due_at = float("inf")
-        self.left_at = now
-        #: Something happened while nobody waited: whoever comes next should look before he sleeps.
-        self.fresh = False
-        #: The notifications since the spell began.
-        self.rings = 0
-        self.spell_began = now
-        #: How many looks that find nothing are still to come before the storm is over; 0 outside one.
-        self.storm = 0
+    @property
+    def works(self) -> bool:
+        """Whether there is anything to do before the connection sleeps."""
+        return bool(self.mark or self.unmark or self.probe or self.pass_on)
 
 
 class Watch:
@@ -102,14 +87,14 @@ class Watch:
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self.clock = clock
-        #: Whether notifications can arrive. Without them nothing is marked and probes alone wake consumers.
+        #: Whether notifications can arrive. Without them nothing is marked and polls alone wake consumers.
         self.listening = True
-        #: How many notifications, probes and breaks of the connection there have been.
+        #: How many notifications, polls and breaks of the connection there have been.
         self.rings = self.probes = self.losses = 0
-        self._interests: dict[int, _Interest] = {}
+        self._interests: dict[int, Interest] = {}
         self._healthy_at = clock()
         #: Until when the connection means to sleep.
-        self._sleeps_until = float("inf")
+        self._sleeps_until = NEVER
 
     def join(self, queue: Queue) -> int | None:
         """Begin to wait. Return the generation to outwait, or None to look once more as soon as the queue is marked."""
@@ -117,21 +102,24 @@ class Watch:
         interest = self._interests.get(queue.id)
         unknown = interest is None
         if interest is None:
-            interest = self._interests[queue.id] = _Interest(queue, now)
+            interest = self._interests[queue.id] = Interest(queue, now)
         interest.waiting += 1
-        if interest.storm and interest.waiting == 1:
-            # Not at once, for whoever has just looked would find little.
-            interest.probe_at = now + QUICK
+        if interest.waiting == 1:
+            interest.passed = False
+            if interest.storm:
+                # Not at once, for whoever has just looked would find little.
+                interest.probe_at = now + QUICK
         fresh, interest.fresh = interest.fresh, False
         if fresh or not self.is_marked(queue) or (unknown and queue.id <= 0):
             return None
         return interest.generation
 
-    def leave(self, queue: Queue) -> None:
-        """End a wait."""
+    def leave(self, queue: Queue) -> int:
+        """End a wait; return the generation."""
         interest = self._interests[queue.id]
         interest.waiting -= 1
         interest.left_at = self.clock()
+        return interest.generation
 
     def is_marked(self, queue: Queue) -> bool:
         """Tell whether producers know that somebody waits, as far as they need to."""
@@ -140,12 +128,22 @@ class Watch:
         interest = self._interests[queue.id]
         return interest.marked_at is not None or interest.storm > 0
 
+    def is_quiet(self, queue: Queue, generation: int | None) -> bool:
+        """Tell whether nothing happened to a queue since ``generation``, for which it was marked all the time."""
+        interest = self._interests.get(queue.id)
+        return (
+            interest is not None
+            and interest.marked_at is not None
+            and not interest.fresh
+            and interest.generation == generation
+        )
+
     def has_news(self, queue: Queue, generation: int) -> bool:
         """Tell whether something happened to a queue since ``generation``."""
         return self._interests[queue.id].generation != generation
 
     def is_early(self, queue: Queue) -> bool:
-        """Tell whether a queue is to be looked at before the connection, asleep while nobody waited for it, wakes up."""
+        """Tell whether a queue is to be polled before the connection, asleep while nobody waited for it, wakes up."""
         interest = self._interests[queue.id]
         return min(interest.probe_at, interest.due_at) < self._sleeps_until
 
@@ -156,53 +154,82 @@ class Watch:
     def agenda(self) -> Agenda:
         """Return what is to be done now."""
         now = self.clock()
-        mark: list[int] = []
-        unmark: list[int] = []
-        next_at = now + POLL
+        unmark, polled = self._unmark(now)
+        items = list(self._interests.items())
+        polls = any(self._is_poller(item) for _, item in items)
+        mark, next_at = self._marking(now, [item for _, item in items], polls=polls)
         soon = now + _TOGETHER * POLL
-        probing = any(item.waiting and item.step >= POLL and item.probe_at <= now for item in self._interests.values())
+        probing = any(item.waiting and item.step >= POLL and item.probe_at <= now for _, item in items)
         probe: list[Queue] = []
-        for number, item in list(self._interests.items()):
-            if item.storm and item.marked_at is not None:
-                # Also while nobody waits: a consumer that is busy is rung for, too.
-                unmark.append(number)
-                item.marked_at = None
+        pass_on: dict[int, int] = {}
+        for number, item in items:
+            if item.surplus:
+                pass_on[number], item.surplus = item.surplus, 0
             if not item.waiting:
-                if now - item.left_at < LINGER:
-                    next_at = min(next_at, item.left_at + LINGER)
+                next_at = min(next_at, item.left_at + LINGER)
+                if not item.others or item.marked_at is None:
                     continue
-                if item.marked_at is not None:
-                    unmark.append(number)
-                del self._interests[number]
-                continue
-            stale = item.marked_at is None or now - item.marked_at >= RENEW
-            if stale and not item.storm and self.listening and number > 0:
-                mark.append(number)
             if item.due_at <= now:
-                self._wake(item)
-                item.due_at = float("inf")
-                self._look_soon(item, now)
-            idle = item.step >= POLL
-            if item.probe_at <= now or (probing and idle and item.probe_at <= soon):
+                item.wake()
+                item.due_at = NEVER
+                item.look_soon(now)
+            if item.probe_at <= now or (probing and item.step >= POLL and item.probe_at <= soon):
                 probe.append(item.queue)
             else:
                 next_at = min(next_at, item.probe_at)
             next_at = min(next_at, item.due_at)
         self._sleeps_until = next_at
-        return Agenda(mark, unmark, probe, max(next_at - now, 0.0))
+        agenda = Agenda(mark, unmark, polled, probe, pass_on, max(next_at - now, 0.0))
+        # Without work the connection is not to be heard of before.
+        self._healthy_at = min(self._healthy_at, now) if agenda.works else next_at
+        return agenda
 
-    def marked(self, ids: Iterable[int]) -> None:
-        """Note that queues were marked, or their marks renewed."""
+    def _unmark(self, now: float) -> tuple[list[int], bool]:
+        """Forget queues that nobody waits for; return those whose marks go, and whether this process polled any of them."""
+        unmark: list[int] = []
+        polled = False
+        for number, item in list(self._interests.items()):
+            left = not item.waiting and now - item.left_at >= LINGER
+            # In a storm also while nobody waits: a consumer that is busy would be notified, too.
+            if item.marked_at is not None and (left or item.storm):
+                unmark.append(number)
+                polled = polled or (item.others > 0 and item.place < POLLERS)
+                item.marked_at = None
+            if left:
+                del self._interests[number]
+        return unmark, polled
+
+    def _marking(self, now: float, items: Iterable[Interest], *, polls: bool) -> tuple[list[int], float]:
+        """Return the queues to mark, or whose marks to renew, and when to ask again."""
+        due: list[tuple[float, Interest]] = []
+        if self.listening:
+            for item in items:
+                if item.queue.id > 0 and item.waiting and not item.storm:
+                    # One that polls every second has no statement to spare for this.
+                    every = RENEW if polls else min(POLL * (item.others + 1), RENEW)
+                    due.append((item.renew_at(every), item))
+        first = min((at for at, _ in due), default=now + RENEW)
+        if first > now:
+            return [], first
+        return [item.queue.id for at, item in due if at <= now + RENEW / 2], now + POLL
+
+    def marked(self, rows: Iterable[tuple[Any, ...]]) -> None:
+        """Note that marks were made or renewed, and for each queue how many others sleep, and how many come first."""
         now = self._healthy_at = self.clock()
-        for number in ids:
+        for number, others, place, *_ in rows:
             item = self._interests.get(number)
-            if item is not None:
-                if item.marked_at is None:
-                    self._look_soon(item, now)
-                item.marked_at = now
+            if item is None:
+                continue
+            if item.marked_at is None:
+                item.look_soon(now)
+            item.marked_at = now
+            item.others, item.place = others, place
+            item.renew = False
+            if item.probe_at == NEVER and self._is_poller(item):
+                item.probe_at = now
 
     def probed(self, queues: Sequence[Queue], rows: Iterable[tuple[Any, ...]], cost: float) -> None:
-        """Note what a probe of these queues found, and that it took ``cost`` seconds."""
+        """Note what a poll of these queues found, and that it took ``cost`` seconds."""
         now = self._healthy_at = self.clock()
         self.probes += 1
         found = {row[0]: row for row in rows}
@@ -210,36 +237,91 @@ class Watch:
             item = self._interests.get(queue.id)
             if item is None:
                 continue
-            _, claimable, next_due = found.get(queue.id, (queue.id, True, None))
+            _, claimable, next_due, first, age = found.get(queue.id, (queue.id, True, None, None, None))
             if item.storm:
                 item.storm = CALM if claimable else item.storm - 1
-            least = cost / PROBE_SHARE
-            item.probe_at = now + max(item.step * random.uniform(1.0, 1.1), least)
-            if not item.storm:
-                # A pause that was as long as that counts: on a busy machine, too, queues soon take turns together.
-                item.step = min(max(item.step, least) * 2, POLL)
-            item.due_at = now + next_due if next_due is not None else float("inf")
-            if claimable:
-                self._wake(item)
+            least = cost / POLL_SHARE
+            known, item.first = item.first, first
+            if claimable and item.others and not item.storm and age is not None and age < YOUNG:
+                # Some process was notified of it just now. Look whether that helped.
+                item.probe_at = now + max(QUICK, least)
+                continue
+            self._schedule(item, now, least)
+            self._note_due(item, now, next_due)
+            if not claimable:
+                continue
+            if item.waiting or not item.others:
+                item.wake()
+            elif known == first:
+                # Nobody takes it, here or elsewhere.
+                item.wake()
+                item.surplus = PASS_ON
+            elif known is None:
+                item.probe_at = now + max(QUICK, least)
+
+    def _schedule(self, item: Interest, now: float, least: float) -> None:
+        """Decide when a queue that was polled just now is polled next; a poll that is dear comes seldom."""
+        if not item.storm:
+            # A pause that was as long as that counts: on a busy machine, too, queues soon take turns together.
+            item.step = min(max(item.step, least) * GROWTH, POLL)
+        if item.step < POLL:
+            pause = item.step
+        elif item.queue.id <= 0 and self.listening:
+            pause = SELDOM
+        else:
+            pause = POLL if self._is_poller(item) else NEVER
+        item.probe_at = now + max(pause * random.uniform(1.0, 1.1), least)
+
+    def _note_due(self, item: Interest, now: float, next_due: float | None) -> None:
+        """Note when the next delayed message is due. The first poller serves it, the second one sees whether it did."""
+        item.due_at = NEVER
+        if next_due is None:
+            return
+        if item.queue.id <= 0 or item.marked_at is None or item.place == 0:
+            item.due_at = now + next_due
+        elif item.place < POLLERS:
+            item.probe_at = min(item.probe_at, now + next_due + 2 * YOUNG)
 
     def rang(self, queue_id: int) -> None:
         """Note a notification. It is a hint, and may name any number."""
         item = self._interests.get(queue_id)
+        if item is None:
+            return
+        self.rings += 1
+        if queue_id > 0 and not item.waiting and item.others and not item.passed:
+            # Once in a while of work: where all are busy it would go round.
+            item.passed = True
+            item.surplus = max(item.surplus, 1)
+        else:
+            item.wake()
+        if queue_id > 0:
+            now = self.clock()
+            if item.waiting or item.step >= POLL:
+                item.look_soon(now)
+            item.count_notification(now)
+
+    def passed_on(self, queue_id: int, count: int) -> None:
+        """Note that ``count`` other processes were notified of a queue."""
+        item = self._interests.get(queue_id)
+        if item is not None and not count:
+            # No other process sleeps, as far as is known until the mark is renewed.
+            item.others = 0
+            item.wake()
+
+    def renew(self, queue_id: int) -> None:
+        """Note that others came or went, so that it may be this process's turn to poll. A hint, too."""
+        item = self._interests.get(queue_id)
         if item is not None:
-            self.rings += 1
-            self._wake(item)
-            if queue_id > 0:
-                now = self.clock()
-                self._look_soon(item, now)
-                self._count(item, now)
+            item.renew = True
 
     def lost(self) -> None:
-        """Note that the connection broke: marks and notifications may be gone, so everybody looks for himself."""
+        """Note that the connection broke: marks and notifications may be gone, so each consumer looks for itself."""
         self.losses += 1
+        self._healthy_at = min(self._healthy_at, self.clock())
         for item in self._interests.values():
             item.marked_at = None
             item.storm = 0
-            self._wake(item)
+            item.wake()
 
     @property
     def watched(self) -> int:
@@ -250,53 +332,8 @@ class Watch:
         """Return the queues that are marked."""
         return [number for number, item in self._interests.items() if item.marked_at is not None]
 
-    @staticmethod
-    def _wake(item: _Interest) -> None:
-        item.generation += 1
-        item.fresh = not item.waiting
-
-    @staticmethod
-    def _count(item: _Interest, now: float) -> None:
-        if now - item.spell_began > SPELL:
-            item.spell_began, item.rings = now, 0
-        item.rings += 1
-        if item.rings >= STORM:
-            item.storm = CALM
-
-    @staticmethod
-    def _look_soon(item: _Interest, now: float) -> None:
-        item.step = QUICK
-        item.probe_at = min(item.probe_at, now + QUICK) if item.probe_at > now else now + QUICK
-
-
-class Party:
-    """One waiter on one or several queues, from joining to leaving.
-
-    If any of its queues is not marked yet, or has had news, it looks once more as soon as all are marked; else it outwaits
-    the present generation of each.
-    """
-
-    def __init__(self, watch: Watch, queues: Sequence[Queue]) -> None:
-        self._watch = watch
-        self._joined = [(queue, watch.join(queue)) for queue in queues]
-        self.unmarked = any(generation is None for _, generation in self._joined)
-        #: Whether the connection must be told that somebody waits.
-        self.urgent = self.unmarked or any(watch.is_early(queue) for queue in queues)
-
-    def is_over(self) -> bool:
-        """Tell whether it is time to look."""
-        if self.unmarked:
-            return all(self._watch.is_marked(queue) for queue, _ in self._joined)
-        return any(self._has_news(queue, generation) for queue, generation in self._joined)
-
-    def where(self) -> list[Queue]:
-        """Return the queues worth a look."""
-        return [queue for queue, generation in self._joined if self._has_news(queue, generation)]
-
-    def leave(self) -> None:
-        """End the wait."""
-        for queue, _ in self._joined:
-            self._watch.leave(queue)
-
-    def _has_news(self, queue: Queue, generation: int | None) -> bool:
-        return generation is None or self._watch.has_news(queue, generation)
+    def _is_poller(self, item: Interest) -> bool:
+        """Tell whether this process polls a queue: with others that do, or because they cannot know of it."""
+        if item.queue.id <= 0:
+            return not self.listening
+        return item.marked_at is None or item.place < POLLERS

@@ -129,7 +129,7 @@ class Publisher:
         """After the commit: wake consumers, once for each queue, and tell the plugins."""
         engine: Engine = self._database.engine
         for (queue, drafts), numbers in zip(groups, ids):
-            engine.run(ring, queue, engine.doorbell)
+            engine.run(ring, queue, engine.doorbell, len(drafts))
             announce(queue.name, drafts, numbers, 0.0, plugins=engine.plugins, adapter=ADAPTER)
 
 

@@ -191,7 +191,7 @@ class Publisher:
         """After the commit: wake consumers, once for each queue, and tell the plugins."""
         engine = self._engine
         for (queue, drafts), numbers in zip(groups, ids):
-            engine.run(ring, queue, engine.doorbell)
+            engine.run(ring, queue, engine.doorbell, len(drafts))
             announce(queue.name, drafts, numbers, seconds, plugins=engine.plugins, adapter=ADAPTER)
 
 

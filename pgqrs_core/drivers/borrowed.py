@@ -35,17 +35,18 @@ class Loan(Generic[C]):
     Attributes:
         connection: psycopg's.
         owner: what commits it, and may tell: SQLAlchemy's ``Connection``, Django's wrapper, or psycopg's connection.
-        awaited: the queues in which something was stored that a consumer sleeps for, by number.
+        awaited: the queues in which something was stored that a consumer sleeps for, and how many messages, by number.
     """
 
     connection: C
     owner: object
-    awaited: dict[int, Queue] = field(default_factory=dict)
+    awaited: dict[int, tuple[Queue, int]] = field(default_factory=dict)
 
     def note(self, effect: Execute, rows: Rows) -> Rows:
         """Remember whether anybody waits for what was stored, and return the rows."""
         if effect.tells and effect.queue is not None and rows and rows[0][1]:
-            self.awaited[effect.queue.id] = effect.queue
+            _, before = self.awaited.get(effect.queue.id, (effect.queue, 0))
+            self.awaited[effect.queue.id] = effect.queue, before + len(rows)
         return rows
 
     @staticmethod
@@ -63,8 +64,8 @@ class Loan(Generic[C]):
             expected = "a connection whose array_nulls is on: execute `set array_nulls = on`"
             raise InvalidArgument("connection", self.owner, expected)
 
-    def when_committed(self, ring: Callable[[Collection[Queue]], object]) -> None:
-        """Call ``ring`` with the queues that are awaited, if there are any, once the caller has committed."""
+    def when_committed(self, ring: Callable[[Collection[tuple[Queue, int]]], object]) -> None:
+        """Call ``ring`` with what is awaited, if anything is, once the caller has committed."""
         if self.awaited:
             after_commit(self.owner, lambda: ring(self.awaited.values()))
 

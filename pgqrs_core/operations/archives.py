@@ -33,7 +33,7 @@ def replay_archive(queue: Queue, ids: Sequence[int], doorbell: Doorbell | None =
     _must_archive(queue)
     rows = yield Execute(queries["replay_archive"], {"ids": numbers(sorted(set(ids)))}, queue)
     if rows:
-        yield from ring(queue, doorbell)
+        yield from ring(queue, doorbell, len(rows))
     return len(rows)
 
 

@@ -110,8 +110,12 @@ def receive(
 ) -> Op[list[Delivery]]:
     """Claim like `claim`; while there is nothing, wait up to ``patience`` seconds for something.
 
+    A consumer whose last claim took all there was does not claim again before something has happened.
+
     ``on_look`` is called before each look, so that whoever times it need not count the waiting.
     """
+    if patience > 0 and marks.drained and not marks.cautious:
+        patience = yield Wait(queue, patience, marks, drained=True)
     while True:
         if on_look is not None:
             on_look()
@@ -124,7 +128,7 @@ def receive(
                 raise
         if found or patience <= 0:
             return found
-        patience = yield Wait(queue, patience)
+        patience = yield Wait(queue, patience, marks)
 
 
 def _delivery(row: Sequence[Any]) -> Delivery:

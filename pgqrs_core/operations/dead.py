@@ -37,7 +37,7 @@ def replay_dead(queue: Queue, ids: Sequence[int] | None, doorbell: Doorbell | No
     """Put these dead messages, or all, back into the queue as if new; return how many."""
     count = yield from _each_page("replay_dead", queue, ids)
     if count:
-        yield from ring(queue, doorbell)
+        yield from ring(queue, doorbell, count)
     return count
 
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Final
 from msgspec.structs import replace
 
 from pgqrs_core.arrays import ByteaArray, numbers, texts
+from pgqrs_core.doorbell import notification, sleepers_for
 from pgqrs_core.effects import Execute, Op, Rows
 from pgqrs_core.errors import BodyTooLarge, EnqueueUnknown, InvalidArgument, PgqrsError, Unavailable
 from pgqrs_core.messages import (
@@ -76,26 +77,26 @@ def enqueue(queue: Queue, drafts: Sequence[Draft], doorbell: Doorbell | None = N
             raise unknown from error
         raise
     if rows[0][1]:
-        if _any_soon(drafts):
-            yield from ring(queue, doorbell)
+        if soon := sum(map(is_soon, drafts)):
+            yield from ring(queue, doorbell, soon)
     elif asks and doorbell is not None:
         doorbell.learn(queue.id, now)
     return _ids_by_key(drafts, rows) if keys else [row[0] for row in rows]
 
 
-def ring(queue: Queue, doorbell: Doorbell | None) -> Op[None]:
-    """Wake the consumers that sleep on ``queue``. Never fails: their polling makes up for it."""
+def ring(queue: Queue, doorbell: Doorbell | None, count: int = 1) -> Op[None]:
+    """Wake processes that sleep on ``queue``, where ``count`` messages are new. Never fails: polls make up for it."""
     if doorbell is not None and doorbell.may_ring(queue.id):
         try:
-            yield Execute(queries["notify"], {"channel": doorbell.channel, "payload": str(queue.id)})
+            yield notification(queue.id, sleepers_for(count))
         except PgqrsError:
             doorbell.failed()
 
 
-def ring_all(queues: Collection[Queue], doorbell: Doorbell) -> Op[None]:
-    """Wake the consumers that sleep on any of ``queues``. Never fails."""
-    for queue in queues:
-        yield from ring(queue, doorbell)
+def ring_all(news: Collection[tuple[Queue, int]], doorbell: Doorbell) -> Op[None]:
+    """Wake processes that sleep on queues, in each of which so many messages are new. Never fails."""
+    for queue, count in news:
+        yield from ring(queue, doorbell, count)
 
 
 def check_draft(queue: Queue, draft: Draft) -> None:

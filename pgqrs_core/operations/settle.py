@@ -98,7 +98,7 @@ def release(
     """Give messages back at once, in their old places; the attempt does not count unless it ``counts``."""
     kept = yield from _settle("release", queue, leases, lambda _: {"refund": 0 if counts else 1})
     if any(kept):
-        yield from ring(queue, doorbell)
+        yield from ring(queue, doorbell, sum(kept))
     return kept
 
 
@@ -144,8 +144,8 @@ def nack(queue: Queue, failures: Sequence[Failure], doorbell: Doorbell | None = 
     for failure in failures:
         if fates.get(failure.lease) == "dead":
             _log_death(queue, failure)
-    if any(fates.get(failure.lease) == "nacked" and failure.delay <= SOON for failure in failures):
-        yield from ring(queue, doorbell)
+    if soon := sum(fates.get(failure.lease) == "nacked" and failure.delay <= SOON for failure in failures):
+        yield from ring(queue, doorbell, soon)
     return [fates.get(failure.lease, "lost") for failure in failures]
 
 

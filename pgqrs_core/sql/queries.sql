@@ -256,37 +256,97 @@ where q.ctid = any (array(
 returning q.message_id;
 
 -- name: watch consumer relaxed
--- Note that this consumer sleeps on these queues for `seconds`, unless it says otherwise.
-insert into {schema}.waiters (queue_id, consumer, until)
-select q.id, %(consumer)s, statement_timestamp() + %(seconds)s::float8 * interval '1 second'
-from unnest(%(queue_ids)s::int[]) q(id)
-on conflict (queue_id, consumer) do update set until = excluded.until;
+-- Note that this process sleeps on these queues for `seconds`, unless it says otherwise. Answers, for each queue, with how
+-- many other processes sleep there, and how many of them have lower numbers than this one. Those that have died are
+-- removed: the lock on its number that a sleeper holds (see wakeups.py) is gone, or its time is up. If there are any, the
+-- two that come first now may have to poll in their place, and are told. So they are when this process is new there
+-- (`fresh`) and comes before one of them, or when the other one believed to be alone.
+with others as materialized (
+  select w.queue_id, w.consumer,
+         w.until > statement_timestamp() and not pg_try_advisory_xact_lock_shared(w.consumer) as lives
+  from {schema}.waiters w where w.queue_id = any(%(queue_ids)s::int[]) and w.consumer <> %(consumer)s
+),
+gone as (
+  -- Two processes may do so at once, in different orders.
+  delete from {schema}.waiters w using (
+    select g.queue_id, g.consumer from {schema}.waiters g join others o using (queue_id, consumer) where not o.lives
+    for update of g skip locked) d
+  where w.queue_id = d.queue_id and w.consumer = d.consumer
+),
+told as materialized (
+  select count(pg_notify('pgqrs:' || h.consumer, h.queue_id || ' poll')::text)
+  from (
+    select queue_id from others group by queue_id
+    having bool_or(not lives) or %(fresh)s and (count(*) filter (where lives) = 1
+                                 or count(*) filter (where lives and consumer < %(consumer)s) < 2)) d
+  cross join lateral (
+    select o.queue_id, o.consumer from others o where o.queue_id = d.queue_id and o.lives
+    order by o.consumer limit 2) h
+),
+mine as (
+  insert into {schema}.waiters (queue_id, consumer, until)
+  select q.id, %(consumer)s, statement_timestamp() + %(seconds)s::float8 * interval '1 second'
+  from unnest(%(queue_ids)s::int[]) q(id)
+  on conflict (queue_id, consumer) do update set until = excluded.until
+  returning queue_id
+)
+select m.queue_id, count(o.consumer) filter (where o.lives)::int,
+       count(o.consumer) filter (where o.lives and o.consumer < %(consumer)s)::int, (select count from told)
+from mine m left join others o on o.queue_id = m.queue_id
+group by m.queue_id;
 
 -- name: unwatch consumer relaxed
--- This consumer is busy again, or leaves.
-delete from {schema}.waiters where consumer = %(consumer)s and queue_id = any(%(queue_ids)s::int[]);
+-- This process is busy again, or leaves. Where it `polled` for others, the two that come first now are told.
+with gone as (
+  delete from {schema}.waiters where consumer = %(consumer)s and queue_id = any(%(queue_ids)s::int[]) returning queue_id
+)
+select count(pg_notify('pgqrs:' || h.consumer, h.queue_id || ' poll')::text)
+from gone g cross join lateral (
+  select w.queue_id, w.consumer from {schema}.waiters w
+  where w.queue_id = g.queue_id and w.consumer <> %(consumer)s and w.until > statement_timestamp()
+  order by w.consumer limit 2) h
+where %(polled)s;
 
 -- name: probe consumer brief
--- Without claiming: is anything claimable, and in how many seconds is the next delayed message due?
-select {queue_id}::int as queue_id,
-  not exists (select from {schema}.queues where queue_id = {queue_id} and paused_at is not null)
-  and exists (
-    select from unnest('{{9,8,7,6,5,4,3,2,1,0}}'::smallint[]) h(lane) cross join lateral (
-      select from {queue} where lane = h.lane and lease_until <= statement_timestamp()
+-- Without claiming: is anything claimable, in how many seconds is the next delayed message due, which message is the
+-- first that is claimable, and for how many seconds has it been?
+select {queue_id}::int as queue_id, f.message_id is not null as claimable, (
+    select extract(epoch from min(r.due_at) - statement_timestamp())::float8
+    from unnest('{{-10,-9,-8,-7,-6,-5,-4,-3,-2,-1}}'::smallint[]) h(lane) cross join lateral (
+      select due_at from {queue} where lane = h.lane and due_at > statement_timestamp()
+      order by due_at, message_id limit 1) r
+  ) as next_due, f.message_id as first, f.age
+from (select exists (select from {schema}.queues where queue_id = {queue_id} and paused_at is not null) as paused) p
+left join lateral (
+  select a.message_id, extract(epoch from statement_timestamp() - a.since)::float8 as age from (
+    select r.message_id, r.since
+    from unnest('{{9,8,7,6,5,4,3,2,1,0}}'::smallint[]) h(lane) cross join lateral (
+      select message_id, greatest(enqueued_at, lease_until) as since
+      from {queue} where lane = h.lane and lease_until <= statement_timestamp()
         and (expires_at is null or expires_at > statement_timestamp())
-      order by message_id limit 1) r union all
-    select from unnest('{{-10,-9,-8,-7,-6,-5,-4,-3,-2,-1}}'::smallint[]) h(lane) cross join lateral (
-      select from {queue} where lane = h.lane and due_at <= statement_timestamp()
+      order by message_id limit 1) r
+    union all
+    select r.message_id, r.since
+    from unnest('{{-10,-9,-8,-7,-6,-5,-4,-3,-2,-1}}'::smallint[]) h(lane) cross join lateral (
+      select message_id, greatest(due_at, lease_until) as since
+      from {queue} where lane = h.lane and due_at <= statement_timestamp()
         and lease_until <= statement_timestamp() and (expires_at is null or expires_at > statement_timestamp())
       order by due_at, message_id limit 1) r
-  ) as claimable,
-  (select extract(epoch from min(r.due_at) - statement_timestamp())::float8
-   from unnest('{{-10,-9,-8,-7,-6,-5,-4,-3,-2,-1}}'::smallint[]) h(lane) cross join lateral (
-     select due_at from {queue} where lane = h.lane and due_at > statement_timestamp()
-     order by due_at, message_id limit 1) r
-  ) as next_due;
+  ) a
+  where not p.paused limit 1
+) f on true;
 
 -- name: notify anyone
--- Wake consumers. The payload is a queue's number and nothing else; whoever gets it looks for himself. The commit does not
--- wait for the disk, on whatever connection: it would do so holding the lock that NOTIFY takes, for all databases.
-select pg_notify(%(channel)s, %(payload)s) from set_config('synchronous_commit', 'off', true);
+-- Notify up to `count` of the processes that sleep on a queue, chosen at random, each on a channel of its own; not
+-- `consumer` itself, nor those that have died since they noted it (see watch). Answers with a row for each. The commit does
+-- not wait for the disk, on whatever connection: it would do so holding the lock that NOTIFY takes, for all databases.
+with sleepers as materialized (
+  select w.consumer from {schema}.waiters w
+  where w.queue_id = %(queue_id)s and w.until > statement_timestamp() and w.consumer <> %(consumer)s
+  order by random()
+),
+chosen as materialized (
+  select consumer from sleepers where not pg_try_advisory_xact_lock_shared(consumer) limit %(count)s
+)
+select pg_notify('pgqrs:' || c.consumer, %(payload)s)
+from set_config('synchronous_commit', 'off', true) cross join chosen c;

@@ -253,11 +253,30 @@ class TestReceive:
         assert isinstance(first, Execute)
         assert first.query.name == "claim"
 
-        assert op.send([]) == Wait(JOBS, 5.0)
+        waits = op.send([])
+        assert isinstance(waits, Wait)
+        assert (waits.queue, waits.patience, waits.drained) == (JOBS, 5.0, False)
 
         again = op.send(3.5)
         assert isinstance(again, Execute)
         assert again.query.name == "claim"
+
+    @pytest.mark.parametrize(("found", "names"), [(1, ["wait", "claim"]), (2, ["claim"])])
+    def test_after_a_claim_that_took_all_there_was_it_waits_first(self, found: int, names: list[str]) -> None:
+        marks = Marks()
+        play(claim.receive(JOBS, marks, limit=2, lease=30.0, patience=5.0), [claimed_row(n) for n in range(found)])
+
+        op = claim.receive(JOBS, marks, limit=2, lease=30.0, patience=5.0)
+        played = play(op, *([4.0] if "wait" in names else []), [claimed_row(9)])
+
+        assert played.names == names
+        assert [effect.drained for effect in played.effects if isinstance(effect, Wait)] == [True] * (len(names) - 1)
+
+    def test_without_patience_it_claims_first_whatever_was_there_before(self) -> None:
+        marks = Marks()
+        play(claim.receive(JOBS, marks, limit=2, lease=30.0), [])
+
+        assert play(claim.receive(JOBS, marks, limit=2, lease=30.0), []).names == ["claim"]
 
     def test_it_waits_with_the_patience_that_is_left(self) -> None:
         played = play(self.op(5.0), [], 3.5, [], 0.0, [])
@@ -592,7 +611,22 @@ class TestEnqueue:
         played = play(self.op(draft(), doorbell=Bell()), stored(1, waiting=True), [])
 
         assert played.names == ["enqueue_plain", "notify"]
-        assert played.params(1) == {"channel": "pgqrs:pgqrs", "payload": "7"}
+        assert played.params(1) == {"queue_id": 7, "count": 1, "consumer": 0, "payload": "7"}
+
+    @pytest.mark.parametrize(("messages", "sleepers"), [(1, 1), (2, 1), (3, 2), (6, 3), (7, 4), (1000, 4)])
+    def test_it_wakes_fewer_processes_than_there_are_messages_and_never_many(
+        self, messages: int, sleepers: int
+    ) -> None:
+        drafts = [draft() for _ in range(messages)]
+        played = play(self.op(*drafts, doorbell=Bell()), stored(*range(1, messages + 1), waiting=True), [])
+
+        assert played.params(1)["count"] == sleepers
+
+    def test_messages_for_later_wake_nobody(self) -> None:
+        drafts = [draft(), *(draft(delay=3600.0) for _ in range(9))]
+        played = play(self.op(*drafts, doorbell=Bell()), stored(*range(1, 11), waiting=True), [])
+
+        assert played.params(1)["count"] == 1
 
     def test_it_does_not_ask_who_waits_when_it_has_just_asked(self) -> None:
         bell = Bell()
@@ -660,9 +694,10 @@ class TestEnqueue:
         assert effect.tells is tells
 
     def test_all_queues_of_a_transaction_are_rung_for(self) -> None:
-        played = play(enqueue.ring_all([make_queue("a", 1), make_queue("b", 2)], Bell()), [], [])
+        played = play(enqueue.ring_all([(make_queue("a", 1), 1), (make_queue("b", 2), 5)], Bell()), [], [])
 
         assert [played.params(place)["payload"] for place in (0, 1)] == ["1", "2"]
+        assert [played.params(place)["count"] for place in (0, 1)] == [1, 3]
 
     def test_without_a_doorbell_it_never_rings(self) -> None:
         assert play(self.op(draft()), stored(1, waiting=True)).names == ["enqueue_plain"]

@@ -10,8 +10,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pgqrs_core.doorbell import QUIET
+from pgqrs_core.interest import CALM, QUICK, SPELL, STORM
 from pgqrs_core.testing.by_hand import make_queue
-from pgqrs_core.watch import CALM, LINGER, MARK_SECONDS, POLL, QUICK, RENEW, SPELL, STORM, Agenda, Party, Watch
+from pgqrs_core.waiter import Waiter
+from pgqrs_core.watch import (
+    GROWTH,
+    LINGER,
+    MARK_SECONDS,
+    PASS_ON,
+    POLL,
+    RENEW,
+    SELDOM,
+    YOUNG,
+    Agenda,
+    Watch,
+)
 
 if TYPE_CHECKING:
     from pgqrs_core.messages import Queue
@@ -26,8 +39,13 @@ class Desk:
         self.now = 1000.0
         self.watch = Watch(clock=lambda: self.now)
         self.statements: list[tuple[float, str, list[int]]] = []
-        #: The queues that hold something, and when their next delayed message is due.
+        #: How many other processes sleep on each queue, and how many of them have lower numbers.
+        self.others = 0
+        self.place = 0
+        #: The queues that hold something, what comes first there, for how long it has, and when the next one is due.
         self.full: set[int] = set()
+        self.first = 1
+        self.age = 1.0
         self.due: dict[int, float] = {}
         #: What a probe takes, in seconds.
         self.cost = 0.0
@@ -37,14 +55,21 @@ class Desk:
         agenda = self.watch.agenda()
         if agenda.unmark:
             self.statements.append((self.now, "unmark", agenda.unmark))
+        for number, count in agenda.pass_on.items():
+            self.statements.append((self.now, "pass on", [number] * count))
+            self.watch.passed_on(number, min(count, self.others))
         if agenda.mark:
             self.statements.append((self.now, "mark", agenda.mark))
-            self.watch.marked(agenda.mark)
+            self.watch.marked((number, self.others, self.place) for number in agenda.mark)
         if agenda.probe:
             self.statements.append((self.now, "probe", [queue.id for queue in agenda.probe]))
-            rows = [(queue.id, queue.id in self.full, self._due_in(queue)) for queue in agenda.probe]
+            rows = [(queue.id, *self._found(queue)) for queue in agenda.probe]
             self.watch.probed(agenda.probe, rows, self.cost)
         return agenda
+
+    def _found(self, queue: Queue) -> tuple[Any, ...]:
+        full = queue.id in self.full
+        return full, self._due_in(queue), self.first if full else None, self.age if full else None
 
     def _due_in(self, queue: Queue) -> float | None:
         left = self.due.get(queue.id, self.now) - self.now
@@ -55,7 +80,7 @@ class Desk:
         end = self.now + seconds
         while True:
             agenda = self.step()
-            if agenda.mark or agenda.probe:
+            if agenda.works:
                 continue
             if self.now + agenda.sleep >= end:
                 break
@@ -121,10 +146,10 @@ class TestMarking:
         desk.watch.leave(A)
         assert desk.step().sleep > QUICK
 
-        party = Party(desk.watch, [A])
+        waiter = Waiter(desk.watch, [A])
 
-        assert not party.unmarked
-        assert party.urgent
+        assert not waiter.unmarked
+        assert waiter.urgent
         assert desk.step().sleep <= QUICK
 
     def test_whoever_comes_back_when_no_look_is_due_lets_the_connection_sleep(self, desk: Desk) -> None:
@@ -132,9 +157,9 @@ class TestMarking:
         desk.run(5)
         desk.step()
         desk.watch.leave(A)
-        party = Party(desk.watch, [A])
+        waiter = Waiter(desk.watch, [A])
 
-        assert not party.urgent
+        assert not waiter.urgent
 
     def test_a_queue_is_unmarked_once_nobody_has_waited_for_a_while(self, desk: Desk) -> None:
         desk.settle(A)
@@ -172,7 +197,7 @@ class TestMarking:
         assert not desk.watch.is_marked(A)
 
     def test_a_mark_for_a_queue_that_was_given_up_meanwhile_does_no_harm(self, desk: Desk) -> None:
-        desk.watch.marked([99])
+        desk.watch.marked([(99, 0, 0)])
 
         assert desk.watch.marks() == []
 
@@ -251,7 +276,7 @@ class TestNews:
     def test_sleep_ends_when_the_next_delayed_message_is_due(self, desk: Desk) -> None:
         desk.settle(A)
         desk.run(30)
-        desk.watch.probed([A], [(A.id, False, 0.25)], 0.0)
+        desk.watch.probed([A], [(A.id, False, 0.25, None, None)], 0.0)
 
         assert desk.watch.agenda().sleep == pytest.approx(0.25)
 
@@ -310,12 +335,12 @@ class TestStorm:
         self.storm(desk)
         desk.watch.leave(A)
 
-        party = Party(desk.watch, [A])
+        waiter = Waiter(desk.watch, [A])
 
-        assert not party.is_over()
+        assert not waiter.is_over()
         desk.full.add(A.id)
         desk.run(2 * QUICK)
-        assert party.is_over()
+        assert waiter.is_over()
 
     def test_in_a_storm_it_looks_every_few_milliseconds_as_long_as_something_is_found(self, desk: Desk) -> None:
         self.storm(desk)
@@ -359,14 +384,15 @@ class TestProbing:
         times = [item[0] for item in desk.of("probe")]
         return [later - earlier for earlier, later in pairwise(times)]
 
-    def test_it_looks_soon_after_a_mark_then_at_doubling_intervals_up_to_the_poll(self, desk: Desk) -> None:
+    def test_it_looks_soon_after_a_mark_then_at_growing_intervals_up_to_the_poll(self, desk: Desk) -> None:
         desk.settle(A)
         desk.statements.clear()
         desk.run(60)
 
         gaps = self.gaps(desk)
-        assert gaps[0] <= 3 * QUICK
-        assert all(later <= 2 * 1.1 * earlier + 0.001 for earlier, later in pairwise(gaps))
+        assert desk.of("probe")[0][0] <= 1000.0 + 2 * QUICK
+        assert gaps[0] <= 1.2 * GROWTH * QUICK
+        assert all(later <= GROWTH * 1.2 * earlier + 0.001 for earlier, later in pairwise(gaps))
         assert all(POLL <= gap <= 1.11 * POLL for gap in gaps[-20:])
 
     def test_a_ring_makes_it_look_quickly_again_for_what_rang_no_bell_of_its_own(self, desk: Desk) -> None:
@@ -378,7 +404,7 @@ class TestProbing:
         desk.run(0.1)
 
         assert desk.of("probe")[0][0] <= 1030.0 + 2 * QUICK
-        assert len(desk.of("probe")) >= 3
+        assert len(desk.of("probe")) == 2
 
     def test_rings_in_quick_succession_do_not_put_the_look_off(self, desk: Desk) -> None:
         desk.settle(A)
@@ -393,7 +419,7 @@ class TestProbing:
     def test_a_dear_probe_comes_seldom(self, desk: Desk) -> None:
         desk.settle(A)
 
-        desk.watch.probed([A], [(A.id, False, None)], 1.0)
+        desk.watch.probed([A], [(A.id, False, None, None, None)], 1.0)
 
         desk.statements.clear()
         desk.run(45)
@@ -437,7 +463,7 @@ class TestProbing:
         assert len(renewals) <= 5
 
     def test_idle_queues_are_each_probed_at_least_once_in_two_polls(self, desk: Desk) -> None:
-        for number in range(10):
+        for number in range(1, 11):
             desk.settle(make_queue(f"q{number}", number))
             desk.run(0.037)
         desk.run(10)
@@ -445,7 +471,7 @@ class TestProbing:
 
         desk.run(60)
 
-        for number in range(10):
+        for number in range(1, 11):
             times = [at for at, _, ids in desk.of("probe") if number in ids]
             assert max(later - earlier for earlier, later in pairwise(times)) <= 2 * POLL
 
@@ -465,40 +491,242 @@ class TestProbing:
         assert not desk.watch.is_stale()
 
 
-class TestParties:
+class TestSharing:
+    """Several processes sleep on the same queues."""
+
+    def settle(self, desk: Desk, others: int, place: int) -> int:
+        desk.others, desk.place = others, place
+        generation = desk.settle(A)
+        desk.run(2 * POLL)
+        desk.statements.clear()
+        return generation
+
+    @pytest.mark.parametrize("place", [0, 1])
+    def test_the_first_two_poll(self, desk: Desk, place: int) -> None:
+        self.settle(desk, 63, place)
+        desk.run(60)
+
+        assert 60 / POLL / 1.1 - 1 <= len(desk.of("probe")) <= 60 / POLL
+        assert len(desk.statements) <= 60
+
+    @pytest.mark.parametrize(("others", "seconds"), [(2, 3 * POLL), (9, 10 * POLL), (63, RENEW), (1000, RENEW)])
+    def test_the_others_only_renew_their_marks_more_often_where_they_are_few(
+        self, desk: Desk, others: int, seconds: float
+    ) -> None:
+        self.settle(desk, others, 2)
+        desk.run(10 * seconds)
+
+        assert desk.of("probe") == []
+        assert 9 <= len(desk.of("mark")) <= 11
+
+    def test_who_is_told_that_another_has_gone_polls_if_it_is_its_turn_now(self, desk: Desk) -> None:
+        self.settle(desk, 63, 2)
+        desk.place = 1
+        desk.watch.renew(A.id)
+        desk.run(60)
+
+        assert len(desk.of("probe")) >= 60 / POLL / 1.1 - 1
+
+    def test_whoever_polls_no_more_for_others_says_so(self, desk: Desk) -> None:
+        self.settle(desk, 63, 1)
+        desk.watch.leave(A)
+        desk.run(LINGER)
+        agenda = desk.step()
+
+        assert (agenda.unmark, agenda.polled) == ([A.id], True)
+
+    def test_after_a_notification_it_polls_a_few_times_and_no_more(self, desk: Desk) -> None:
+        self.settle(desk, 63, 2)
+        desk.watch.rang(A.id)
+        desk.run(25)
+
+        assert 2 <= len(desk.of("probe")) <= 4
+
+    def test_a_delayed_message_is_served_by_the_first(self, desk: Desk) -> None:
+        generation = self.settle(desk, 63, 0)
+        desk.due[A.id] = desk.now + 2.0
+        desk.run(2.1)
+
+        assert desk.watch.has_news(A, generation)
+
+    @pytest.mark.parametrize("taken", [True, False])
+    def test_the_second_looks_whether_the_first_served_it(self, desk: Desk, taken: bool) -> None:
+        generation = self.settle(desk, 63, 1)
+        due = desk.due[A.id] = desk.now + 3.0
+        desk.run(2.999)
+        if not taken:
+            desk.full.add(A.id)
+        desk.run(0.001 + 3 * YOUNG)
+
+        assert [at for at, _, _ in desk.of("probe") if due <= at]
+        assert desk.watch.has_news(A, generation) is not taken
+
+    def test_a_message_that_has_just_come_is_left_to_whoever_was_notified(self, desk: Desk) -> None:
+        generation = self.settle(desk, 63, 0)
+        desk.full.add(A.id)
+        desk.age = 0.002
+        desk.watch.probed([A], [(A.id, True, None, 1, 0.002)], 0.0)
+        assert not desk.watch.has_news(A, generation)
+
+        desk.age = 0.009 + QUICK
+        desk.run(QUICK + 0.001)
+
+        assert desk.watch.has_news(A, generation)
+
+    def test_alone_it_takes_also_what_has_just_come(self, desk: Desk) -> None:
+        generation = self.settle(desk, 0, 0)
+
+        desk.watch.probed([A], [(A.id, True, None, 1, 0.002)], 0.0)
+
+        assert desk.watch.has_news(A, generation)
+
+
+class TestPassingOn:
+    """What a process has no time for."""
+
+    def busy(self, desk: Desk, others: int) -> None:
+        desk.others, desk.place = others, 2
+        desk.settle(A)
+        desk.run(2 * POLL)
+        desk.watch.rang(A.id)
+        desk.watch.leave(A)
+        desk.statements.clear()
+
+    def test_a_notification_of_a_busy_process_is_passed_on_at_once(self, desk: Desk) -> None:
+        self.busy(desk, 7)
+        desk.watch.rang(A.id)
+
+        assert desk.step().pass_on == {A.id: 1}
+        assert desk.watch.join(A) is not None
+
+    def test_once_for_each_time_of_work(self, desk: Desk) -> None:
+        self.busy(desk, 7)
+        for _ in range(10):
+            desk.watch.rang(A.id)
+            desk.step()
+
+        assert len(desk.of("pass on")) == 1
+        assert desk.watch.join(A) is None
+
+    def test_where_nobody_else_sleeps_the_process_looks_itself_when_it_comes_back(self, desk: Desk) -> None:
+        self.busy(desk, 7)
+        desk.others = 0
+        desk.watch.rang(A.id)
+        desk.step()
+
+        assert desk.watch.join(A) is None
+        desk.watch.leave(A)
+        desk.watch.rang(A.id)
+        assert desk.step().pass_on == {}
+
+    def test_what_stays_first_in_the_queue_is_passed_on(self, desk: Desk) -> None:
+        self.busy(desk, 7)
+        desk.full.add(A.id)
+
+        desk.run(LINGER / 2)
+
+        assert desk.of("pass on")[0][2] == [A.id] * PASS_ON
+        assert desk.of("pass on")[0][0] <= desk.now - LINGER / 2 + 4 * QUICK
+
+    def test_while_others_take_what_is_there_nothing_is_passed_on(self, desk: Desk) -> None:
+        self.busy(desk, 7)
+        desk.full.add(A.id)
+        for number in range(200):
+            desk.first = number
+            desk.run(0.001)
+
+        assert desk.of("pass on") == []
+
+    def test_a_process_alone_asks_nothing_while_it_is_busy(self, desk: Desk) -> None:
+        self.busy(desk, 0)
+        desk.full.add(A.id)
+        desk.watch.rang(A.id)
+        desk.run(LINGER / 2)
+
+        assert desk.statements == []
+
+
+class TestQuiet:
+    """Whether a consumer that took all there was may sleep without another claim."""
+
+    def test_so_it_may_while_nothing_has_happened(self, desk: Desk) -> None:
+        desk.settle(A)
+        generation = desk.watch.leave(A)
+        desk.run(LINGER / 2)
+
+        assert desk.watch.is_quiet(A, generation)
+
+    @pytest.mark.parametrize("what", ["rang", "lost", "left", "another", "never"])
+    def test_otherwise_it_claims(self, desk: Desk, what: str) -> None:
+        desk.settle(A)
+        generation: int | None = desk.watch.leave(A)
+        if what == "rang":
+            desk.watch.rang(A.id)
+        elif what == "lost":
+            desk.watch.lost()
+        elif what == "left":
+            desk.run(2 * LINGER)
+        elif what == "another":
+            desk.watch.join(A)
+            desk.watch.rang(A.id)
+        else:
+            generation = None
+
+        assert not desk.watch.is_quiet(A, generation)
+
+
+def test_a_number_of_an_adapter_is_polled_seldom(desk: Desk) -> None:
+    number = make_queue("", -5)
+    desk.settle(number)
+    desk.run(1)
+    desk.statements.clear()
+    desk.run(10 * SELDOM)
+
+    assert 8 <= len(desk.statements) <= 11
+
+
+def test_without_notifications_a_number_of_an_adapter_is_polled_as_a_queue_is(desk: Desk) -> None:
+    desk.watch.listening = False
+    desk.settle(make_queue("", -5))
+    desk.run(60)
+
+    assert len(desk.of("probe")) >= 50
+
+
+class TestWaiters:
     """One waiter on several queues."""
 
     def test_it_looks_once_more_when_all_its_queues_are_marked(self, desk: Desk) -> None:
         desk.settle(A)
-        party = Party(desk.watch, [A, B])
-        assert not party.is_over()
+        waiter = Waiter(desk.watch, [A, B])
+        assert not waiter.is_over()
 
         desk.step()
 
-        assert party.is_over()
+        assert waiter.is_over()
 
     def test_it_is_told_to_look_where_it_had_not_been_marked(self, desk: Desk) -> None:
         desk.settle(A)
-        party = Party(desk.watch, [A, B])
+        waiter = Waiter(desk.watch, [A, B])
         desk.step()
 
-        assert party.where() == [B]
+        assert waiter.where() == [B]
 
     def test_it_sleeps_until_there_is_news_of_one_and_looks_there(self, desk: Desk) -> None:
         for queue in (A, B):
             desk.settle(queue)
-        party = Party(desk.watch, [A, B])
-        assert not party.is_over()
+        waiter = Waiter(desk.watch, [A, B])
+        assert not waiter.is_over()
 
         desk.watch.rang(B.id)
 
-        assert party.is_over()
-        assert party.where() == [B]
+        assert waiter.is_over()
+        assert waiter.where() == [B]
 
     def test_it_leaves_all_its_queues(self, desk: Desk) -> None:
-        party = Party(desk.watch, [A, B])
+        waiter = Waiter(desk.watch, [A, B])
         desk.run(0.1)
-        party.leave()
+        waiter.leave()
 
         desk.run(LINGER + 0.1)
 
@@ -506,11 +734,11 @@ class TestParties:
 
     def test_a_lost_connection_ends_the_sleep(self, desk: Desk) -> None:
         desk.settle(A)
-        party = Party(desk.watch, [A])
+        waiter = Waiter(desk.watch, [A])
 
         desk.watch.lost()
 
-        assert party.is_over()
+        assert waiter.is_over()
 
 
 ACTIONS = st.lists(
@@ -556,7 +784,7 @@ def test_whoever_waits_for_a_queue_that_holds_something_is_told_within_two_polls
 
 @settings(max_examples=100, deadline=None)
 @given(ACTIONS)
-def test_the_agenda_never_asks_to_sleep_longer_than_a_poll(actions: list[tuple[str, Any]]) -> None:
+def test_the_agenda_never_asks_to_sleep_longer_than_a_mark_may_wait(actions: list[tuple[str, Any]]) -> None:
     desk = Desk()
     desk.settle(A)
     for name, value in actions:
@@ -566,4 +794,4 @@ def test_the_agenda_never_asks_to_sleep_longer_than_a_poll(actions: list[tuple[s
             desk.watch.rang(value.id)
         elif name == "lose":
             desk.watch.lost()
-        assert 0 <= desk.watch.agenda().sleep <= POLL + 1e-9
+        assert 0 <= desk.watch.agenda().sleep <= RENEW + 1e-9

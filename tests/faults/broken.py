@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from pgqrs_native import traffic
 
-from pgqrs_core import doorbell, engine, leases, marks, settling, watch
+from pgqrs_core import doorbell, engine, interest, leases, marks, settling, watch
 from pgqrs_core.operations import claim, settle
 from pgqrs_core.sql import Query, queries
 
@@ -55,7 +55,7 @@ def advance_at_once() -> None:
 def sleep_through() -> None:
     """Producers that ring nobody, and consumers that rely on being rung."""
     doorbell.Doorbell.may_ring = lambda self, number: False
-    watch.QUICK = watch.POLL = 1e9
+    interest.QUICK = watch.QUICK = watch.POLL = 1e9
 
 
 def claim_success() -> None:

@@ -65,8 +65,11 @@ class FakeServer:
         self.running: dict[int, Transaction] = {}
         self.drawn_at: dict[int, float] = {}
         self.taken_keys: dict[str, Transaction] = {}
+        #: Until when each process sleeps, and which of them live.
         self.waiters: dict[int, float] = {}
-        self.notifications: list[int] = []
+        self.living: set[int] = set()
+        #: What is said to whom.
+        self.notifications: list[tuple[int, str]] = []
         #: What became of messages: id, and how it went.
         self.fates: dict[int, str] = {}
         self.committed: dict[int, bytes] = {}
@@ -247,20 +250,42 @@ class FakeServer:
     # Wake-ups.
 
     def _watch(self, params: dict[str, Any], _: Transaction) -> list[tuple[Any, ...]]:
-        self.waiters[params["consumer"]] = self.table.now + params["seconds"]
-        return []
+        me = params["consumer"]
+        others = self._sleepers(me)
+        first = sum(number < me for number in others)
+        died = len(self.waiters.keys() - {me}) > len(others)
+        self.waiters = {number: self.waiters[number] for number in others}
+        self.waiters[me] = self.table.now + params["seconds"]
+        if died or (params["fresh"] and (len(others) == 1 or first < 2)):
+            self._tell_first_two(others)
+        return [(self.queue.id, len(others), first, 0)]
 
     def _unwatch(self, params: dict[str, Any], _: Transaction) -> list[tuple[Any, ...]]:
         self.waiters.pop(params["consumer"], None)
+        if params["polled"]:
+            self._tell_first_two(self._sleepers(params["consumer"]))
         return []
+
+    def _sleepers(self, but: int) -> list[int]:
+        """The processes that sleep and live, in the order of their numbers."""
+        now = self.table.now
+        return sorted(
+            number for number, until in self.waiters.items() if until > now and number in self.living and number != but
+        )
+
+    def _tell_first_two(self, sleepers: list[int]) -> None:
+        self.notifications += [(number, f"{self.queue.id} poll") for number in sleepers[:2]]
 
     def _probe(self, _: dict[str, Any], __: Transaction) -> list[tuple[Any, ...]]:
-        claimable = not self.table.paused and bool(self.table.candidates())
-        return [(self.queue.id, claimable, self.table.figures().next_due)]
+        found = [] if self.table.paused else self.table.candidates()
+        first = (found[0].id, self.table.now - found[0].free_since) if found else (None, None)
+        return [(self.queue.id, bool(found), self.table.figures().next_due, *first)]
 
     def _notify(self, params: dict[str, Any], _: Transaction) -> list[tuple[Any, ...]]:
-        self.notifications.append(int(params["payload"]))
-        return []
+        sleepers = self._sleepers(params["consumer"])
+        chosen = self.chance.sample(sleepers, min(params["count"], len(sleepers)))
+        self.notifications += [(number, params["payload"]) for number in chosen]
+        return [("",)] * len(chosen)
 
     # Housekeeping and administrators.
 

@@ -17,7 +17,7 @@ from judge import JudgedMarks, Violation
 from schedules import play_schedule
 from table import DEAD
 
-from pgqrs_core import marks, watch
+from pgqrs_core import interest, marks, watch
 from pgqrs_core.errors import EnqueueUnknown
 from pgqrs_core.operations import claim, enqueue, settle
 
@@ -116,6 +116,7 @@ def nobody_polls(patch: pytest.MonkeyPatch) -> None:
     """Notifications alone wake consumers, and some are lost."""
     patch.setattr(watch, "POLL", 1e9)
     patch.setattr(watch, "QUICK", 1e9)
+    patch.setattr(interest, "QUICK", 1e9)
 
 
 def answers_are_mixed_up(patch: pytest.MonkeyPatch) -> None:

@@ -54,6 +54,9 @@ class Process:
         self.nap = 0
         #: Since when it sleeps until there is something, if it does.
         self.waits_since: float | None = None
+        #: Which of the programs it belongs to, and its marks.
+        self.program: Any = None
+        self.marks: Any = None
 
 
 class World:
@@ -65,7 +68,7 @@ class World:
         self.queue = queue
         self.server = FakeServer(queue, self.chance)
         self.processes: list[Process] = []
-        self.sleepers = [Sleepers(self) for _ in range(2)]
+        self.sleepers = [Sleepers(self) for _ in range(4)]
         self._agenda: list[tuple[float, int, Callable[[], None]]] = []
         self._count = 0
 
@@ -107,7 +110,7 @@ class World:
             process.nap += 1
             self.at(effect.seconds, partial(self._wake_up, process, process.nap))
         elif isinstance(effect, Wait):
-            self.chance.choice(self.sleepers).wait(process, effect.patience)
+            self.sleepers_of(process).wait(process, effect)
         elif isinstance(effect, Begin):
             process.transaction = Transaction()
             self.go_on(process)
@@ -118,6 +121,12 @@ class World:
             self.at(self.latency(), partial(self._end, process, commits=isinstance(effect, Commit)))
         else:
             self._send(process, effect)
+
+    def sleepers_of(self, process: Process) -> Sleepers:
+        """The wake-ups of the program that a process belongs to."""
+        if process.program is None:
+            process.program = self.chance.choice(self.sleepers)
+        return process.program
 
     def _wake_up(self, process: Process, nap: int) -> None:
         if process.nap == nap:
@@ -208,8 +217,8 @@ class World:
 
     def _tell(self) -> None:
         """Deliver notifications, or lose them."""
-        for number in self.server.notifications:
+        for consumer, payload in self.server.notifications:
             for sleepers in self.sleepers:
-                if self.chance.random() >= self.faults.deaf:
-                    self.at(self.latency(), partial(sleepers.rang, number))
+                if sleepers.number == consumer and self.chance.random() >= self.faults.deaf:
+                    self.at(self.latency(), partial(sleepers.hear, payload))
         self.server.notifications.clear()

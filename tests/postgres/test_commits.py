@@ -7,11 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
-from harness import Borrowed, Harness, ask, borrow, draft, meanwhile, outwait, until
+from harness import Borrowed, Harness, ask, borrow, draft
 
 from pgqrs_core.arrays import numbers
 from pgqrs_core.effects import Execute, Op
-from pgqrs_core.engine import Engine
 from pgqrs_core.operations import enqueue
 from pgqrs_core.sql import queries
 
@@ -25,17 +24,18 @@ both_wrappers = pytest.mark.parametrize("make", ["SQLAlchemy Connection", "SQLAl
 
 
 class Ear:
-    """Listens to what producers tell consumers."""
+    """Listens to what producers tell a consumer that sleeps: the one with the number 1."""
 
     def __init__(self, harness: Harness) -> None:
         self._harness = harness
         self._connection = psycopg.connect(harness.dsn, autocommit=True)
-        self._connection.execute('listen "pgqrs:pgqrs"')
+        self._connection.execute('listen "pgqrs:1"')
+        self._connection.execute("select pg_advisory_lock(1)")
 
     def heard(self) -> list[str]:
         """Return what was told up to now, of an engine that is at rest, and close it."""
         self._harness.do(self._harness.engine.close)
-        self._harness.ask("select pg_notify('pgqrs:pgqrs', %s)", END)
+        self._harness.ask("select pg_notify('pgqrs:1', %s)", END)
         found = []
         for notice in self._connection.notifies(timeout=20):
             if notice.payload == END:
@@ -58,7 +58,8 @@ def fall_asleep(harness: Harness) -> str:
     """Leave the mark of a consumer that sleeps on the queue, and return what it is to be told."""
 
     def mark(number: int) -> Op[None]:
-        yield Execute(queries["watch"], {"queue_ids": numbers([number]), "consumer": 1, "seconds": 120.0})
+        params = {"queue_ids": numbers([number]), "consumer": 1, "seconds": 120.0, "fresh": True}
+        yield Execute(queries["watch"], params)
 
     harness.run(mark, harness.queue().id)
     return str(harness.queue().id)
@@ -80,14 +81,10 @@ def borrowed(harness: Harness, make: str) -> Iterator[Borrowed]:
 @both_wrappers
 class TestSqlalchemy:
     def test_a_waiting_consumer_is_told_after_the_commit(self, harness: Harness, make: str, ear: Ear) -> None:
-        number = str(harness.queue().id)
-        consumer = Engine(harness.config)
-        with meanwhile(lambda: consumer.run(outwait, harness.queue(), 30)):
-            until(harness.waits_for, "somebody waits")
-            with borrowed(harness, make) as caller:
-                put(harness, caller.raw)
-                caller.commit()
-        consumer.close()
+        number = fall_asleep(harness)
+        with borrowed(harness, make) as caller:
+            put(harness, caller.raw)
+            caller.commit()
 
         assert ear.heard() == [number]
 

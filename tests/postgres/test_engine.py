@@ -14,6 +14,7 @@ import psycopg
 import pytest
 from harness import MAKES, AsyncHarness, SyncHarness, ask, borrow, draft, meanwhile, outwait, sleep_once, until
 
+import pgqrs_core.interest
 import pgqrs_core.watch
 from pgqrs_core.effects import Execute
 from pgqrs_core.errors import (
@@ -920,6 +921,7 @@ class TestBorrowing:
 @pytest.fixture
 def without_probes(monkeypatch: pytest.MonkeyPatch) -> None:
     """Leave nothing but notifications to wake anybody."""
+    monkeypatch.setattr(pgqrs_core.interest, "QUICK", 60.0)
     monkeypatch.setattr(pgqrs_core.watch, "QUICK", 60.0)
     monkeypatch.setattr(pgqrs_core.watch, "POLL", 60.0)
     monkeypatch.setattr("pgqrs_core.wakeups.POLL", 60.0)
@@ -1063,24 +1065,23 @@ class TestWakeUps:
         ring = f"notify \"pgqrs:pgqrs\", '{queue.id}'"
         probes: list[Any] = []
 
-        def is_second_probe(effect: Any) -> bool:
-            # The first comes with the mark, when whoever waits is about to look anyway.
+        def is_first_probe(effect: Any) -> bool:
             probes.extend([effect] if effect.query.name == "probe" else [])
-            return len(probes) == 2 and probes[-1] is effect
+            return len(probes) == 1 and probes[-1] is effect
 
         def execute_and_ring(link: Any, effect: Any) -> Any:
             rows = execute(link, effect)
-            if is_second_probe(effect):
+            if is_first_probe(effect):
                 link.connection.execute(ring)
             return rows
 
         async def execute_and_ring_async(link: Any, effect: Any) -> Any:
             rows = await execute(link, effect)
-            if is_second_probe(effect):
+            if is_first_probe(effect):
                 await link.connection.execute(ring)
             return rows
 
-        monkeypatch.setattr(pgqrs_core.watch, "QUICK", 0.3)
+        monkeypatch.setattr(pgqrs_core.interest, "QUICK", 0.3)
         replacement = execute_and_ring if harness.kind == "sync" else execute_and_ring_async
         monkeypatch.setattr(wakeups, "_execute", replacement)
 

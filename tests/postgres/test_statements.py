@@ -11,11 +11,12 @@ import pytest
 from harness import SyncHarness, ask, draft
 
 from pgqrs_core.arrays import numbers, texts
+from pgqrs_core.doorbell import notification
 from pgqrs_core.effects import Execute
 from pgqrs_core.messages import CLAIM_LANES, DEAD_LANE, Lease
 from pgqrs_core.operations import enqueue, queues, schema, settle
 from pgqrs_core.sql import queries
-from pgqrs_core.testing import with_database
+from pgqrs_core.testing import eventually, with_database
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -62,7 +63,7 @@ class Bench(SyncHarness):
         return [row[1] for row in self.answer(Execute(queries["claim"], params, self.queue()))]
 
     def probe(self) -> tuple[bool, float | None]:
-        ((_, claimable, next_due),) = self.answer(Execute(queries["probe"], queues=(self.queue(),)))
+        ((_, claimable, next_due, *_),) = self.answer(Execute(queries["probe"], queues=(self.queue(),)))
         return claimable, next_due
 
 
@@ -379,10 +380,42 @@ class TestSettling:
 
 
 class TestSleepers:
-    def watch(self, bench: Bench, name: str, consumer: int, queue: str, seconds: float = MINUTE) -> None:
-        ids = numbers([bench.queue(queue).id])
-        params = {"queue_ids": ids, "consumer": consumer, **({"seconds": seconds} if name == "watch" else {})}
-        bench.answer(Execute(queries[name], params))
+    """Each is a session that holds the lock on its number, and listens under it."""
+
+    @pytest.fixture(autouse=True)
+    def sessions(self, bench: Bench) -> Iterator[dict[int, psycopg.Connection[Any]]]:
+        self.sessions_: dict[int, psycopg.Connection[Any]] = {}
+        for number in (1, 2, 3, 4):
+            session = self.sessions_[number] = psycopg.connect(bench.dsn, autocommit=True)
+            session.execute(f"select pg_advisory_lock({number})".encode())
+            session.execute(f'listen "pgqrs:{number}"'.encode())
+        yield self.sessions_
+        for session in self.sessions_.values():
+            session.close()
+
+    def watch(
+        self, bench: Bench, name: str, consumer: int, queue: str, seconds: float = MINUTE, **more: bool
+    ) -> list[tuple[Any, ...]]:
+        params = {"queue_ids": numbers([bench.queue(queue).id]), "consumer": consumer}
+        params |= {"seconds": seconds, "fresh": False} if name == "watch" else {"polled": False}
+        return bench.answer(Execute(queries[name], params | more))
+
+    def notify(self, bench: Bench, count: int, but: int = 0) -> int:
+        return len(bench.answer(notification(bench.queue("jobs").id, count, but=but)))
+
+    def kill(self, bench: Bench, number: int) -> None:
+        """End a session, and wait until its locks are gone."""
+        self.sessions_[number].close()
+        eventually(
+            lambda: bench.ask("select pg_try_advisory_xact_lock_shared(%s)", number) == [(True,)],
+            what="the lock is gone",
+        )
+
+    def told(self, number: int) -> list[str]:
+        """What was told to a session up to now."""
+        session = self.sessions_[number]
+        session.execute("select 1")
+        return [notice.payload for notice in session.notifies(timeout=0)]
 
     def sleepers(self, bench: Bench) -> list[tuple[Any, ...]]:
         return bench.ask(
@@ -403,3 +436,74 @@ class TestSleepers:
         self.watch(bench, "unwatch", 1, "jobs")
 
         assert self.sleepers(bench) == [(1, "others", 60), (2, "jobs", 60)]
+
+    def test_the_answer_tells_how_many_others_sleep_and_how_many_come_first(self, bench: Bench) -> None:
+        for consumer, queue in ((1, "jobs"), (3, "jobs"), (2, "others")):
+            self.watch(bench, "watch", consumer, queue)
+
+        ((number, others, place, *_),) = self.watch(bench, "watch", 4, "jobs")
+
+        assert (number, others, place) == (bench.queue("jobs").id, 2, 2)
+
+    def test_those_that_have_died_are_removed_and_the_first_two_are_told_to_poll(self, bench: Bench) -> None:
+        for consumer in (1, 2, 3):
+            self.watch(bench, "watch", consumer, "jobs")
+        self.kill(bench, 2)
+
+        ((_, others, place, *_),) = self.watch(bench, "watch", 4, "jobs")
+
+        assert (others, place) == (2, 2)
+        assert [row[0] for row in self.sleepers(bench)] == [1, 3, 4]
+        assert self.told(1) == self.told(3) == [f"{bench.queue('jobs').id} poll"]
+
+    def test_those_whose_time_is_up_are_removed(self, bench: Bench) -> None:
+        self.watch(bench, "watch", 1, "jobs", -1.0)
+
+        ((_, others, _, *_),) = self.watch(bench, "watch", 2, "jobs")
+
+        assert others == 0
+        assert [row[0] for row in self.sleepers(bench)] == [2]
+
+    def test_a_new_sleeper_tells_one_that_believed_to_be_alone(self, bench: Bench) -> None:
+        self.watch(bench, "watch", 1, "jobs", fresh=True)
+        self.watch(bench, "watch", 2, "jobs", fresh=True)
+        self.watch(bench, "watch", 3, "jobs", fresh=True)
+
+        assert self.told(1) == [f"{bench.queue('jobs').id} poll"]
+        assert self.told(2) == []
+
+    def test_whoever_polled_for_others_tells_the_first_two_that_he_goes(self, bench: Bench) -> None:
+        for consumer in (1, 2, 3, 4):
+            self.watch(bench, "watch", consumer, "jobs")
+
+        self.watch(bench, "unwatch", 1, "jobs", polled=True)
+
+        assert [len(self.told(number)) for number in (1, 2, 3, 4)] == [0, 1, 1, 0]
+
+    def test_as_many_are_notified_as_asked_for_and_no_more(self, bench: Bench) -> None:
+        for consumer in (1, 2, 3, 4):
+            self.watch(bench, "watch", consumer, "jobs")
+
+        assert self.notify(bench, 2) == 2
+
+        assert sorted(len(self.told(number)) for number in (1, 2, 3, 4)) == [0, 0, 1, 1]
+
+    def test_each_is_chosen_as_often_as_the_others(self, bench: Bench) -> None:
+        for consumer in (1, 2, 3, 4):
+            self.watch(bench, "watch", consumer, "jobs")
+        counts = dict.fromkeys((1, 2, 3, 4), 0)
+        for _ in range(200):
+            self.notify(bench, 1)
+        for number in counts:
+            counts[number] = len(self.told(number))
+
+        assert sum(counts.values()) == 200
+        assert min(counts.values()) >= 20
+
+    def test_neither_the_dead_nor_the_sender_nor_sleepers_on_other_queues_are_notified(self, bench: Bench) -> None:
+        for consumer, queue in ((1, "jobs"), (2, "jobs"), (3, "others"), (4, "jobs")):
+            self.watch(bench, "watch", consumer, queue)
+        self.kill(bench, 2)
+
+        assert self.notify(bench, 4, but=1) == 1
+        assert self.told(4) == [str(bench.queue("jobs").id)]

@@ -66,7 +66,7 @@ select {queue_id}::int as queue_id,
   exists (select from {schema}.dramatiq_waiters w cross join lateral (
             select from {schema}.dramatiq_limits where key = w.key and expires_at > statement_timestamp() limit 1) l
           where w.listener = {queue_id}) as claimable,
-  null::float8 as next_due;
+  null::float8 as next_due, null::bigint as first, null::float8 as age;
 
 -- name: prune_limits consumer
 -- Remove up to `limit` counters and events that have expired. The table is small: limiters come back to their keys.

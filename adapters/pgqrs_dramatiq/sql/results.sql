@@ -37,7 +37,7 @@ select {queue_id}::int as queue_id,
             select from {schema}.dramatiq_results
             where key = w.key and (expires_at > statement_timestamp()) is true limit 1) r
           where w.listener = {queue_id}) as claimable,
-  null::float8 as next_due;
+  null::float8 as next_due, null::bigint as first, null::float8 as age;
 
 -- name: prune_results consumer
 -- Remove up to `limit` results that have expired.

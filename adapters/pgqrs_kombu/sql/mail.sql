@@ -82,4 +82,4 @@ select count(*)::int from gone;
 select {queue_id}::int as queue_id,
   exists (select from {schema}.kombu_mail m where m.queue_id = -({queue_id})
           and (m.expires_at is null or m.expires_at > statement_timestamp())) as claimable,
-  null::float8 as next_due;
+  null::float8 as next_due, null::bigint as first, null::float8 as age;

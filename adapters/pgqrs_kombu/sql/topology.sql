@@ -194,4 +194,4 @@ update {schema}.kombu_queues set used_at = statement_timestamp() where queue_id 
 
 -- name: topology_probe anyone
 -- The number 0 stands for the bindings: their changes ring; there is nothing to claim.
-select 0::int as queue_id, false as claimable, null::float8 as next_due;
+select 0::int as queue_id, false as claimable, null::float8 as next_due, null::bigint as first, null::float8 as age;

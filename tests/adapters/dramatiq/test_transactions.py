@@ -91,7 +91,8 @@ def test_a_waiting_worker_is_told_after_the_commit(station: Station, broker: Pgq
         with_sqlalchemy(station.dsn) as (session, commit, _),
     ):
         ear.execute("insert into pgqrs.waiters select queue_id, 1, now() + interval '2 minutes' from pgqrs.queues")
-        ear.execute('listen "pgqrs:pgqrs"')
+        ear.execute('listen "pgqrs:1"')
+        ear.execute("select pg_advisory_lock(1)")
         with broker.transaction(session):
             broker.enqueue(dramatiq.Message("default", "act", (), {}, {}))
         commit()

@@ -72,7 +72,8 @@ def test_a_waiting_consumer_is_told_of_each_queue_after_the_commit(bench: Bench)
     bench.sql("insert into pgqrs.waiters select queue_id, 1, now() + interval '2 minutes' from pgqrs.queues")
     session, finish, close = _open("session", bench.dsn)
     with psycopg.connect(bench.dsn, autocommit=True) as ear:
-        ear.execute('listen "pgqrs:pgqrs"')
+        ear.execute('listen "pgqrs:1"')
+        ear.execute("select pg_advisory_lock(1)")
         with in_transaction(session), producer.batch():
             producer.publish("x", routing_key="q")
             producer.publish("x", routing_key="r")
