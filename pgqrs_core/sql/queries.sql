@@ -266,12 +266,16 @@ with others as materialized (
          w.until > statement_timestamp() and not pg_try_advisory_xact_lock_shared(w.consumer) as lives
   from {schema}.waiters w where w.queue_id = any(%(queue_ids)s::int[]) and w.consumer <> %(consumer)s
 ),
-gone as (
+dead as materialized (
   -- Two processes may do so at once, in different orders.
-  delete from {schema}.waiters w using (
-    select g.queue_id, g.consumer from {schema}.waiters g join others o using (queue_id, consumer) where not o.lives
-    for update of g skip locked) d
-  where w.queue_id = d.queue_id and w.consumer = d.consumer
+  select d.queue_id, d.consumer from others o cross join lateral (
+    select w.queue_id, w.consumer from {schema}.waiters w
+    where w.queue_id = o.queue_id and w.consumer = o.consumer limit 1 for update skip locked) d
+  where not o.lives
+),
+gone as (
+  delete from {schema}.waiters w where w.queue_id = any(%(queue_ids)s::int[])
+    and ((w.queue_id, w.consumer) in (select d.queue_id, d.consumer from dead d)) is true
 ),
 told as materialized (
   select count(pg_notify('pgqrs:' || h.consumer, h.queue_id || ' poll')::text)
