@@ -1009,7 +1009,11 @@ class TestWakeUps:
         assert len(harness.take()) == 1
 
     @pytest.mark.usefixtures("without_probes")
-    def test_a_delayed_message_wakes_a_sleeping_consumer_when_it_is_due(self, harness: Harness) -> None:
+    def test_a_delayed_message_wakes_a_sleeping_consumer_when_it_is_due(
+        self, harness: Harness, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """A poll soon after it fell asleep tells when that will be; the next one would be too late."""
+        monkeypatch.setattr(pgqrs_core.interest, "QUICK", 0.006)
         harness.send(delay=0.5)
         assert harness.take() == []
 
