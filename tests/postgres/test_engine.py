@@ -1106,8 +1106,8 @@ class TestWakeUps:
         assert idle[0][0] <= 3  # a durable and a relaxed one for statements, and the one that listens
 
     def test_a_consumer_that_leaves_says_so(self, harness: Harness) -> None:
-        harness.run(outwait, harness.queue(), 0.1)
-        assert harness.waits_for()
+        queue = harness.queue()
+        until(lambda: [harness.run(outwait, queue, 0.1), harness.waits_for()][1], "it says that it waits")
 
         harness.close()
 
