@@ -215,9 +215,15 @@ class SchemaError(PgqrsError):
 class SchemaMissing(SchemaError):
     """Nothing is installed in this schema."""
 
-    def __init__(self, schema: str, supported: int) -> None:
+    #: Whether it holds tables of something else, so that nothing is installed there unless a person says so.
+    others: bool
+
+    def __init__(self, schema: str, supported: int, *, others: bool = False) -> None:
+        self.others = others
+        found = "tables of something else" if others else f"found version 0, need {supported}"
+        which = " if it is the right one, or name another schema" if others else ""
         super().__init__(
-            f"schema {schema!r} holds no pgqrs tables (found version 0, need {supported}). Run `{_install(schema)}`.",
+            f"schema {schema!r} holds no pgqrs tables ({found}). Run `{_install(schema)}`{which}.",
             schema=schema,
             installed=0,
             supported=supported,

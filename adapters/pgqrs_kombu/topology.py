@@ -10,7 +10,7 @@ from pgqrs_core.effects import Execute, Op
 from pgqrs_core.errors import QueueNotFound, SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
 from pgqrs_core.messages import Queue, QueueOptions, check_name
 from pgqrs_core.operations.queues import create_queue, delete_queue, find_queue
-from pgqrs_core.operations.schema import check_component, install_all
+from pgqrs_core.operations.schema import check_component, install_all, install_if_empty
 from pgqrs_core.plugins import Plugins
 from pgqrs_kombu.arguments import as_json, check_exchange, rules_of, seconds_of
 from pgqrs_kombu.dead_letters import is_expired_kept, keep_expired
@@ -59,23 +59,24 @@ def prepare_schema(schema: str, plugins: Plugins, create: bool | None) -> Op[Non
     """Install what is missing if that is wanted; raise unless all that the transport needs is there.
 
     Several processes may do so at once: they take turns, and the later ones find it done.
+
+    Raises:
+        SchemaError: tables are missing and are not to be created, or do not fit; or the schema is somebody else's.
     """
     try:
         yield from check_component(schema, COMPONENT, MIGRATIONS, remedy=_REMEDY)
     except (SchemaTooOld, SchemaTooNew):
         raise
-    except SchemaError as error:
-        if create is None and isinstance(error, SchemaMissing):
-            create = (yield Execute(queries["is_empty_database"], {"schema": schema}))[0][0]
+    except SchemaMissing:
         if create is False:
             raise
+        yield from install_if_empty(schema, plugins)
+        # Where another process has installed it meanwhile, it may be without these tables.
+        yield from check_component(schema, COMPONENT, MIGRATIONS, remedy=_REMEDY)
+    except SchemaError:
         if not create:
-            # Not empty, perhaps because somebody else has just installed it: then it fits by now.
-            yield from check_component(schema, COMPONENT, MIGRATIONS, remedy=_REMEDY)
-            return
-    else:
-        return
-    yield from install_all(schema, plugins)
+            raise
+        yield from install_all(schema, plugins)
 
 
 def declare_exchange(

@@ -28,6 +28,7 @@ from pgqrs_core.errors import (
 from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Queue
 from pgqrs_core.operations.roles import check_roles, drop_roles, grant_new, grant_queue, install_roles, known_roles
+from pgqrs_core.pasting import command, shell_quoted
 from pgqrs_core.sql import GRANTS, MIGRATIONS, Migration, Query, queries, read_grants, read_migrations
 
 if TYPE_CHECKING:
@@ -187,20 +188,37 @@ def install_all(schema: str, plugins: Plugins, *, roles: bool = False, role_pref
 
 
 def install_if_empty(schema: str, plugins: Plugins) -> Op[list[str]]:
-    """Install everything where nothing of pgqrs is yet; leave alone what is there, even if it does not fit.
+    """Install everything into a schema that does not exist or is empty, and say so in the log; the rule of all adapters.
 
-    All in one transaction. Several processes may do so at once: one installs, the others wait for it and find it done.
+    What is there is left alone, even if it does not fit. All in one transaction. Several processes may do so at once: one
+    installs, the others wait for it and find it done.
+
+    Raises:
+        SchemaMissing: the schema holds none of our tables, but those of something else.
     """
-    done: list[str] = yield Transact(lambda: _install_if_empty(schema, plugins))
-    return done
+    done, database = yield Transact(lambda: _install_if_empty(schema, plugins))
+    if done:
+        _log.warning(
+            "there were no tables of pgqrs: they were made in schema %r of database %r (%s); create_schema=False refuses "
+            "that, and `%s` makes them beforehand",
+            schema,
+            database,
+            ", ".join(done),
+            command("install", "--schema", shell_quoted(schema)),
+        )
+    installed: list[str] = done
+    return installed
 
 
-def _install_if_empty(schema: str, plugins: Plugins) -> Op[list[str]]:
+def _install_if_empty(schema: str, plugins: Plugins) -> Op[tuple[list[str], str]]:
     yield Execute(queries["migration_lock"], {"schema": schema})
     exists = yield Execute(queries["schema_exists"], {"schema": schema})
     if exists[0][0]:
-        return []
-    return (yield from install_all(schema, plugins))
+        return [], ""
+    others, database = (yield Execute(queries["schema_holds_others"], {"schema": schema}))[0]
+    if others:
+        raise SchemaMissing(schema, SUPPORTED, others=True)
+    return (yield from install_all(schema, plugins)), database
 
 
 def pause_migrations() -> Op[str]:

@@ -53,6 +53,11 @@ from pg_catalog.pg_namespace n where n.nspname = %(schema)s;
 -- name: drop_schema
 drop schema {schema};
 
+-- name: schema_holds_others anyone glance
+-- Whether the schema holds anything, and which database this is: asked where it holds none of our tables.
+select exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+               where n.nspname = %(schema)s), current_database()::text;
+
 -- name: find_queue anyone glance
 select queue_id, name, table_suffix, options::text, paused_at, created_at from {schema}.queues where name = %(name)s;
 

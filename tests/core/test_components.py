@@ -24,16 +24,25 @@ def test_where_something_is_installed_nothing_is_installed_by_itself() -> None:
 
 
 def test_an_empty_schema_is_looked_at_under_the_lock_of_migrations() -> None:
-    op = schema.install_if_empty("pgqrs", NO_PLUGINS)
-    assert next(op).query.name == "migration_lock"  # type: ignore[union-attr]
-    assert op.send([]).query.name == "schema_exists"  # type: ignore[union-attr]
-    assert op.send([(False,)]).query.name == "migration_lock"  # type: ignore[union-attr]
-    assert op.send([]).query.name == "namespace_exists"  # type: ignore[union-attr]
-    assert op.send([(False,)]).query.name == "create_schema"  # type: ignore[union-attr]
+    transaction = next(schema.install_if_empty("pgqrs", NO_PLUGINS))
+    op = transaction.make()  # type: ignore[union-attr]
+    assert next(op).query.name == "migration_lock"
+    assert op.send([]).query.name == "schema_exists"
+    assert op.send([(False,)]).query.name == "schema_holds_others"
+    # Within it the core's tables are installed in a transaction of their own, which is part of this one.
+    inner = op.send([(False, "shop")]).make()
+    assert next(inner).query.name == "migration_lock"
+    assert inner.send([]).query.name == "namespace_exists"
+    assert inner.send([(False,)]).query.name == "create_schema"
+
+
+def test_a_schema_of_something_else_is_refused_with_what_to_do() -> None:
+    with pytest.raises(SchemaMissing, match=r"tables of something else.*install --schema app` if it is the right one"):
+        play(schema.install_if_empty("app", NO_PLUGINS), [], [(False,)], [(True, "shop")])
 
 
 def check(*component: tuple[int, str, bool]) -> None:
-    play(schema.check_component("pgqrs", "mail", STEPS), [(True,)], CORE, list(component))
+    play(schema.check_component("pgqrs", "mail", STEPS), [(True,)], CORE, [], list(component))
 
 
 def test_a_component_without_its_tables_is_named_with_the_remedy() -> None:

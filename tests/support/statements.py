@@ -17,7 +17,7 @@ import pgqrs_kombu.sql
 
 import pgqrs_core.sql
 from pgqrs_core.arrays import numbers, texts
-from pgqrs_core.messages import CLAIM_LANES
+from pgqrs_core.messages import CLAIM_LANES, DEAD_LANE
 
 if TYPE_CHECKING:
     from pgqrs_core.sql import Query
@@ -216,6 +216,15 @@ _CORE: Final[dict[str, Entry]] = {
     "resume_queue": Entry({"name": "jobs"}),
 }
 _EXPIRES: Final = {"expires": 60.0}
+#: Looked for in each lane, since only ids are known.
+_ANYWHERE: Final = {"lanes": numbers([*CLAIM_LANES, DEAD_LANE])}
+_CORE.update(
+    {
+        "show_message": Entry({**_ANYWHERE, "id": _ONE}, rows=len(CLAIM_LANES) + 1),
+        "delete_messages": Entry({**_ANYWHERE, "ids": _IDS, "held": False}, rows=(len(CLAIM_LANES) + 1) * BATCH),
+        "find_messages": Entry({**_ANYWHERE, "ids": _IDS}, rows=(len(CLAIM_LANES) + 1) * BATCH),
+    }
+)
 _CELERY: Final[dict[str, Entry]] = {
     "start_chord": Entry({"group_id": f"k{_ONE}", "header": b"x", "content_type": "c", **_EXPIRES}),
     "size_chord": Entry({"group_id": f"k{_ONE}", "size": 3, **_EXPIRES}),
@@ -350,6 +359,7 @@ EXEMPT: Final[Mapping[str, Mapping[str, str]]] = {
                 "migration_pause",
                 "namespace_exists",
                 "schema_exists",
+                "schema_holds_others",
                 "oldest_writer",
                 "dead_tuples",
             ),
@@ -408,7 +418,7 @@ EXEMPT: Final[Mapping[str, Mapping[str, str]]] = {
         "flush": "removes every message",
     },
     "pgqrs_kombu": {
-        **dict.fromkeys(("migrated", "is_empty_database", "topology_probe"), _TABLELESS),
+        **dict.fromkeys(("migrated", "topology_probe"), _TABLELESS),
         **dict.fromkeys(("exchange_names", "list_bindings"), "lists all"),
         "keep": "sweeps all ephemeral queues, one process at a time",
         "sweep_orphans": "looks at all mail, once in a while",

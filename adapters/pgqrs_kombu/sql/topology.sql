@@ -4,11 +4,6 @@
 -- The versions of this component that are installed; none also when nothing is.
 select version from {schema}.migrations where component = 'kombu';
 
--- name: is_empty_database anyone
--- Whether the schema holds nothing, so that installing into it cannot surprise anybody.
-select not exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-                   where n.nspname = %(schema)s);
-
 -- name: declare_exchange consumer
 -- Answers with what is there now, whoever declared it.
 with made as (
