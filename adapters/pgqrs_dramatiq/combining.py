@@ -16,6 +16,7 @@ from typing import Final
 
 from pgqrs_core.errors import PgqrsError, Unavailable
 from pgqrs_core.events import Draft
+from pgqrs_core.weights import COALESCED_BYTES
 
 __all__ = ["Combiner"]
 
@@ -88,7 +89,11 @@ class Combiner:
         if len(self._left) < self._crowd:
             time.sleep(_GATHER)
         entries: list[_Entry] = []
+        size = 0
         while self._left and len(entries) < _MOST:
+            size += len(self._left[0].draft.body)
+            if entries and size > COALESCED_BYTES:
+                break
             entries.append(self._left.popleft())
         self._crowd = len(entries)
         if not entries:

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 
 from pgqrs_core.arrays import ByteaArray, numbers, texts
 from pgqrs_core.effects import Execute, Op
+from pgqrs_core.errors import BodyTooLarge
 from pgqrs_core.events import ConsumeBatch, Draft
 from pgqrs_core.logs import get_logger
-from pgqrs_core.messages import Delivery, encode_headers
+from pgqrs_core.messages import MAX_BODY_BYTES, Delivery, encode_headers
 from pgqrs_kombu.envelope import exchange_of
 from pgqrs_kombu.plugin import ADAPTER
 from pgqrs_kombu.sql import queries
@@ -82,6 +83,8 @@ def purge(mailbox: int) -> Op[int]:
 
 
 def _columns(draft: Draft) -> dict[str, object]:
+    if len(draft.body) > MAX_BODY_BYTES:
+        raise BodyTooLarge(draft.queue, len(draft.body), MAX_BODY_BYTES)
     return {
         "priority": draft.priority,
         "ttl": draft.ttl,

@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from pgqrs_core.errors import ConfigurationError
+from pgqrs_core.messages import MAX_BODY_BYTES
 from pgqrs_core.wording import show_number
 
 __all__ = ["Options"]
@@ -60,7 +61,7 @@ class Options:
         _number("max_attempts", self.max_attempts, 1, 1_000_000, whole=True)
         _number("max_connections", self.max_connections, 3, 1_000, whole=True)
         _number("query_timeout", self.query_timeout, 0, 86_400)
-        _number("max_body_bytes", self.max_body_bytes, 1, 1024**3 - 1024, whole=True)
+        _number("max_body_bytes", self.max_body_bytes, 1, MAX_BODY_BYTES, whole=True)
         for name in ("hold_eta", "gossip"):
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(name, "True or False")

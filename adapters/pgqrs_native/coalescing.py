@@ -13,19 +13,21 @@ from typing import Final
 from pgqrs_core.errors import EnqueueUnknown, PgqrsError, Unavailable
 from pgqrs_core.events import Draft
 from pgqrs_core.supervision import start_task
+from pgqrs_core.weights import COALESCED_BYTES, weight
 
 __all__ = ["Coalescer"]
 
-#: Messages written by one statement at most; more wait for the next.
+#: Messages written by one statement at most, and bytes, see `COALESCED_BYTES`; more wait for the next.
 _MOST: Final = 1_000
 
 
 class _Share:
-    __slots__ = ("done", "drafts")
+    __slots__ = ("bytes", "done", "drafts")
 
     def __init__(self, drafts: list[Draft], done: asyncio.Future[list[int]]) -> None:
         self.drafts = drafts
         self.done = done
+        self.bytes = weight(drafts)
 
 
 class Coalescer:
@@ -62,13 +64,17 @@ class Coalescer:
 
     async def _write_some(self) -> None:
         taken: list[_Share] = []
-        size = 0
-        while self._shares and (not taken or size + len(self._shares[0].drafts) <= _MOST):
-            share = self._shares.pop(0)
+        count = size = 0
+        while self._shares:
+            share = self._shares[0]
+            if taken and (count + len(share.drafts) > _MOST or size + share.bytes > COALESCED_BYTES):
+                break
+            del self._shares[0]
             # Whoever gave up waiting before anything was sent does not want it sent.
             if not share.done.done():
                 taken.append(share)
-                size += len(share.drafts)
+                count += len(share.drafts)
+                size += share.bytes
         if not taken:
             return
         try:

@@ -7,7 +7,17 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 
 from pgqrs_core.drivers.locks import LOCKED, locked_tables
-from pgqrs_core.errors import NotPermitted, PgqrsError, ReadOnly, ServerError, TableLocked, TimedOut, Unavailable
+from pgqrs_core.errors import (
+    InvalidArgument,
+    NotPermitted,
+    PgqrsError,
+    ReadOnly,
+    ServerError,
+    TableLocked,
+    TimedOut,
+    Unavailable,
+)
+from pgqrs_core.weights import MOST_BYTES, size_of
 
 if TYPE_CHECKING:
     from pgqrs_core.drivers.statements import Statements
@@ -21,6 +31,9 @@ RETRY: Final = frozenset({"40001", "40P01"})
 MOST_CONFLICTS: Final = 2
 #: The prepared statement no longer fits its table: run it again on a connection without it.
 STALE: Final = frozenset({"0A000", "26000"})
+
+#: Bytes of a message beside large parameters.
+_REST: Final = 2**16
 
 _DENIED: Final = "42501"
 
@@ -65,6 +78,10 @@ def refused(
         return ServerError(f"{reason}: execute `set client_encoding = 'UTF8'` on it", sqlstate="22P05")
     if isinstance(error, UnicodeEncodeError):
         return ServerError("a text holds lone surrogates, which PostgreSQL cannot store", sqlstate="22021")
+    size = size_of(effect.params)
+    if size >= MOST_BYTES - _REST:
+        # The server ends the session for it, and has not run it.
+        return InvalidArgument("statement", f"{size:,} bytes", f"below {MOST_BYTES - _REST:,} bytes")
     if error.sqlstate == _DENIED:
         reason = error.diag.message_primary or "permission denied"
         return NotPermitted(reason, user=connection.info.user, schema=statements.schema, duty=effect.query.duty)

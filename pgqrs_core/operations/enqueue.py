@@ -10,7 +10,7 @@ from msgspec.structs import replace
 
 from pgqrs_core.arrays import ByteaArray, numbers, texts
 from pgqrs_core.doorbell import notification, sleepers_for
-from pgqrs_core.effects import Execute, Op, Rows
+from pgqrs_core.effects import Execute, Op, Rows, Transact
 from pgqrs_core.errors import BodyTooLarge, EnqueueUnknown, InvalidArgument, PgqrsError, Unavailable
 from pgqrs_core.messages import (
     MAX_PRIORITY,
@@ -22,6 +22,7 @@ from pgqrs_core.messages import (
     encode_headers,
 )
 from pgqrs_core.sql import Query, queries
+from pgqrs_core.weights import in_parts
 
 if TYPE_CHECKING:
     from pgqrs_core.doorbell import Doorbell
@@ -57,6 +58,8 @@ def enqueue(queue: Queue, drafts: Sequence[Draft], doorbell: Doorbell | None = N
     """
     if not drafts:
         return []
+    if len(drafts) > 1 and len(parts := in_parts(drafts)) > 1:
+        return (yield from _enqueue_parts(queue, parts, doorbell))
     keys = 0
     durable = False
     for draft in drafts:
@@ -82,6 +85,30 @@ def enqueue(queue: Queue, drafts: Sequence[Draft], doorbell: Doorbell | None = N
     elif asks and doorbell is not None:
         doorbell.learn(queue.id, now)
     return _ids_by_key(drafts, rows) if keys else [row[0] for row in rows]
+
+
+def _enqueue_parts(queue: Queue, parts: Sequence[Sequence[Draft]], doorbell: Doorbell | None) -> Op[list[int]]:
+    """Store what is too large for one statement, in one transaction."""
+    drafts = [draft for part in parts for draft in part]
+    for draft in drafts:
+        check_draft(queue, draft)
+
+    def store() -> Op[list[int]]:
+        ids: list[int] = []
+        for part in parts:
+            ids += yield from enqueue(queue, part)
+        return ids
+
+    try:
+        stored: list[int] = yield Transact(store)
+    except Unavailable as error:
+        if error.in_flight and doorbell is not None:
+            keyed = all(draft.idempotency_key is not None for draft in drafts)
+            raise EnqueueUnknown(queue.name, str(error), target=error.target, keyed=keyed) from error
+        raise
+    if _any_soon(drafts):
+        yield from ring(queue, doorbell, len(drafts))
+    return stored
 
 
 def ring(queue: Queue, doorbell: Doorbell | None, count: int = 1) -> Op[None]:

@@ -72,6 +72,16 @@ def test_what_comes_while_another_writes_is_written_together() -> None:
     assert sorted(writer.written[1]) == list(range(1, 8))
 
 
+def test_large_messages_are_not_written_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of these is one byte; together they would be more than the server takes, and all of them would fail."""
+    monkeypatch.setattr("pgqrs_dramatiq.combining.COALESCED_BYTES", 3)
+    writer = Writer()
+
+    assert send_all(Combiner(writer), writer, 8) == {}
+
+    assert [len(one) for one in writer.written] == [1, 3, 3, 1]
+
+
 def test_one_that_is_refused_fails_alone() -> None:
     writer = Writer()
     writer.error = InvalidArgument("delay", 3, "shorter")
