@@ -10,7 +10,6 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from types import TracebackType
 from typing import Any, Final, Protocol
 from weakref import WeakSet
 
@@ -47,13 +46,9 @@ class Lock:
         """In a forked child: the thread that held it is not there."""
         self._lock = threading.Lock()
 
-    def __enter__(self) -> None:
-        self._lock.acquire()
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
-    ) -> None:
-        self._lock.release()
+    # As in conditions.py: an exception that strikes the thread cannot leave it locked.
+    __enter__ = property(lambda self: self._lock.__enter__)
+    __exit__ = property(lambda self: self._lock.__exit__)
 
 
 def silence(descriptor: int) -> None:

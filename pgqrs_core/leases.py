@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pgqrs_core.backoff import Backoff
+from pgqrs_core.conditions import Condition
 from pgqrs_core.errors import PgqrsError
 from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.interrupts import FAILURES
@@ -174,7 +175,7 @@ class LeaseKeeper:
     def begin_anew(self) -> None:
         """In a forked child: hold nothing, for the leases are the parent's to renew."""
         self._ledger = Ledger()
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._thread: threading.Thread | None = None
         self._wake_at: float | None = None
         self._closing = False

@@ -18,6 +18,7 @@ import psycopg
 from psycopg import sql
 
 from pgqrs_core.arrays import numbers
+from pgqrs_core.conditions import Condition
 from pgqrs_core.doorbell import channel_of_sleeper, notification
 from pgqrs_core.drivers import sync
 from pgqrs_core.effects import Effect, Execute, Op, Rows, Wait
@@ -171,7 +172,7 @@ class Wakeups(Shared):
     ) -> None:
         super().__init__(statements, channel, listen=listen, timeout=timeout, target=target)
         self._connect = connect
-        self._news = threading.Condition()
+        self._news = Condition()
         self._thread: threading.Thread | None = None
         self._closing = False
         self._pipe: Pipe | None = None
@@ -231,7 +232,7 @@ class Wakeups(Shared):
                 self._nudge()
 
     @property
-    def lock(self) -> threading.Condition:
+    def lock(self) -> Condition:
         """What serialises access to the watch."""
         return self._news
 

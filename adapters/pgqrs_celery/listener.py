@@ -19,6 +19,7 @@ from psycopg import sql
 
 from pgqrs_celery import operations
 from pgqrs_celery.interests import REGISTERED_SECONDS, Interests, Plan, Watcher
+from pgqrs_core.conditions import Condition
 from pgqrs_core.errors import PgqrsError
 from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.logs import get_logger
@@ -59,7 +60,7 @@ class Listener:
 
     def _begin(self) -> None:
         """Start with nothing."""
-        self._news = threading.Condition()
+        self._news = Condition()
         self._interests = Interests()
         self._thread: threading.Thread | None = None
         self._link: SyncLink | None = None

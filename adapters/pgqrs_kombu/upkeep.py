@@ -14,6 +14,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
+from pgqrs_core.conditions import Condition
 from pgqrs_core.errors import PgqrsError
 from pgqrs_core.logs import get_logger
 from pgqrs_core.operations import maintenance
@@ -44,7 +45,7 @@ class Upkeep:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._thread: threading.Thread | None = None
         self._closing = False
         self._held: Counter[int] = Counter()

@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
+from pgqrs_core.conditions import Condition
 from pgqrs_core.logs import get_logger
 from pgqrs_core.supervision import start_thread
 from pgqrs_native.client import Client
@@ -65,7 +66,7 @@ class Worker(Duties):
             on_unknown=on_unknown,
             housekeeping=housekeeping,
         )
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._tasks: queues.SimpleQueue[Task | None] = queues.SimpleQueue()
         self._running: dict[int, Task] = {}
 
