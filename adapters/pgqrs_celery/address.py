@@ -17,8 +17,9 @@ from msgspec import Struct
 from pgqrs_core.config import Config
 from pgqrs_core.config_address import split_schema
 from pgqrs_core.errors import ConfigurationError
+from pgqrs_core.leftovers import find_leftovers, tell_leftovers
 
-__all__ = ["Options", "configuration", "read_options", "same_place"]
+__all__ = ["Options", "configuration", "read_options", "same_place", "tell_settings_of_redis"]
 
 #: Options that are settings of the core, passed on as they are.
 _SETTINGS: Final = (
@@ -46,19 +47,22 @@ class Options(Struct, frozen=True, kw_only=True):
 
 
 def read_options(given: Mapping[str, Any]) -> tuple[Options, dict[str, Any]]:
-    """Split ``result_backend_transport_options`` into ours and settings of the core.
+    """Split ``result_backend_transport_options`` into ours and settings of the core. Those of Redis are named in the log.
 
     Raises:
         ImproperlyConfigured: an option is unknown or of the wrong type.
     """
+    known = [*Options.__struct_fields__, *_SETTINGS]
+    leftovers = find_leftovers(given, known)
+    tell_leftovers("result_backend_transport_options", leftovers)
+    given = {name: value for name, value in given.items() if name not in leftovers}
     ours = {name: given[name] for name in given if name in Options.__struct_fields__}
     settings = {name: given[name] for name in given if name in _SETTINGS}
-    for name in given:
-        if name not in ours and name not in settings:
-            known = ", ".join(sorted([*Options.__struct_fields__, *_SETTINGS]))
-            raise ImproperlyConfigured(
-                f"result_backend_transport_options: {name!r} is not an option of pgqrs://; known are {known}"
-            )
+    if unknown := [name for name in given if name not in known]:
+        what = f"{unknown[0]!r} is not an option" if len(unknown) == 1 else f"{unknown} are not options"
+        raise ImproperlyConfigured(
+            f"result_backend_transport_options: {what} of pgqrs://; known are {', '.join(sorted(known))}"
+        )
     options = Options(**ours)
     if not isinstance(options.create_schema, bool):
         raise ImproperlyConfigured("result_backend_transport_options: create_schema must be True or False")
@@ -68,6 +72,13 @@ def read_options(given: Mapping[str, Any]) -> tuple[Options, dict[str, Any]]:
             "result_backend_transport_options: chord_claim_seconds must be a number from 1 to 86,400 (seconds)"
         )
     return options, settings
+
+
+def tell_settings_of_redis(conf: Any) -> None:
+    """Name in the log the settings of Celery's Redis backend that an application still makes."""
+    # The last of the maps holds Celery's defaults.
+    made = {str(name).lower() for settings in conf.maps[:-1] for name in settings}
+    tell_leftovers("settings", sorted(name for name in made if name.removeprefix("celery_").startswith("redis_")))
 
 
 def configuration(url: str, settings: Mapping[str, Any]) -> Config:

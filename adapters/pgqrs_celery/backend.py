@@ -18,7 +18,7 @@ from celery.utils.log import get_logger
 from kombu.utils.encoding import ensure_bytes
 
 from pgqrs_celery import housekeeping, operations
-from pgqrs_celery.address import configuration, read_options
+from pgqrs_celery.address import configuration, read_options, tell_settings_of_redis
 from pgqrs_celery.chords import ChordsMixin
 from pgqrs_celery.compat import Backend, setting
 from pgqrs_celery.consumer import ResultConsumer
@@ -68,6 +68,7 @@ class PgqrsBackend(ChordsMixin, AsyncBackendMixin, Backend):
         given = {**(app.conf.result_backend_transport_options or {}), **kwargs}
         self._given = kwargs
         self.options, settings = read_options(given)
+        tell_settings_of_redis(app.conf)
         self.config = configuration(self.url, settings)
         #: Seconds for which results, failures and unfinished chords are kept; None: until they are forgotten.
         self.expires: float | None = self._seconds(self.prepare_expires(base.get("expires")), None)

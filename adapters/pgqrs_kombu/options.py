@@ -1,4 +1,4 @@
-"""``transport_options``, checked: an unknown one is an error, and so is a wrong type."""
+"""``transport_options``, checked: an unknown one is an error, and so is a wrong type; those of other brokers are named."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from pgqrs_core.errors import ConfigurationError
+from pgqrs_core.leftovers import find_leftovers, tell_leftovers
 from pgqrs_core.messages import MAX_BODY_BYTES
 from pgqrs_core.wording import show_number
 
@@ -26,8 +27,6 @@ _KOMBUS: Final = frozenset(
         "retry_errors",
         "on_revive",
         "client_name",
-        "queue_order_strategy",
-        "polling_interval",
     ]
 )
 
@@ -72,18 +71,21 @@ class Options:
 
     @classmethod
     def from_mapping(cls, given: Mapping[str, Any] | None) -> Options:
-        """Take ``transport_options``.
+        """Take ``transport_options``. Those of Redis, RabbitMQ and SQS have no effect, and are named in the log.
 
         Raises:
-            ConfigurationError: naming the option, and the nearest that exists.
+            ConfigurationError: naming the options that do not exist, and the nearest that do.
         """
         known = {field.name for field in fields(cls)}
         chosen = {key: value for key, value in (given or {}).items() if key not in _KOMBUS}
-        for key in chosen:
-            if key not in known:
-                near = difflib.get_close_matches(str(key), known, n=1)
-                hint = f"did you mean {near[0]!r}?" if near else f"there are {', '.join(sorted(known))}"
-                raise ConfigurationError(f"transport option {key!r} is unknown; {hint}", key=str(key))
+        leftovers = find_leftovers(chosen, known)
+        tell_leftovers("transport options (broker_transport_options)", leftovers)
+        chosen = {key: value for key, value in chosen.items() if key not in leftovers}
+        if unknown := [str(key) for key in chosen if key not in known]:
+            near = [match for key in unknown for match in difflib.get_close_matches(key, known, n=1)]
+            hint = f"did you mean {' and '.join(map(repr, near))}?" if near else f"there are {', '.join(sorted(known))}"
+            what = f"option {unknown[0]!r} is" if len(unknown) == 1 else f"options {', '.join(map(repr, unknown))} are"
+            raise ConfigurationError(f"transport {what} unknown; {hint}", key=unknown[0])
         return cls(**chosen)
 
 
