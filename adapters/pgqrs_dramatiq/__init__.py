@@ -8,6 +8,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any, Final
 
+from pgqrs_core.requirements import require
+
 if TYPE_CHECKING:
     from pgqrs_dramatiq.broker import PgqrsBroker
     from pgqrs_dramatiq.errors import Refused
@@ -29,6 +31,7 @@ _MODULES: Final = {
 def __getattr__(name: str) -> Any:
     if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    require("dramatiq", "dramatiq")
     value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
     # Looked up once.
     globals()[name] = value

@@ -11,7 +11,7 @@ from typing import Any
 __all__ = ["SCHEME", "register", "serializer"]
 
 SCHEME = "pgqrs"
-_TRANSPORT = "pgqrs_kombu.transport:Transport"
+_TRANSPORT = "pgqrs_kombu.entry:Transport"
 
 
 def register() -> None:

@@ -46,7 +46,7 @@ print(TRANSPORT_ALIASES["pgqrs"])
 
 
 def test_the_scheme_is_known_without_an_import_and_without_a_driver(bench: Bench) -> None:
-    assert bench.python(NO_DRIVER) == "pgqrs_kombu.transport:Transport\n"
+    assert bench.python(NO_DRIVER) == "pgqrs_kombu.entry:Transport\n"
     seen = bench.python(
         "import kombu.serialization, sys\n"
         "from kombu import Connection\nprint(Connection(sys.argv[1]).transport.driver_type)"
