@@ -21,7 +21,7 @@ from pgqrs_core.drivers import aio, async_pool, borrowed, pool, sync
 from pgqrs_core.drivers.commits import Errands
 from pgqrs_core.drivers.statements import Statements
 from pgqrs_core.effects import Effect, Execute, Op, Transact, Wait
-from pgqrs_core.errors import PgqrsError, ServerError, WrongEventLoop
+from pgqrs_core.errors import NotPermitted, PgqrsError, ServerError, WrongEventLoop
 from pgqrs_core.figures import EngineFigures, figures_of, note_engine
 from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.logs import get_logger
@@ -184,7 +184,10 @@ class Engine(_Base):
         """Run an operation on the caller's connection, in his transaction, and ring after the commit if that is told."""
         loan = borrowed.borrow(connection)
         perform, statements, target = sync.perform_borrowed, self.statements, self.config.target
-        result = sync.drive(make(*args, **kwargs), lambda effect: perform(loan, statements, effect, target))
+        try:
+            result = sync.drive(make(*args, **kwargs), lambda effect: perform(loan, statements, effect, target))
+        except NotPermitted as error:
+            raise self.connections.named(error, statements) from error.__cause__
         loan.when_committed(lambda queues: self.run(ring_all, queues, self.doorbell))
         return result
 
@@ -280,7 +283,10 @@ class AsyncEngine(_Base):
         self._check_loop()
         loan = await borrowed.borrow_async(connection)
         perform, statements, target = aio.perform_borrowed, self.statements, self.config.target
-        result = await aio.drive(make(*args, **kwargs), lambda effect: perform(loan, statements, effect, target))
+        try:
+            result = await aio.drive(make(*args, **kwargs), lambda effect: perform(loan, statements, effect, target))
+        except NotPermitted as error:
+            raise await self.connections.named(error, statements) from error.__cause__
         loan.when_committed(lambda queues: self._errands.start(self.run(ring_all, queues, self.doorbell)))
         return result
 

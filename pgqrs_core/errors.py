@@ -410,6 +410,8 @@ class NotPermitted(ServerError):
 
     user: str
     schema: str
+    #: What the server said.
+    reason: str
     #: What it takes: ``producer``, ``consumer``, ``observer``, ``admin``, or ``anyone`` of them.
     duty: str
 
@@ -417,11 +419,10 @@ class NotPermitted(ServerError):
         one = "producer" if duty == "anyone" else duty
         several = ", or what else it is for" if duty == "anyone" else ""
         remedy = remedy or (
-            f"Grant it the role of {'an' if one[0] in 'ao' else 'a'} {one}{several}: `grant {schema}_{one} to {user}`. "
-            "`pgqrs install --roles` makes these roles; with --role-prefix their names begin with that."
+            f"Grant it the role of {'an' if one[0] in 'ao' else 'a'} {one}{several}; `pgqrs install --roles` makes them."
         )
         super().__init__(f"{user!r} may not do this: {reason}. {remedy}", sqlstate="42501")
-        self.user, self.schema, self.duty = user, schema, duty
+        self.user, self.schema, self.duty, self.reason = user, schema, duty, reason
 
 
 class QueuesFailed(ServerError):

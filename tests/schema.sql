@@ -3,7 +3,7 @@ table a_jobs
   priority smallint not null
   attempt integer not null
   enqueued_at timestamp with time zone not null
-  archived_at timestamp with time zone not null default statement_timestamp()
+  archived_at timestamp with time zone not null default clock_timestamp()
   content_type text
   headers json
   body bytea not null

@@ -11,6 +11,7 @@ from pgqrs_core.messages import ArchivedMessage, DeadMessage, InspectedMessage, 
 from pgqrs_core.operations import archives, by_id, dead, maintenance, metrics, queues, roles, schema
 from pgqrs_core.operations.by_id import Deleted
 from pgqrs_core.operations.maintenance import Housekeeping
+from pgqrs_core.operations.roles import RolesPlan
 from pgqrs_native.shared import queue_options
 
 __all__ = ["Admin"]
@@ -27,7 +28,8 @@ class Admin:
 
         Args:
             roles: also make group roles for producers, consumers, observers and administrators, and grant them what each
-                needs, now and whenever a queue is created.
+                needs, now and whenever a queue is created. The tables come to belong to the administrators' role; who
+                owned them becomes a member of it, and keeps all its rights. See `plan_roles`.
             role_prefix: what the roles' names begin with; by default the name of the schema.
 
         Raises:
@@ -38,6 +40,14 @@ class Admin:
         return self._engine.run(
             schema.install_all, self._engine.schema, self._engine.plugins, roles=roles, role_prefix=role_prefix
         )
+
+    def plan_roles(self, role_prefix: str | None = None) -> RolesPlan:
+        """Return what `install` with ``roles`` would change now: roles, owners of tables, memberships. Changes nothing.
+
+        Raises:
+            InvalidArgument: the prefix cannot be used, or another one was chosen before.
+        """
+        return self._engine.run(roles.plan_roles, self._engine.schema, self._engine.plugins, role_prefix)
 
     def uninstall(self, *, roles: bool = False) -> list[str]:
         """Drop all queues with their messages, and all tables; return the names of the queues.

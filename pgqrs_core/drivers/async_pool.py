@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 import psycopg
 
-from pgqrs_core.drivers import aio
+from pgqrs_core.drivers import aio, rights
 from pgqrs_core.drivers.aio import AsyncLink
 from pgqrs_core.drivers.faults import MOST_CONFLICTS, RETRY, STALE
 from pgqrs_core.drivers.locks import Attempts, Turns, blockers_of, who_blocks
@@ -17,7 +17,7 @@ from pgqrs_core.drivers.patience import AsyncConnection
 from pgqrs_core.drivers.shelf import Shelf, Slot
 from pgqrs_core.drivers.statements import Statements
 from pgqrs_core.effects import Effect, Execute, Op, Rows, Transact, Wait
-from pgqrs_core.errors import PgqrsError, ReadOnly, ServerError, TableLocked, TimedOut, Unavailable
+from pgqrs_core.errors import NotPermitted, PgqrsError, ReadOnly, ServerError, TableLocked, TimedOut, Unavailable
 from pgqrs_core.figures import PoolUsage
 
 __all__ = ["Connections"]
@@ -50,6 +50,19 @@ class Connections:
 
     async def run(self, effect: Execute, statements: Statements) -> Rows:
         """Run one statement, committed by itself."""
+        try:
+            return await self._run(effect, statements)
+        except NotPermitted as error:
+            raise await self.named(error, statements) from error.__cause__
+
+    async def named(self, error: NotPermitted, statements: Statements) -> NotPermitted:
+        """Return the error with the name of the role to grant, or as it is where that cannot be asked for."""
+        try:
+            return rights.named(error, await self._run(rights.who_may(statements.schema), statements))
+        except PgqrsError:
+            return error
+
+    async def _run(self, effect: Execute, statements: Statements) -> Rows:
         retries, turns = MOST_CONFLICTS, None
         while True:
             link = await self.get(relaxed=effect.query.wants)
@@ -80,6 +93,12 @@ class Connections:
         Raises:
             TableLocked: a table stayed locked; the error says by whom.
         """
+        try:
+            return await self._transact(make, statements)
+        except NotPermitted as error:
+            raise await self.named(error, statements) from error.__cause__
+
+    async def _transact(self, make: Callable[[], Op[T]], statements: Statements) -> T:
         retries, attempts = MOST_CONFLICTS, Attempts()
         while True:
             link = await self.get(relaxed=False)

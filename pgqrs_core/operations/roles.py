@@ -156,8 +156,7 @@ def install_roles(schema: str, plugins: Plugins, prefix: str | None = None) -> O
         done: list[str] = yield Transact(partial(_make, schema, plugins, prefix))
         done += yield from grant_all(schema, plugins, wanted)
     except NotPermitted as error:
-        reason = str(error.__cause__ or error).split("\n")[0]
-        raise _not_ours(reason, error.user, schema, wanted) from error
+        raise _not_ours(error.reason, error.user, schema, wanted) from error
     return done
 
 

@@ -53,6 +53,19 @@ grant {admin} to {owner} with inherit true;
 -- An owner needs this to be handed a table.
 grant usage, create on schema {schema} to {admin};
 
+-- name: tables_owner anyone glance
+-- Whom our tables belong to, and which roles for duties there are if that is the administrators'. It asks the catalogue alone,
+-- so every role may ask.
+select o.owner, array(
+  select r.rolname::text from pg_catalog.pg_roles r
+  where right(o.owner, 6) = '_admin' and r.rolname = any (
+    select left(o.owner, -5) || duty from unnest('{{producer,consumer,observer,admin}}'::text[]) d(duty)))
+from (
+  select pg_get_userbyid(c.relowner)::text as owner
+  from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  where n.nspname = %(schema)s and c.relname = 'queues'
+) o;
+
 -- name: not_theirs anyone
 -- Tables and views that are ours to hand over to a role and do not belong to it yet, with their owner, and whether the owner
 -- would lose its rights: it is no superuser, and no member of the role.

@@ -15,8 +15,11 @@ from pathlib import Path
 
 import psycopg
 import pytest
+from pgqrs_native import Client
+from psycopg.conninfo import make_conninfo
 
 from pgqrs_core.cluster import Cluster
+from pgqrs_core.errors import TableLocked
 from pgqrs_core.testing import throw_away_cluster
 
 from .crowd import KINDS, Crowd, ask, until
@@ -225,6 +228,58 @@ def leave_prepared(scene: Scene) -> None:
     ask(dsn, "rollback prepared 'forgotten'")
 
 
+def break_another_queue(scene: Scene) -> None:
+    """One queue has lost its table and one is locked: whatever goes over all queues has to serve the others."""
+    with Client(scene.cluster.dsn) as client:
+        for name in ("gone", "locked"):
+            client.admin.create_queue(name)
+        ask(scene.cluster.dsn, "drop table pgqrs.q_gone cascade")
+        with transaction(scene, "lock table pgqrs.q_locked in access exclusive mode"):
+            for _ in range(3):
+                assert sorted(client.admin.maintain().failed) == ["gone", "locked"]
+                measured = {one.queue: one.error for one in client.admin.all_queues_metrics()}
+                assert [queue for queue, error in measured.items() if error] == ["gone", "locked"]
+                scene.crowd.flow()
+        client.admin.delete_queue("gone")
+        client.admin.delete_queue("locked")
+
+
+def look_at_many_queues(scene: Scene) -> None:
+    """More of them than a small lock table holds at once."""
+    scene.cluster.options["max_locks_per_transaction"] = "10"
+    with scene.crowd.crash():
+        scene.cluster.restart("fast")
+    names = [f"one of many {number}" for number in range(250)]
+    with Client(scene.cluster.dsn) as client:
+        for name in names:
+            client.admin.create_queue(name)
+        for _ in range(3):
+            assert [one.error for one in client.admin.all_queues_metrics() if one.error] == []
+            assert client.admin.maintain().failed == {}
+            scene.crowd.flow()
+        for name in names:
+            client.admin.delete_queue(name)
+
+
+def hand_over_beside_a_report(scene: Scene) -> None:
+    """A change of owner waits for a long query; nothing else waits behind it for long."""
+    with Client(scene.cluster.dsn) as client:
+        stop = threading.Event()
+
+        def attempt() -> None:
+            while not stop.is_set():
+                with contextlib.suppress(TableLocked):
+                    client.admin.install(roles=True, role_prefix="pgqrs_faults")
+
+        with transaction(scene, "select count(*) from pgqrs.q_jobs"):
+            thread = threading.Thread(target=attempt)
+            thread.start()
+            for _ in range(3):
+                scene.crowd.flow()
+            stop.set()
+        thread.join()
+
+
 FAULTS: dict[str, Callable[[Scene], None]] = {
     "the postmaster is killed": kill_postmaster,
     "a backend is killed": kill_backend,
@@ -243,6 +298,9 @@ FAULTS: dict[str, Callable[[Scene], None]] = {
     "nobody can notify": fill_notify_queue,
     "ids are given out twice": set_ids_back,
     "a prepared transaction is forgotten": leave_prepared,
+    "another queue is broken": break_another_queue,
+    "there are many queues": look_at_many_queues,
+    "tables change hands beside a report": hand_over_beside_a_report,
 }
 
 OPTIONS = {"max_connections": "30", "max_prepared_transactions": "5"}
@@ -328,3 +386,24 @@ def test_nothing_is_lost_when_a_server_restarts_every_second(scene: Scene) -> No
     scene.crowd.flow()
 
     assert scene.crowd.finish() == []
+
+
+def test_nothing_is_lost_when_the_tables_of_a_crowd_are_handed_to_roles(
+    pgqrs_private_cluster: Cluster, gather: Callable[..., Crowd]
+) -> None:
+    """The crowd logs in as the role that owned them, and goes on."""
+    dsn = pgqrs_private_cluster.dsn
+    ask(dsn, "create role app login password 'app'; grant create on database pgqrs to app")
+    crowd = gather(make_conninfo(dsn, user="app", password="app"), pause=0.005, idle=4.0)
+    crowd.begin()
+
+    with Client(dsn) as client, psycopg.connect(dsn) as reader:
+        reader.execute("select count(*) from pgqrs.q_jobs")
+        ended = threading.Timer(3.0, reader.rollback)
+        ended.start()
+        done = client.admin.install(roles=True, role_prefix="handed")
+        ended.join()
+    crowd.flow(100)
+
+    assert "member of handed_admin: app" in done
+    assert crowd.finish() == []

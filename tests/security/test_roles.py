@@ -17,7 +17,8 @@ from pgqrs_native.command.app import run
 from psycopg import sql
 
 from pgqrs_core.config import Config
-from pgqrs_core.errors import InvalidArgument, NotPermitted
+from pgqrs_core.drivers import locks
+from pgqrs_core.errors import InvalidArgument, NotPermitted, TableLocked
 from pgqrs_core.operations import doctor, roles
 from pgqrs_core.sql import DUTIES
 
@@ -201,7 +202,7 @@ def names_in(estate: Estate) -> list[Any]:
 def test_a_program_without_any_role_is_told_which_to_ask_for(estate: Estate) -> None:
     nobody = estate.client(estate.login(f"{estate.prefix}_nobody"))
 
-    with pytest.raises(NotPermitted, match=r"permission denied for .*pgqrs.*grant pgqrs_producer to") as caught:
+    with pytest.raises(NotPermitted, match=r"permission denied for .*pgqrs.*grant pgqrs_t\w+_producer to") as caught:
         nobody.producer.enqueue("jobs", 1)
 
     assert caught.value.user == f"{estate.prefix}_nobody"
@@ -409,10 +410,10 @@ def test_the_asynchronous_client_makes_roles_and_is_refused_alike(pgqrs_dsn: str
             assert await owner.admin.install(roles=True) == []
         async with AsyncClient(Config.load(url=estate.url("producer"), env={})) as producer:
             await producer.producer.enqueue("jobs", 1)
-            with pytest.raises(NotPermitted, match="grant pgqrs_consumer"):
+            with pytest.raises(NotPermitted, match=r"grant pgqrs_t\w+_consumer to "):
                 await producer.consumer.read("jobs")
             async with await psycopg.AsyncConnection.connect(estate.url("observer")) as connection:
-                with pytest.raises(NotPermitted, match="grant pgqrs_producer"):
+                with pytest.raises(NotPermitted, match=r"grant pgqrs_t\w+_producer to "):
                     await producer.producer.enqueue("jobs", 1, connection=connection)
 
     try:
@@ -451,7 +452,7 @@ class TestCommand:
         code, _, err = shell("message", "send", "jobs", "1", "--url", estate.url("observer"))
 
         assert code == 1
-        assert re.fullmatch(r"pgqrs: '\w+' may not do this: .*grant pgqrs_producer to .*\n", err)
+        assert re.fullmatch(r"pgqrs: '\w+' may not do this: .*grant pgqrs_t\w+_producer to .*\n", err)
 
     def test_the_doctor_serves_an_observer(self, estate: Estate, shell: Callable[..., tuple[int, str, str]]) -> None:
         code, out, _ = shell("doctor", "--json", "--url", estate.url("observer"))
@@ -465,7 +466,114 @@ class TestCommand:
         code, out, _ = shell("doctor", "--json", "--url", estate.login(f"{estate.prefix}_stranger"))
 
         assert code == 1
-        assert "grant pgqrs_producer" in out
+        assert f"grant {estate.role('producer')} to" in out
+
+
+class TestTakingOver:
+    """Roles for an installation that works already, as a role that owns its tables."""
+
+    @pytest.fixture
+    def land(self, pgqrs_dsn: str) -> Any:
+        estate = Estate(pgqrs_dsn, duties=())
+        estate.owner.admin.uninstall(roles=True)
+        yield estate
+        estate.close()
+
+    def app(self, land: Estate, attributes: str = "") -> Any:
+        """A program that owns what it uses."""
+        name = f"{land.prefix}_app"
+        url = land.login(name, attributes=attributes)
+        land.run("grant create on database {} to {}", land.run("select current_database()::text")[0][0], name)
+        client = land.client(url)
+        client.admin.install()
+        client.admin.create_queue("jobs")
+        client.producer.enqueue("jobs", 1)
+        return client
+
+    def test_the_owner_works_on_while_and_after_its_tables_are_handed_over(self, land: Estate) -> None:
+        app = self.app(land)
+        reader = land.client(land.login(f"{land.prefix}_web", grant=f"{land.prefix}_app"))
+
+        done = land.owner.admin.install(roles=True, role_prefix=land.prefix)
+
+        assert f"member of {land.role('admin')}: {land.prefix}_app" in done
+        assert f"owner of pgqrs.q_jobs: {land.role('admin')}" in done
+        for client in (app, reader):
+            client.producer.enqueue("jobs", 2)
+            client.consumer.dequeue(client.consumer.read("jobs"))
+            assert client.admin.maintain().failed == {}
+        app.admin.create_queue("later")
+        app.admin.delete_queue("jobs")
+        assert land.owner.admin.install(roles=True) == []
+
+    def test_an_owner_that_inherits_nothing_works_on_too_or_is_named(self, land: Estate) -> None:
+        app = self.app(land, "noinherit")
+        number = land.run("select current_setting('server_version_num')::int")[0][0]
+
+        if number >= 160_000:
+            land.owner.admin.install(roles=True, role_prefix=land.prefix)
+        else:
+            with pytest.raises(InvalidArgument, match=f"alter role {land.prefix}_app inherit"):
+                land.owner.admin.install(roles=True, role_prefix=land.prefix)
+
+        assert app.consumer.read("jobs") is not None
+
+    def test_the_plan_is_what_happens(self, land: Estate) -> None:
+        self.app(land)
+
+        plan = land.owner.admin.plan_roles(land.prefix)
+        assert names_in(land) == []
+        land.owner.admin.install(roles=True, role_prefix=land.prefix)
+        after = land.owner.admin.plan_roles()
+
+        app = f"{land.prefix}_app"
+        assert (plan.create, plan.members) == ([land.role(duty) for duty in DUTIES], [app])
+        assert {"q_jobs", "a_jobs", "v_jobs", "queues"} <= set(plan.hand_over[app])
+        assert (after.create, after.members, after.hand_over) == ([], [], {})
+
+    def test_beside_a_reader_it_gives_up_and_goes_on_when_run_again(
+        self, land: Estate, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(locks, "GIVE_UP", 0.5)
+        app = self.app(land)
+        with psycopg.connect(land.dsn) as other:
+            other.execute("select from pgqrs.a_jobs")
+            with pytest.raises(TableLocked, match=r"pgqrs\.a_jobs could not be locked"):
+                land.owner.admin.install(roles=True, role_prefix=land.prefix)
+            app.producer.enqueue("jobs", 2)
+
+        land.owner.admin.install(roles=True)
+
+        assert land.owner.admin.plan_roles().hand_over == {}
+
+    def test_where_there_are_no_roles_the_owner_is_named(self, land: Estate) -> None:
+        self.app(land)
+        stranger = land.client(land.login(f"{land.prefix}_stranger"))
+
+        with pytest.raises(NotPermitted, match=f"`grant {land.prefix}_app to {land.prefix}_stranger`"):
+            stranger.producer.enqueue("jobs", 1)
+
+    def test_the_command_says_what_it_will_change_and_asks(
+        self, land: Estate, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    ) -> None:
+        self.app(land)
+        monkeypatch.setenv("DATABASE_URL", land.dsn)
+        words = ("install", "--roles", "--role-prefix", land.prefix)
+
+        refused = run(words), *capfd.readouterr()
+        planned = run((*words, "--dry-run", "--json")), *capfd.readouterr()
+        told = run((*words, "--dry-run")), *capfd.readouterr()
+        assert names_in(land) == []
+        done = run((*words, "--yes", "--json")), *capfd.readouterr()
+
+        app = f"{land.prefix}_app"
+        assert refused[0] == 2
+        assert f"which becomes a member of {land.role('admin')}" in refused[2]
+        assert "confirm with --yes" in refused[2]
+        assert (planned[0], json.loads(planned[1])["plan"]["members"]) == (0, [app])
+        assert f"they belong to {app} now" in told[1]
+        assert done[0] == 0
+        assert f"member of {land.role('admin')}: {app}" in json.loads(done[1])["applied"]
 
 
 PAGE: Final = (Path(__file__).parents[2] / "docs" / "security.md").read_text(encoding="utf-8")

@@ -394,6 +394,8 @@ EXEMPT: Final[Mapping[str, Mapping[str, str]]] = {
         ),
         **dict.fromkeys(("may_create_roles", "inherits", "add_member", "add_member_inherit", "open_schema"), _SCHEMA),
         **dict.fromkeys(("not_theirs", "hand_over", "server_number", "drop_role", "close_schema"), _SCHEMA),
+        **dict.fromkeys(("inherits", "add_member", "add_member_inherit", "open_schema"), _SCHEMA),
+        **dict.fromkeys(("may_create_roles", "tables_owner"), _SCHEMA),
         **dict.fromkeys(
             (
                 "server_facts",

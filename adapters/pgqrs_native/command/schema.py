@@ -6,10 +6,12 @@ import msgspec
 import typer
 
 from pgqrs_core.operations.maintenance import Housekeeping
+from pgqrs_core.operations.roles import RolesPlan
 from pgqrs_core.operations.schema import SUPPORTED
 from pgqrs_core.plugins import Plugins, default_plugins
 from pgqrs_native.client import Client
 from pgqrs_native.command.consent import Yes, ask
+from pgqrs_native.command.inputs import InvalidInput
 from pgqrs_native.command.output import Column, plural
 from pgqrs_native.command.session import Session, command
 
@@ -41,17 +43,55 @@ def install(
     role_prefix: Annotated[
         str | None, typer.Option("--role-prefix", help="What the roles' names begin with; by default the schema.")
     ] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --roles: only say what would change.")] = False,
+    yes: Yes = False,
 ) -> None:
-    """Create or upgrade the tables. Harmless to repeat."""
-    applied = session.client.admin.install(roles=roles or role_prefix is not None, role_prefix=role_prefix)
-    schema = session.client.engine.schema
+    """Create or upgrade the tables. Harmless to repeat, and to run again after it was interrupted."""
+    admin, schema = session.client.admin, session.client.engine.schema
+    roles = roles or role_prefix is not None
+    if dry_run and not roles:
+        raise InvalidInput("--dry-run is for --roles: say what it would change")
+    plan = admin.plan_roles(role_prefix) if roles else None
+    if plan is not None and (dry_run or plan.takes_over):
+        if dry_run:
+            _show_plan(session, plan)
+            return
+        ask(" ".join(_plan(plan)), yes=yes)
+    applied = admin.install(roles=roles, role_prefix=role_prefix)
     if session.out.json:
-        made = {"roles": session.client.admin.roles()} if roles or role_prefix is not None else {}
+        made = {"roles": admin.roles()} if roles else {}
         session.out.document({"schema": schema, "version": SUPPORTED, "applied": applied, **made})
     elif applied:
-        session.out.say(f"installed in schema {schema!r}, now version {SUPPORTED}: {', '.join(applied)}")
+        session.out.say(f"installed in schema {schema!r}, now version {SUPPORTED}: {', '.join(_summary(applied))}")
     else:
         session.out.say(f"schema {schema!r} is up to date (version {SUPPORTED})")
+
+
+def _show_plan(session: Session, plan: RolesPlan) -> None:
+    if session.out.json:
+        session.out.document({"plan": msgspec.to_builtins(plan)})
+        return
+    for sentence in _plan(plan) or ["Nothing changes hands."]:
+        session.out.say(sentence)
+
+
+def _plan(plan: RolesPlan) -> list[str]:
+    """Say what is going to change, in sentences."""
+    said = [f"This makes the roles {', '.join(plan.create)}."] if plan.create else []
+    admin = plan.roles["admin"]
+    for owner, tables in plan.hand_over.items():
+        keeps = f", which becomes a member of {admin} and so keeps all its rights" if owner in plan.members else ""
+        said.append(f"It hands {plural(len(tables), 'table')} to {admin}: they belong to {owner} now{keeps}.")
+    if plan.hand_over:
+        said.append("Rights that PUBLIC has on them are revoked.")
+    return said
+
+
+def _summary(applied: list[str]) -> list[str]:
+    """Count the tables that have another owner now, and leave the other steps as they are."""
+    others = [step for step in applied if not step.startswith("owner of ")]
+    handed = len(applied) - len(others)
+    return [*others, f"{plural(handed, 'table')} with another owner"] if handed else others
 
 
 def uninstall(

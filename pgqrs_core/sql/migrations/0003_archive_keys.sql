@@ -20,6 +20,8 @@ begin
     alter table {archive} replica identity full;
     return;
   end if;
+  -- By the clock: of two messages with one id in a batch each has its own time.
+  alter table {archive} alter column archived_at set default clock_timestamp();
   alter table {archive} add primary key (message_id, archived_at);
   select i.indexrelid::regclass::text into strict old
   from pg_index i join pg_attribute a on a.attrelid = i.indrelid and a.attnum = i.indkey[0]
