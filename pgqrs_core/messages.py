@@ -39,6 +39,7 @@ __all__ = [
     "check_key",
     "check_name",
     "check_number",
+    "check_text",
     "decode_headers",
     "delayed_lane",
     "discreet",
@@ -85,12 +86,25 @@ def check_key(key: object) -> None:
         raise InvalidArgument("idempotency_key", key, expected)
 
 
+def check_text(parameter: str, text: object) -> None:
+    """Raise `InvalidArgument` unless ``text`` is one that PostgreSQL can hold."""
+    expected = "a text" if not isinstance(text, str) else _unstorable(text)
+    if expected is not None:
+        raise InvalidArgument(parameter, text, expected)
+
+
 def _flaw(text: object) -> str | None:
     """Tell what a short text should be and is not."""
     if not isinstance(text, str) or not 1 <= len(text) <= 255:
         return "a text of 1 to 255 characters"
+    return _unstorable(text)
+
+
+def _unstorable(text: str) -> str | None:
     if "\0" in text:
         return "free of NUL characters"
+    if text.isascii():
+        return None
     try:
         text.encode()
     except UnicodeEncodeError:

@@ -140,7 +140,8 @@ class PgqrsBackend(ChordsMixin, AsyncBackendMixin, Backend):
         return error
 
     def on_task_call(self, producer: Any, task_id: str) -> dict[str, Any]:
-        """Do nothing: only who waits for a result costs anything."""
+        """Check the id, before the task is sent. More is not needed: only a wait for a result costs anything."""
+        id_of(task_id)
         return {}
 
     def read_rows(self, task_ids: Iterable[str]) -> Rows:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections import deque
@@ -63,7 +64,9 @@ class ResultConsumer(BaseResultConsumer):
 
     def cancel_for(self, task_id: object) -> None:
         """Note that a result is waited for no longer. Never blocks."""
-        self._changes.append((False, id_of(task_id)))
+        # Of one that may be no id nothing was waited for.
+        with contextlib.suppress(ValueError):
+            self._changes.append((False, id_of(task_id)))
 
     def stop(self) -> None:
         """Close the connection on which results are awaited."""

@@ -14,6 +14,8 @@ from kombu.serialization import loads
 from kombu.utils.encoding import bytes_to_str, ensure_bytes
 
 from pgqrs_celery.compat import decompress_result
+from pgqrs_core.errors import InvalidArgument
+from pgqrs_core.messages import check_text
 
 __all__ = ["decode", "id_of", "meta_of", "row_of"]
 
@@ -27,10 +29,15 @@ _COLUMNS: Final = (
 
 
 def id_of(identity: object) -> str:
-    """Return a task's or a group's id as text; Celery takes bytes and UUIDs too."""
+    """Return a task's or a group's id as text; Celery takes bytes and UUIDs too.
+
+    Raises:
+        InvalidArgument: it is empty, or no text that PostgreSQL can hold. It is a ValueError, too.
+    """
     text = str(bytes_to_str(identity))
     if not text:
-        raise ValueError("the id of a task or group must not be empty")
+        raise InvalidArgument("the id of a task or group", text, "a text that is not empty")
+    check_text("the id of a task or group", text)
     return text
 
 

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from typing_extensions import ParamSpec
 
+from pgqrs_celery.errors import translated
 from pgqrs_celery.listener import Listener
 from pgqrs_celery.sql import COMPONENT, MIGRATIONS
 from pgqrs_core.config import Config
@@ -54,13 +55,14 @@ class Store:
 
         Raises:
             SchemaError: the tables are missing or do not fit.
-            Unavailable: the server cannot be reached.
+            BackendUnavailable: the server cannot be reached.
         """
-        self._prepare()
-        connection = getattr(self._local, "connection", None)
-        if connection is not None:
-            return self.engine.run_in(connection, make, *args, **kwargs)
-        return self.engine.run(make, *args, **kwargs)
+        with translated():
+            self._prepare()
+            connection = getattr(self._local, "connection", None)
+            if connection is not None:
+                return self.engine.run_in(connection, make, *args, **kwargs)
+            return self.engine.run(make, *args, **kwargs)
 
     @contextmanager
     def transaction(self) -> Iterator[Any]:
@@ -68,18 +70,22 @@ class Store:
 
         Yields:
             The connection.
+
+        Raises:
+            BackendUnavailable: the server cannot be reached, or was lost.
         """
-        self._prepare()
-        connection = getattr(self._local, "connection", None)
-        if connection is not None:
-            yield connection
-            return
-        with self.engine.transaction() as connection:
-            self._local.connection = connection
-            try:
+        with translated():
+            self._prepare()
+            connection = getattr(self._local, "connection", None)
+            if connection is not None:
                 yield connection
-            finally:
-                self._local.connection = None
+                return
+            with self.engine.transaction() as connection:
+                self._local.connection = connection
+                try:
+                    yield connection
+                finally:
+                    self._local.connection = None
 
     @property
     def in_transaction(self) -> bool:

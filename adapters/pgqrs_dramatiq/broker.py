@@ -228,7 +228,10 @@ class PgqrsBroker(Inspection, Broker):
     def _pack(self, given: Message[Any] | MessageProxy, delay: int | None) -> Parcel:
         """Return what is to be stored; middleware sees the message as it will be."""
         message: Message[Any] = given.copy() if isinstance(given, MessageProxy) else given
-        due = due_in(message.options, delay)
+        try:
+            due = due_in(message.options, delay)
+        except PgqrsError as error:
+            raise translation(error) from error
         name = q_name(message.queue_name)
         if name != message.queue_name:
             message = message.copy(queue_name=name)

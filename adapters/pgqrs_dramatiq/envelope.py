@@ -6,6 +6,7 @@ people see in `pgqrs dead list` what a message was, whichever encoder wrote it.
 
 from __future__ import annotations
 
+from math import isnan
 from typing import Any, Final
 
 from dramatiq.common import current_millis
@@ -28,13 +29,24 @@ def due_in(options: dict[str, Any], delay: float | None) -> float | None:
     Args:
         options: its options; without a delay their ``eta`` counts, in milliseconds since 1970.
         delay: milliseconds, as `Broker.enqueue` takes them; below one, like None, it is no delay.
+
+    Raises:
+        InvalidArgument: the delay, or the ``eta``, is no number.
     """
     if delay is None:
         eta = options.get("eta")
-        if not isinstance(eta, (int, float)):
+        if eta is None:
             return None
+        _check("eta", eta)
         delay = eta - current_millis()
+    else:
+        _check("delay", delay)
     return delay / 1000 if delay > 0 else None
+
+
+def _check(parameter: str, value: object) -> None:
+    if not isinstance(value, (int, float)) or isinstance(value, bool) or isnan(value):
+        raise InvalidArgument(parameter, value, "a number of milliseconds")
 
 
 def compose(message: Message[Any], queue: str, delay: float | None, priority: object) -> Draft:

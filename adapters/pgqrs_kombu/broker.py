@@ -177,6 +177,14 @@ class Broker:
             except PgqrsError as error:
                 _log.warning("a message of queue %r could not be put back: %s", verdict.queue.name, error)
 
+    def bury(self, queue: Queue, delivery: Delivery, claimed_at: float, error: PgqrsError) -> None:
+        """Dead-letter a message that no consumer can be given. There are no dead letters of ephemeral queues."""
+        if queue.id <= 0:
+            _log.error("a message of the ephemeral queue %r is discarded: %s", queue.name, error)
+            return
+        reason = {"type": type(error).__name__, "message": str(error)}
+        self.give(Verdict("reject", queue, delivery, claimed_at, error=reason))
+
     def flush(self) -> None:
         """Write verdicts now; those that cannot be written are kept."""
         if not self.inherited:

@@ -12,18 +12,20 @@ from typing import TYPE_CHECKING, Any
 from kombu.transport import virtual
 from kombu.utils.uuid import uuid
 
+from pgqrs_core.errors import DecodeError
 from pgqrs_core.logs import get_logger
 from pgqrs_core.marks import Marks
 from pgqrs_core.settling import Verdict
 from pgqrs_kombu import envelope, mail, topology
 from pgqrs_kombu.arguments import check_consumer
 from pgqrs_kombu.declarations import Declarations
-from pgqrs_kombu.errors import no_route, not_found, translated
+from pgqrs_kombu.errors import no_route, not_found, translated, translating
 from pgqrs_kombu.gathering import PublishBatch
 from pgqrs_kombu.qos import QoS
 from pgqrs_kombu.source import Source
 
 if TYPE_CHECKING:
+    from pgqrs_core.messages import Delivery, Queue
     from pgqrs_kombu.transport import Transport
 
 __all__ = ["Channel"]
@@ -157,6 +159,7 @@ class Channel(Declarations, virtual.Channel):  # type: ignore[misc]
         self.connection.intake.add(source)
         return tag
 
+    @translating
     def basic_cancel(self, consumer_tag: str, **_: Any) -> None:
         """End a consumer. An auto-delete queue goes with its last one."""
         source = self._consumers.pop(consumer_tag, None)
@@ -170,8 +173,29 @@ class Channel(Declarations, virtual.Channel):  # type: ignore[misc]
             self.broker.engine.transact(topology.delete_if_left, source.mailbox, self.broker.channel)
             self.broker.directory.changed()
 
+    @translating
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> envelope.Message | None:
-        """Take one message, if there is one."""
+        """Take one message, if there is one. Those whose headers cannot be read are buried and passed over."""
+        while True:
+            taken = self._take(queue)
+            if taken is None:
+                return None
+            place, delivery, now = taken
+            tag = self._qos.next_tag()
+            try:
+                message = envelope.Message(delivery, self, tag, queue)
+            except DecodeError as error:
+                self.broker.bury(place, delivery, now, error)
+                continue
+            if no_ack:
+                self.broker.give(Verdict("ack", place, delivery, now))
+            else:
+                if place.id > 0:
+                    self.broker.keeper.hold(place, [delivery.lease], self.broker.options.lease)
+                self._qos.hold(tag, place, delivery, now, message)
+            return message
+
+    def _take(self, queue: str) -> tuple[Queue, Delivery, float] | None:
         broker = self.broker
         known = self._known(queue)
         self._qos.await_returned()
@@ -183,17 +207,7 @@ class Channel(Declarations, virtual.Channel):  # type: ignore[misc]
         else:
             place = broker.engine.queue(queue)
             found = broker.claim(place, Marks(), 1)
-            if found and not no_ack:
-                broker.keeper.hold(place, [found[0].lease], broker.options.lease)
-        if not found:
-            return None
-        tag = self._qos.next_tag()
-        message = envelope.Message(found[0], self, tag, queue)
-        if no_ack:
-            broker.give(Verdict("ack", place, found[0], now))
-        else:
-            self._qos.hold(tag, place, found[0], now, message)
-        return message
+        return (place, found[0], now) if found else None
 
     def basic_ack(self, delivery_tag: int, multiple: bool = False) -> None:
         """Settle a message as handled. From any thread, and after the connection was lost too."""
@@ -210,6 +224,7 @@ class Channel(Declarations, virtual.Channel):  # type: ignore[misc]
         """
         self._qos.give_up(delivery_tag)
 
+    @translating
     def basic_recover(self, requeue: bool = False) -> None:
         """Give all unsettled messages back."""
         self._qos.restore_unacked_once()
@@ -220,6 +235,7 @@ class Channel(Declarations, virtual.Channel):  # type: ignore[misc]
         if self.connection is not None:
             self.connection.kick()
 
+    @translating
     def close(self) -> None:
         """End all consumers, and give all unsettled messages back."""
         if self.closed:

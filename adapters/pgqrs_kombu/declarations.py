@@ -15,7 +15,7 @@ from pgqrs_core.operations.metrics import measure_one
 from pgqrs_core.operations.queues import purge_queue
 from pgqrs_kombu import mail, topology
 from pgqrs_kombu.arguments import rules_of
-from pgqrs_kombu.errors import not_found, translated
+from pgqrs_kombu.errors import not_found, translated, translating
 
 if TYPE_CHECKING:
     from pgqrs_kombu.broker import Broker
@@ -74,6 +74,7 @@ class Declarations:
                 name, kind=kind, durable=bool(durable), auto_delete=bool(auto_delete), arguments=arguments
             )
 
+    @translating
     def exchange_delete(self, exchange: str, if_unused: bool = False, nowait: bool = False) -> None:
         """Delete an exchange with its bindings."""
         self.broker.remembered.forget_exchange(exchange)
@@ -146,6 +147,7 @@ class Declarations:
         broker.remembered.binding(queue, exchange or _DEFAULT_EXCHANGE, routing_key or "", arguments)
         broker.directory.changed()
 
+    @translating
     def queue_unbind(
         self,
         queue: str,
@@ -160,6 +162,7 @@ class Declarations:
         broker.engine.run(topology.unbind, queue, exchange or _DEFAULT_EXCHANGE, routing_key or "", broker.channel)
         broker.directory.changed()
 
+    @translating
     def queue_delete(self, queue: str, if_unused: bool = False, if_empty: bool = False, **_: Any) -> int:
         """Delete a queue with its bindings and messages; return how many messages those were."""
         broker = self.broker
@@ -182,6 +185,7 @@ class Declarations:
         broker.directory.forget(queue)
         return size
 
+    @translating
     def queue_purge(self, queue: str, **_: Any) -> int:
         """Remove the messages that wait, those held for a later time included; return how many."""
         known = self._known(queue)
@@ -200,6 +204,7 @@ class Declarations:
 
     # What Kombu's tools ask
 
+    @translating
     def get_bindings(self) -> list[dict[str, str]]:
         """Return all bindings."""
         return [
@@ -207,14 +212,17 @@ class Declarations:
             for queue, exchange, key in self.list_bindings()
         ]
 
+    @translating
     def list_bindings(self) -> Iterator[tuple[str, str, str]]:
         """Return queue, exchange and routing key of all bindings."""
         return iter(self.broker.engine.run(topology.list_bindings))
 
+    @translating
     def get_exchanges(self) -> list[str]:
         """Return the names of all exchanges."""
         return self.broker.engine.run(topology.exchange_names)
 
+    @translating
     def get_table(self, exchange: str) -> list[tuple[str, str, str]]:
         """Return what is bound to an exchange."""
         return [(key, "", queue) for queue, name, key in self.list_bindings() if name == exchange]

@@ -12,9 +12,10 @@ that reconnects for one drops what it has prefetched.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Final
+from functools import wraps
+from typing import Final, TypeVar
 
 from amqp.exceptions import (
     ChannelError,
@@ -25,6 +26,7 @@ from amqp.exceptions import (
 )
 from amqp.exceptions import ConnectionError as AMQPConnectionError
 from kombu.exceptions import OperationalError
+from typing_extensions import ParamSpec
 
 from pgqrs_core.errors import (
     BodyTooLarge,
@@ -40,14 +42,18 @@ __all__ = [
     "CHANNEL_ERRORS",
     "CONNECTION_ERRORS",
     "RECOVERABLE_CONNECTION_ERRORS",
+    "BrokerUnavailable",
     "QueueGone",
-    "as_operational",
     "not_equivalent",
     "not_found",
     "no_route",
     "translated",
+    "translating",
     "unknown_type",
 ]
+
+T = TypeVar("T")
+P = ParamSpec("P")
 
 _QUEUE_DECLARE: Final = (50, 10)
 _EXCHANGE_DECLARE: Final = (40, 10)
@@ -58,6 +64,10 @@ class QueueGone(RecoverableConnectionError):  # type: ignore[misc]
     """An ephemeral queue that is being consumed does not exist any more: connect and declare again."""
 
 
+class BrokerUnavailable(OperationalError, Unavailable):  # type: ignore[misc]
+    """The server is away: Kombu's error for it, and ours. The cause says more."""
+
+
 CONNECTION_ERRORS: Final = (Unavailable, SchemaError, AMQPConnectionError)
 RECOVERABLE_CONNECTION_ERRORS: Final = (Unavailable, RecoverableConnectionError)
 CHANNEL_ERRORS: Final = (ChannelError, PgqrsError)
@@ -65,9 +75,16 @@ CHANNEL_ERRORS: Final = (ChannelError, PgqrsError)
 
 @contextmanager
 def translated() -> Iterator[None]:
-    """Raise AMQP's errors for requests that a broker of AMQP would refuse too, with ours as their cause."""
+    """Raise AMQP's errors for requests that a broker of AMQP would refuse too, and Kombu's where the server is away.
+
+    Ours are their causes. So whatever a program calls, and whether or not Kombu retries it, it can catch the same errors.
+    """
     try:
         yield
+    except OperationalError:
+        raise
+    except Unavailable as error:
+        raise BrokerUnavailable(str(error), target=error.target, in_flight=error.in_flight) from error
     except QueueNotFound as error:
         raise NotFound(str(error), _QUEUE_DECLARE) from error
     except BodyTooLarge as error:
@@ -76,13 +93,15 @@ def translated() -> Iterator[None]:
         raise PreconditionFailed(str(error)) from error
 
 
-@contextmanager
-def as_operational() -> Iterator[None]:
-    """Raise Kombu's error where the server is away, as Kombu does around what it retries, with ours as its cause."""
-    try:
-        yield
-    except RECOVERABLE_CONNECTION_ERRORS as error:
-        raise OperationalError(str(error)) from error
+def translating(method: Callable[P, T]) -> Callable[P, T]:
+    """Return a method that raises what `translated` makes of its errors."""
+
+    @wraps(method)
+    def call(*args: P.args, **kwargs: P.kwargs) -> T:
+        with translated():
+            return method(*args, **kwargs)
+
+    return call
 
 
 def not_found(kind: str, name: str) -> NotFound:

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from amqp.exceptions import ChannelError
 
-from pgqrs_core.errors import NotPermitted, PgqrsError, QueueNotFound
+from pgqrs_core.errors import DecodeError, InvalidArgument, NotPermitted, PgqrsError, QueueNotFound
 from pgqrs_core.logs import get_logger
 from pgqrs_core.operations import maintenance
 from pgqrs_core.supervision import join, start_thread
@@ -199,10 +199,14 @@ class Forwarder:
         return len(found)
 
     def _route(self, name: str, one: Fallen, rules: Rules) -> Parcel | None:
-        message, routing_key = dead_letters.dead_lettered(name, one, rules)
         try:
+            message, routing_key = dead_letters.dead_lettered(name, one, rules)
             parcel = self._broker.publisher.route(message, rules.exchange or "", routing_key)
         except ChannelError:
+            return None
+        except (DecodeError, InvalidArgument) as error:
+            # Another program wrote what Kombu cannot read, or could not have published.
+            _log.warning("message %d of queue %r cannot be passed on: %s", one.delivery.id, name, error)
             return None
         drafts = [draft for draft in parcel.drafts if dead_letters.may_go_to(draft.queue, message, one.reason)]
         parcel = parcel._replace(drafts=drafts)

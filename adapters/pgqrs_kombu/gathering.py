@@ -56,7 +56,7 @@ class Gathering:
         """Write what was gathered. Messages of several brokers are one transaction for each.
 
         Raises:
-            Unavailable: the server is away, and nothing was stored: it may be tried again.
+            BrokerUnavailable: the server is away, and nothing was stored: it may be tried again.
             BatchPublishError: the server went away during the commit, so it is not known whether it took place.
         """
         self._check()

@@ -18,7 +18,6 @@ from typing import TYPE_CHECKING, Any
 from kombu.utils.functional import retry_over_time
 
 from pgqrs_core.errors import Unavailable
-from pgqrs_kombu.errors import as_operational
 from pgqrs_kombu.outbox import current_scope, gather
 
 if TYPE_CHECKING:
@@ -43,8 +42,7 @@ def publish_groups_together() -> None:
         members: set[str] = set()
         with gather(members=members) as gathering:
             results = list(original(self, _noted(tasks, members), *args, **options))
-        with as_operational():
-            _flush(gathering, self.app.conf, options)
+        _flush(gathering, self.app.conf, options)
         return iter(results)
 
     group._apply_tasks = apply_tasks

@@ -16,7 +16,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, Final
 
-from pgqrs_core.errors import PgqrsError, QueueNotFound, ServerError, TimedOut, Unavailable
+from pgqrs_core.errors import DecodeError, PgqrsError, QueueNotFound, ServerError, TimedOut, Unavailable
 from pgqrs_core.logs import get_logger
 from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Delivery, Lease, Queue, QueueOptions
@@ -25,6 +25,7 @@ from pgqrs_core.pace import GATHER, Pace
 from pgqrs_core.settling import Verdict
 from pgqrs_core.subscriptions import Subscription
 from pgqrs_kombu import mail
+from pgqrs_kombu.envelope import headers_of
 from pgqrs_kombu.errors import QueueGone
 from pgqrs_kombu.source import Source
 from pgqrs_kombu.sql import queries
@@ -266,8 +267,7 @@ class Intake:
             return 0
         now = time.time()
         if source.no_ack:
-            for delivery in found:
-                self._broker.give(Verdict("ack", source.queue, delivery, now))
+            found = [delivery for delivery in found if self._ack(source, delivery, now)]
         else:
             self._broker.keeper.hold(source.queue, [delivery.lease for delivery in found], self._broker.options.lease)
         self._ready.extend((source, delivery, now) for delivery in found)
@@ -275,6 +275,16 @@ class Intake:
         if not source.look and self._pace.gathers(len(found)):
             source.again_at = self._filled_at + GATHER
         return len(found)
+
+    def _ack(self, source: Source, delivery: Delivery, now: float) -> bool:
+        """Settle a message before it is delivered, as its consumer wants; False for one that is buried instead."""
+        try:
+            headers_of(delivery.raw_headers)
+        except DecodeError as error:
+            self._broker.bury(source.queue, delivery, now, error)
+            return False
+        self._broker.give(Verdict("ack", source.queue, delivery, now))
+        return True
 
     def _ask(self, source: Source, limit: int) -> list[Delivery]:
         try:

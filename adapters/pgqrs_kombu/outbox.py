@@ -77,16 +77,13 @@ def batch(max_size: int = MAX_SIZE) -> Iterator[Gathering]:
         kombu.exceptions.BatchPublishError: at the end, if the server went away during the commit; it may or may not have
             taken place.
     """
-    from pgqrs_kombu.errors import as_operational
-
     outer = current_scope()
     if outer is not None and outer.batch is not None:
         yield outer.batch
         return
     with gather(max_size) as mine:
         yield mine
-    with as_operational():
-        mine.flush()
+    mine.flush()
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from pgqrs_core.effects import Op
 from pgqrs_core.errors import QueueNotFound
 from pgqrs_core.events import Draft
-from pgqrs_core.messages import Queue
+from pgqrs_core.messages import Queue, check_text
 from pgqrs_core.operations.enqueue import ring
 from pgqrs_core.operations.traffic import announce, outgoing, prepared
 from pgqrs_kombu import mail
@@ -133,6 +133,8 @@ class Publisher:
 
     def route(self, message: dict[str, Any], exchange: str, routing_key: str) -> Parcel:
         """Find out where a message goes."""
+        check_text("exchange", exchange)
+        check_text("routing_key", routing_key)
         if not exchange:
             return self._route_direct(message, routing_key)
         table, fresh = self._directory.table(exchange)

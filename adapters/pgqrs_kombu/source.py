@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from pgqrs_core.errors import DecodeError
 from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_kombu.envelope import Message
@@ -39,11 +40,15 @@ class Source:
         return self.no_ack or self.channel.qos.can_consume()
 
     def deliver(self, delivery: Delivery, claimed_at: float) -> None:
-        """Hand a message to the consumer."""
+        """Hand a message to the consumer; one whose headers cannot be read is buried."""
         channel = self.channel
         qos = channel.qos
         tag = qos.next_tag()
-        message = Message(delivery, channel, tag, self.name)
+        try:
+            message = Message(delivery, channel, tag, self.name)
+        except DecodeError as error:
+            channel.broker.bury(self.queue, delivery, claimed_at, error)
+            return
         if not self.no_ack:
             qos.hold(tag, self.queue, delivery, claimed_at, message)
         else:

@@ -132,4 +132,6 @@ def _headers(request: Any) -> str | None:
         return encode_headers(own)
     except InvalidArgument:
         # Kombu carries more than JSON: times, for instance.
-        return encode_headers({key: value for key, value in own.items() if isinstance(value, (str, int, bool))})
+        return encode_headers(
+            {key: value for key, value in own.items() if isinstance(key, str) and isinstance(value, (str, int, bool))}
+        )

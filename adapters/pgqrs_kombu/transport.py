@@ -19,7 +19,7 @@ from pgqrs_kombu import channel as channels
 from pgqrs_kombu import topology
 from pgqrs_kombu.address import place, place_alternates, split_when_taken
 from pgqrs_kombu.broker import Broker, broker_for
-from pgqrs_kombu.errors import CHANNEL_ERRORS, CONNECTION_ERRORS, RECOVERABLE_CONNECTION_ERRORS
+from pgqrs_kombu.errors import CHANNEL_ERRORS, CONNECTION_ERRORS, RECOVERABLE_CONNECTION_ERRORS, translating
 from pgqrs_kombu.groups import publish_groups_together
 from pgqrs_kombu.intake import STALE, Intake
 from pgqrs_kombu.options import Options
@@ -107,6 +107,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             self._intake = Intake(self.broker, self._alert)
         return self._intake
 
+    @translating
     def establish_connection(self) -> Transport:
         """See that the server is there and holds what is needed."""
         self.broker.connect(self)
@@ -134,6 +135,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             self.channels.remove(channel)
         channel.connection = None
 
+    @translating
     def close_connection(self, connection: Transport) -> None:
         """Give back what is unsettled, delete the exclusive queues, and close what nobody else needs."""
         self._connected = False
@@ -176,6 +178,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
 
     # Without an event loop
 
+    @translating
     def drain_events(self, connection: Transport, timeout: float | None = None, **_: Any) -> None:
         """Deliver one message, waiting for it if need be.
 

@@ -18,6 +18,7 @@ from pgqrs_core.messages import (
     Queue,
     check_key,
     check_number,
+    check_text,
     delayed_lane,
     encode_headers,
 )
@@ -138,6 +139,7 @@ def check_draft(queue: Queue, draft: Draft) -> None:
         raise InvalidArgument("at", draft.at, "a datetime with a time zone")
     if draft.ttl is not None:
         check_number("ttl", draft.ttl, 0, MAX_SECONDS, above=True)
+    check_text("content_type", draft.content_type)
     if draft.idempotency_key is not None:
         check_key(draft.idempotency_key)
 

@@ -16,6 +16,7 @@ import msgspec
 from pgqrs_core.arrays import numbers, texts
 from pgqrs_core.effects import Execute, Op, Rows
 from pgqrs_core.errors import ArchiveDisabled, NotPermitted, PgqrsError, ServerError
+from pgqrs_core.headers import encode_reason
 from pgqrs_core.logs import get_logger, message_fields
 from pgqrs_core.messages import DEAD_LANE, MAX_SECONDS, Lease, Queue, check_number, encode_headers
 from pgqrs_core.operations.enqueue import SOON, check_draft, is_soon, ring
@@ -107,7 +108,7 @@ def postpone(queue: Queue, leases: Sequence[Lease], error: dict[str, Any]) -> Op
 
     They are due after half their age, within 1 to 60 seconds, and keep ``error`` as their last error.
     """
-    return (yield from _settle("postpone", queue, leases, lambda _: {"error": _error_text(error)}))
+    return (yield from _settle("postpone", queue, leases, lambda _: {"error": encode_reason(error)}))
 
 
 def extend(queue: Queue, leases: Sequence[Lease], seconds: float) -> Op[list[bool]]:
@@ -131,7 +132,7 @@ def nack(queue: Queue, failures: Sequence[Failure], doorbell: Doorbell | None = 
             "max_attempts": queue.options.max_attempts,
             "delays": numbers(float(failure.delay) for failure in chosen),
             "burials": numbers("t" if failure.bury else "f" for failure in chosen),
-            "errors": texts(_error_text(failure.error) for failure in chosen),
+            "errors": texts(encode_reason(failure.error) for failure in chosen),
         }
 
     fates: dict[Lease, Fate] = {}
@@ -180,7 +181,7 @@ def replace(
         "ttl": draft.ttl,
         "content_type": draft.content_type,
         "headers": encode_headers(draft.headers),
-        "error": _error_text(error),
+        "error": encode_reason(error),
         "body": draft.body,
     }
     rows = yield Execute(queries["replace"], params, queue)
@@ -257,8 +258,3 @@ def _rounds(leases: Iterable[Lease]) -> list[list[Lease]]:
 
 def _key(lease: Lease) -> tuple[int, int]:
     return lease.message_id, lease.lane
-
-
-def _error_text(error: dict[str, Any] | None) -> str | None:
-    # NUL is the one character that PostgreSQL's json cannot hold once it is looked into.
-    return None if error is None else msgspec.json.encode(error).decode().replace("\\u0000", "\\ufffd")

@@ -19,7 +19,7 @@ from celery.exceptions import BackendGetMetaError, ImproperlyConfigured, Securit
 from celery.result import AsyncResult, GroupResult
 from kombu.exceptions import ContentDisallowed, EncodeError
 
-from pgqrs_core.errors import SchemaError, SchemaMissing, Unavailable
+from pgqrs_core.errors import InvalidArgument, SchemaError, SchemaMissing, Unavailable
 from pgqrs_core.testing import eventually
 from tests.support.versions import needs_celery_57
 
@@ -492,3 +492,11 @@ def test_terminated_connections_cost_nothing(app: Celery, pgqrs_dsn: str) -> Non
     app.backend.store_result("u", 2, states.SUCCESS)
 
     assert seen(app, "u").result == 2
+
+
+@pytest.mark.parametrize("task_id", ["a\0b", "a\udc80"])
+def test_an_id_that_cannot_be_stored_is_refused_before_the_task_is_sent(app: Celery, task_id: str) -> None:
+    with pytest.raises(InvalidArgument, match="id of a task"):
+        app.send_task("t", task_id=task_id)
+    with pytest.raises(InvalidArgument, match="id of a task"):
+        app.AsyncResult(task_id).get(timeout=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -189,3 +190,16 @@ class TestMessages:
     def test_an_option_of_an_actor_that_is_unknown_is_refused(self, broker: PgqrsBroker) -> None:
         with pytest.raises(ValueError, match="invented"):
             dramatiq.actor(lambda: None, actor_name="act", broker=broker, invented=1)
+
+
+@pytest.mark.parametrize("name", ["delay", "eta"])
+@pytest.mark.parametrize("value", ["5", math.nan, math.inf, True, [1], 1e300], ids=repr)
+def test_a_time_that_is_none_is_refused(station: Station, broker: PgqrsBroker, name: str, value: Any) -> None:
+    broker.declare_queue("default")
+    broker.enqueue(dramatiq.Message("default", "act", (), {}, {}))
+    delay = value if name == "delay" else None
+    message = dramatiq.Message("default", "act", (), {}, {"eta": value} if name == "eta" else {})
+    with pytest.raises(Refused, match="must be a number"):
+        broker.enqueue(message, delay=delay)
+
+    assert station.rows() == 1
