@@ -52,11 +52,11 @@ LINGER: Final = 1.0
 MARK_SECONDS: Final = 120.0
 #: Seconds after which a mark is renewed at the latest. Sooner where few processes sleep, so that some process
 #: notices about once in `POLL` who has died.
-RENEW: Final = 30.0
+RENEW: Final = 45.0
 #: The part of the time that polls may take.
 POLL_SHARE: Final = 0.02
 #: A message that has been there for less than this many seconds is left to the process that was notified of it.
-YOUNG: Final = 0.01
+YOUNG: Final = 0.02
 #: Processes that are notified of messages that nobody takes.
 PASS_ON: Final = 4
 #: When the turn of an idle queue has come, those whose turn comes within this part of `POLL` go with it, so that idle

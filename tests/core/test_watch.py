@@ -568,7 +568,7 @@ class TestSharing:
         desk.watch.probed([A], [(A.id, True, None, 1, 0.002)], 0.0)
         assert not desk.watch.has_news(A, generation)
 
-        desk.age = 0.009 + QUICK
+        desk.age = YOUNG
         desk.run(QUICK + 0.001)
 
         assert desk.watch.has_news(A, generation)
