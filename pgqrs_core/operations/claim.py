@@ -146,7 +146,7 @@ def _exhausted(item: Delivery) -> Failure:
         attempt=item.attempt - 1,
         error={
             "type": "AttemptsExhausted",
-            "message": f"delivered {item.attempt - 1} times without being settled: "
-            "its consumers died, or lost their leases",
+            "message": f"delivered {item.attempt - 1} times and settled none of them: its consumers gave it back "
+            "(requeued it), died, or lost their leases",
         },
     )

@@ -31,7 +31,10 @@ def serve(
     port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0 for any free one.")] = 9718,
     interval: Annotated[float, typer.Option("--interval", min=0.0, help="Seconds between two looks.")] = 5.0,
 ) -> None:
-    """Serve the gauges of all queues, and what processes share in PROMETHEUS_MULTIPROC_DIR, until stopped."""
+    """Serve the gauges of all queues until stopped.
+
+    What processes share in PROMETHEUS_MULTIPROC_DIR is served, too.
+    """
     if find_spec("prometheus_client") is None:
         raise ConfigurationError("metrics need prometheus_client: pip install 'pgqrs-py[prometheus]'")
     from pgqrs_core.engine import Engine

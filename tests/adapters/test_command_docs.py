@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from pgqrs_native.command.app import build
+from pgqrs_native.command.app import build, run
 
 PAGE = (Path(__file__).parents[2] / "docs" / "command.md").read_text(encoding="utf-8")
 CONSOLE = "\n".join(re.findall(r"^```console\n(.*?)^```", PAGE, re.MULTILINE | re.DOTALL))
@@ -68,3 +68,24 @@ def test_every_command_and_option_is_on_the_page_and_has_a_help(name: str, comma
     for parameter in command.params:
         long = [option for option in parameter.opts if option.startswith("--") and option != "--help"]
         assert not long or any(option in PAGE for option in long), (name, long)
+
+
+@pytest.mark.parametrize(("name", "command"), COMMANDS, ids=[name for name, _ in COMMANDS])
+def test_help_shows_every_option_and_command_in_full_at_80_columns(
+    name: str, command: Any, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run([*name.split(), "--help"]) == 0
+    shown = capsys.readouterr().out
+    assert all(option in shown for parameter in command.params for option in parameter.opts if option.startswith("--"))
+    assert "…" not in shown
+    assert max(map(len, shown.splitlines())) <= 80
+
+
+def test_the_list_of_commands_says_of_each_what_it_does(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    for words in ([], ["queue"], ["message"], ["dead"], ["archive"]):
+        assert run([*words, "--help"]) == 0
+        assert "..." not in capsys.readouterr().out.replace("[ARGS]...", "")

@@ -75,6 +75,8 @@ def build(plugins: Plugins | None = None) -> Any:
         help="A message queue on plain PostgreSQL.",
         no_args_is_help=True,
         pretty_exceptions_enable=False,
+        # Typer's panels cut names of options at 80 columns; plain help wraps and cuts nothing.
+        rich_markup_mode=None,
         context_settings={"help_option_names": ["-h", "--help"]},
     )
     app.callback()(_root())
@@ -92,7 +94,7 @@ def build(plugins: Plugins | None = None) -> Any:
 
 def _extend(group: Any, add: Callable[[typer.Typer], object]) -> None:
     """Add the commands of one plugin: all of them, or none if one is none or would hide another."""
-    theirs = typer.Typer(context_settings={"help_option_names": ["-h", "--help"]})
+    theirs = typer.Typer(rich_markup_mode=None, context_settings={"help_option_names": ["-h", "--help"]})
     add(theirs)
     # What typer cannot turn into a command is found here, where it costs one plugin and not every command.
     added = typer.main.get_group(theirs).commands

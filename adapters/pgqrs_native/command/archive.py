@@ -57,7 +57,7 @@ def list_(
 
 @command(app, "replay")
 def replay(session: Session, name: Name, ids: Annotated[list[int], typer.Argument(metavar="ID...")]) -> None:
-    """Move archived messages back into the queue, as new messages with new ids."""
+    """Move archived messages back into the queue. They are new messages with new ids."""
     chosen = list(dict.fromkeys(ids))
     report(session, name, "replayed", session.client.admin.replay_archive(name, chosen), chosen)
 

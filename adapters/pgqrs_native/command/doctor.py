@@ -42,7 +42,7 @@ Problems = Annotated[bool, typer.Option("--problems", help="Show only what faile
 
 
 def doctor(session: Session, *, problems: Problems = False) -> None:
-    """Examine the server, the schema, the queues and the plugins; problems first. Exit code 1 if a check fails."""
+    """Examine server, schema, queues and plugins; problems first. Exit code 1 if a check fails."""
     examined = _examine(session)
     findings = sorted(examined.findings, key=lambda finding: _ORDER.index(finding.status))
     shown = [finding for finding in findings if finding.status in _PROBLEMS] if problems else findings

@@ -172,7 +172,7 @@ def peek(
     *,
     count: Annotated[int, typer.Option("--count", help="At most so many.")] = 10,
 ) -> None:
-    """Show the next messages without claiming them, those in flight included."""
+    """Show the next messages without claiming them. Those in flight are shown, too."""
     check_number("count", count, 1, 100_000, whole=True)
     found = session.client.admin.peek(name, count)
     if session.out.json:

@@ -78,7 +78,7 @@ def show_facts(session: Session, facts: list[tuple[str, str]], one: Any) -> None
 
 
 def delete(session: Session, name: Name, ids: Ids, *, in_flight: Held = False, yes: Yes = False) -> None:
-    """Remove messages for good, whatever their state; those in flight only if told to."""
+    """Remove messages for good, whatever their state. Those in flight only if told to."""
     chosen = list(dict.fromkeys(ids))
     if not yes:
         which = f"message {chosen[0]}" if len(chosen) == 1 else plural(len(chosen), "message")

@@ -93,7 +93,7 @@ def alter(
     idempotency_seconds: KeysFor = None,
     max_body_bytes: Bytes = None,
 ) -> None:
-    """Change some options of a queue; running clients follow within seconds."""
+    """Change some options of a queue. Running clients follow within seconds."""
     changes = read_options(
         lease_seconds=lease_seconds,
         max_attempts=max_attempts,
@@ -145,7 +145,7 @@ def metrics(
 
 @command(app, "pause")
 def pause(session: Session, name: Name) -> None:
-    """Let nothing be claimed until `resume`; sending and settling go on."""
+    """Let nothing be claimed until `resume`. Sending and settling go on."""
     session.client.admin.pause_queue(name)
     _done(session, {"queue": name, "paused": True}, f"queue {name!r} is paused")
 
@@ -159,7 +159,7 @@ def resume(session: Session, name: Name) -> None:
 
 @command(app, "purge")
 def purge(session: Session, name: Name, *, yes: Yes = False) -> None:
-    """Remove the ready, delayed and expired messages; those in flight and the dead stay."""
+    """Remove all messages but those in flight and the dead."""
     if not yes:
         one = session.client.admin.queue_metrics(name)
         ask(
@@ -173,7 +173,7 @@ def purge(session: Session, name: Name, *, yes: Yes = False) -> None:
 
 @command(app, "delete")
 def delete(session: Session, name: Name, *, yes: Yes = False) -> None:
-    """Drop a queue with everything in it, archive and dead letters included."""
+    """Drop a queue with everything in it. Archive and dead letters go, too."""
     if not yes:
         ask(f"This drops queue {name!r} with its messages: {_held(session, name)}.", yes=yes)
     session.client.admin.delete_queue(name)

@@ -34,7 +34,7 @@ def demo(
     limit: Annotated[int | None, typer.Option(min=1, help="Take only so many of the files, spread over all.")] = None,
     keep: Annotated[bool, typer.Option("--keep", help="Leave the schema pgqrs_demo in the database.")] = False,
 ) -> None:
-    """Run a real job: count the names in every file of the standard library.
+    """Run a real job: count the names in the standard library.
 
     Half-way one of the worker processes is killed, and all connections are
     terminated. The totals are compared with a serial run.
