@@ -128,6 +128,18 @@ def lock_table(scene: Scene) -> None:
         time.sleep(3)
 
 
+def accept_no_writes(scene: Scene) -> None:
+    """For a while, as on a standby or where a provider has found the disk full; sessions of that time stay as they are."""
+    dsn = scene.cluster.dsn
+    name = ask(dsn, "select current_database()")[0][0]
+    switch = f"begin read write; alter database {name} set default_transaction_read_only = {{}}; commit"
+    ask(dsn, switch.format("on"))
+    ask(dsn, f"select pg_terminate_backend(pid) from ({BACKENDS}) actors")
+    until(scene.backends, "some have connected again")
+    time.sleep(2)
+    ask(dsn, switch.format("off"))
+
+
 def rebuild(statement: str) -> Callable[[Scene], None]:
     def inject(scene: Scene) -> None:
         for _ in range(5):
@@ -290,6 +302,7 @@ FAULTS: dict[str, Callable[[Scene], None]] = {
     "all statements are cancelled again and again": storm("pg_cancel_backend"),
     "no connections are left": use_up_connections,
     "the table is locked": lock_table,
+    "the server accepts no writes for a while": accept_no_writes,
     "the table is rewritten": rebuild("vacuum full pgqrs.q_jobs"),
     "indexes are rebuilt": rebuild("reindex table pgqrs.q_jobs"),
     "others lock rows in another order": bait_deadlocks,
@@ -330,6 +343,7 @@ WORKERS_FAULTS = [
     "all statements are cancelled again and again",
     "no connections are left",
     "the table is locked",
+    "the server accepts no writes for a while",
 ]
 
 
