@@ -9,6 +9,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import secrets
+import time
 import warnings
 import weakref
 from typing import TYPE_CHECKING, Any, Final
@@ -23,6 +24,7 @@ from pgqrs_core.operations.traffic import incoming
 from pgqrs_core.settling import Settler, Verdict
 from pgqrs_core.supervision import start_timer
 from pgqrs_kombu import mail, topology
+from pgqrs_kombu.closing import Closing
 from pgqrs_kombu.directory import Directory
 from pgqrs_kombu.forwarding import Forwarder
 from pgqrs_kombu.plugin import ADAPTER
@@ -40,8 +42,11 @@ __all__ = ["Broker", "broker_for"]
 
 _log = get_logger("pgqrs.kombu")
 
-#: Seconds for which what was shared outlives the last connection that was lost.
+#: Seconds for which what was shared outlives the last connection: one that was lost, or one of a program that opens a
+#: connection for each message, as Celery does with ``broker_pool_limit=0``.
 _LINGER: Final = 5.0
+#: Seconds for which such a program's next connection takes it that the server is still there.
+_FRESH: Final = 1.0
 
 
 class Broker:
@@ -64,12 +69,17 @@ class Broker:
             hold_eta=options.hold_eta,
         )
         self.upkeep = Upkeep(self)
+        self.closing = Closing()
         #: This process, where the database asks who uses a queue.
         self.consumer = secrets.randbits(62)
         #: Transports that listen; while there is one, changes of bindings ring.
         self.listeners = 0
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
         self._ready = False
+        #: Whether the same was closed only just now: then it is opened and closed all the time.
+        self._opened_again = time.monotonic() - _closed_at.get(self.key, -_LINGER) < _LINGER
+        self._lingers = False
+        self._left_at = self._asked_at = -_LINGER
         self.closed = False
         #: Whether it is a parent process's. What it holds is the parent's, so nothing of it is used any more.
         self.inherited = False
@@ -106,7 +116,9 @@ class Broker:
         """
         if self._ready:
             # One round trip shows that the server is there.
-            self.engine.run(topology.migrated)
+            if not self._opened_again or time.monotonic() - self._asked_at > _FRESH:
+                self.engine.run(topology.migrated)
+                self._asked_at = time.monotonic()
         else:
             engine = self.engine
             engine.run(topology.prepare_schema, engine.schema, engine.plugins, self.options.create_schema)
@@ -116,6 +128,21 @@ class Broker:
     def leave(self, user: Any) -> None:
         """``user`` is done; the last one to leave closes what nothing depends on any more."""
         self._users.discard(user)
+        if not self._opened_again:
+            self.close_if_idle()
+            return
+        self._left_at = time.monotonic()
+        if not self._lingers and not self._users:
+            self._lingers = True
+            start_timer(_LINGER, self._end_lingering, name="pgqrs-kombu-close")
+
+    def _end_lingering(self) -> None:
+        left = self._left_at + _LINGER - time.monotonic()
+        if left > 0 and not self.closed:
+            # It was used meanwhile.
+            start_timer(left, self._end_lingering, name="pgqrs-kombu-close")
+            return
+        self._lingers = False
         self.close_if_idle()
 
     def leave_later(self, user: Any) -> None:
@@ -131,6 +158,9 @@ class Broker:
                     return
                 self.closed = True
                 _brokers.pop(self.key, None)
+                if len(_closed_at) > _MOST_CLOSED:
+                    _closed_at.clear()
+                _closed_at[self.key] = time.monotonic()
             self.close()
 
     def hang_up(self) -> None:
@@ -142,7 +172,10 @@ class Broker:
                 user.close_connection(user)
 
     def close(self) -> None:
-        """Write what is left to write, and close all connections."""
+        """Write what is left to write, and close all connections. Beside a server that is silent it takes a few seconds."""
+        self.closing.run(self._close)
+
+    def _close(self) -> None:
         self.upkeep.close()
         self.forwarder.close()
         self.settler.close()
@@ -219,6 +252,9 @@ class Broker:
 
 _lock = Lock()
 _brokers: Final[dict[Any, Broker]] = {}
+#: When the brokers were closed that were used last.
+_closed_at: Final[dict[Any, float]] = {}
+_MOST_CLOSED: Final = 100
 
 
 def broker_for(config: Config, options: Options) -> Broker:

@@ -6,6 +6,7 @@ import logging
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
+from functools import partial
 from itertools import count
 from typing import TYPE_CHECKING, Any
 
@@ -169,9 +170,12 @@ class Channel(Declarations, virtual.Channel):  # type: ignore[misc]
         if self.connection is not None:
             self.connection.intake.remove(source)
         if source.mailbox is not None:
-            self.broker.drop_mailbox(source.mailbox)
-            self.broker.engine.transact(topology.delete_if_left, source.mailbox, self.broker.channel)
+            self.broker.closing.run(partial(self._leave_mailbox, source.mailbox))
             self.broker.directory.changed()
+
+    def _leave_mailbox(self, mailbox: int) -> None:
+        self.broker.drop_mailbox(mailbox)
+        self.broker.engine.transact(topology.delete_if_left, mailbox, self.broker.channel)
 
     @translating
     def basic_get(self, queue: str, no_ack: bool = False, **_: Any) -> envelope.Message | None:
@@ -246,7 +250,8 @@ class Channel(Declarations, virtual.Channel):  # type: ignore[misc]
                 self.basic_cancel(tag)
         finally:
             self._qos.on_credit = self._qos.on_requeue = None
-            self._qos.restore_unacked_once()
+            self._qos.restore_unacked()
+            self.broker.closing.run(self.broker.flush)
             if self.connection is not None:
                 self.connection.close_channel(self)
 

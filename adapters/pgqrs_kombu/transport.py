@@ -6,6 +6,7 @@ import secrets
 import sys
 import threading
 import time
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -145,7 +146,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             if self.exclusive:
                 broker = self.broker
                 names, self.exclusive = list(self.exclusive), set()
-                broker.engine.run(topology.forget, names, broker.channel, owner=self.owner)
+                forget = partial(broker.engine.run, topology.forget, names, broker.channel, owner=self.owner)
+                broker.closing.run(forget)
         finally:
             self._leave_loop()
             if self._intake is not None:

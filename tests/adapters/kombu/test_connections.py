@@ -10,19 +10,19 @@ import time
 from typing import Any
 
 import pytest
-from kombu import Connection, Producer, Queue
+from kombu import Connection, Exchange, Producer, Queue
 from kombu.exceptions import OperationalError
 from pgqrs_native import Client
 
 from pgqrs_core.drivers import sync
 from pgqrs_core.errors import ConfigurationError, SchemaError
-from pgqrs_core.testing import eventually
+from pgqrs_core.testing import Proxy, eventually
 
 from .kombu_support import Bench, Inbox, plain, url_of
 
 FORKING = """
 import os, sys
-from kombu import Connection, Producer, Queue
+from kombu import Connection, Exchange, Producer, Queue
 connection = Connection(sys.argv[1])
 producer = Producer(connection)
 producer.publish("parent", routing_key="q", declare=[Queue("q")])
@@ -202,3 +202,44 @@ def test_several_queues_of_one_consumer_are_picked_up_as_fast_as_one(bench: Benc
 
 def test_a_broker_url_of_the_test_server_round_trips(bench: Bench) -> None:
     assert url_of(bench.dsn) == bench.url
+
+
+def test_a_program_that_opens_a_connection_for_each_message_shares_one_to_the_server(bench: Bench) -> None:
+    """As Celery does with ``broker_pool_limit=0``."""
+    with bench.connect() as connection:
+        Producer(connection).publish("first", routing_key="q", declare=[Queue("q")])
+    started = bench.sql("select now()")[0][0]
+    brokers = set()
+    for number in range(20):
+        with bench.connect() as connection:
+            Producer(connection).publish(number, routing_key="q")
+            brokers.add(connection.transport.broker)
+    opened = bench.sql(
+        "select count(*) from pg_stat_activity where datname = current_database() and application_name = 'pgqrs' "
+        "and backend_start > %s",
+        started,
+    )
+    assert len(brokers) == 1
+    assert opened[0][0] <= 2
+    assert bench.rows("q") == 21
+    broker = brokers.pop()
+    # Not for ever: what nobody uses is closed.
+    eventually(lambda: broker.closed, 15)
+
+
+def test_closing_beside_a_server_that_has_gone_silent_takes_seconds(bench: Bench) -> None:
+    with Proxy(bench.dsn) as proxy:
+        connection = bench.connect(url_of(proxy.dsn))
+        queues = [plain(f"q{number}") for number in range(3)]
+        mail = [Queue(f"mail{number}", Exchange("mail"), exclusive=True) for number in range(3)]
+        inbox = Inbox(connection, *queues, *mail)
+        Producer(connection).publish("x", exchange="q0", routing_key="q0")
+        inbox.wait(1)
+        proxy.freeze()
+        proxy.refuses = True
+        began = time.monotonic()
+
+        connection.release()
+
+        # Where each step is awaited it takes minutes.
+        assert time.monotonic() - began < 12
