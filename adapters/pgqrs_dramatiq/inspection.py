@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
     from pgqrs_dramatiq.publishing import Publisher
 
 __all__ = ["Inspection", "MessageFailed"]
+
+
+_log = logging.getLogger("pgqrs.dramatiq")
 
 
 class MessageFailed(DramatiqError):
@@ -58,9 +62,20 @@ class Inspection(Broker):
             runtime.intake.forget(q_name(queue_name))
 
     def flush_all(self) -> None:
-        """Remove all messages of all queues declared here."""
+        """Remove all messages of all queues declared here. One that cannot be flushed does not keep the others from it.
+
+        Raises:
+            DramatiqError: the first error, when all the others are flushed.
+        """
+        failed: list[DramatiqError] = []
         for queue_name in self.get_declared_queues():
-            self.flush(queue_name)
+            try:
+                self.flush(queue_name)
+            except DramatiqError as error:
+                _log.warning("queue %r could not be flushed, the others are: %s", queue_name, error)
+                failed.append(error)
+        if failed:
+            raise failed[0]
 
     def join(
         self,

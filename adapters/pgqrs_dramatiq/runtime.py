@@ -62,19 +62,27 @@ class Runtime:
 
     def _keep_house(self) -> None:
         """Remove what has expired, if no other process does."""
+        self._engine.connections.trim(1)
+        # Neither stops the other.
+        for clean in (self._clean_queues, self._clean_results):
+            try:
+                clean()
+            except SchemaError as error:
+                # A database without the tables of results: no program uses them, or it is told so itself.
+                _log.debug("there are no results to clean up: %s", error)
+            except PgqrsError as error:
+                _log.warning("the clean-up failed, next try in %g s: %s", self._interval, error)
+
+    def _clean_queues(self) -> None:
         engine = self._engine
-        engine.connections.trim(1)
-        try:
-            if engine.run(maintenance.elect, self._holder, 2.5 * self._interval, this_process()):
-                engine.run(maintenance.maintain, engine.schema)
-            if engine.run(maintenance.elect, self._holder, 2.5 * self._interval, this_process(), role=_ROLE):
-                self._database.prepare(own_tables=True)
-                engine.run(operations.prune)
-        except SchemaError as error:
-            # A database without the tables of results: nobody uses them, or he is told so himself.
-            _log.debug("there are no results to clean up: %s", error)
-        except PgqrsError as error:
-            _log.warning("the clean-up failed, next try in %g s: %s", self._interval, error)
+        if engine.run(maintenance.elect, self._holder, 2.5 * self._interval, this_process()):
+            engine.run(maintenance.maintain, engine.schema)
+
+    def _clean_results(self) -> None:
+        engine = self._engine
+        if engine.run(maintenance.elect, self._holder, 2.5 * self._interval, this_process(), role=_ROLE):
+            self._database.prepare(own_tables=True)
+            engine.run(operations.prune)
 
 
 def runtime_of(database: Database) -> Runtime:

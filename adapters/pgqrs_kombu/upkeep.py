@@ -15,7 +15,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Final
 
 from pgqrs_core.conditions import Condition
-from pgqrs_core.errors import PgqrsError
+from pgqrs_core.errors import PgqrsError, ServerError
 from pgqrs_core.logs import get_logger
 from pgqrs_core.operations import maintenance
 from pgqrs_core.supervision import join, start_thread
@@ -156,5 +156,8 @@ class Upkeep:
         if time.monotonic() >= self._house_at:
             self._house_at = time.monotonic() + _HOUSE
             if engine.run(maintenance.elect, self._broker.consumer, _HOUSE + 2 * ROUND, this_process()):
-                engine.run(topology.sweep_orphans)
+                try:
+                    engine.run(topology.sweep_orphans)
+                except ServerError as error:
+                    _log.warning("mail of deleted queues could not be removed, the queues are cleaned: %s", error)
                 engine.run(maintenance.maintain, engine.schema)

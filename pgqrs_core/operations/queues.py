@@ -22,7 +22,7 @@ from pgqrs_core.messages import (
     check_number,
     show_headers,
 )
-from pgqrs_core.operations.roles import grant_queue
+from pgqrs_core.operations.grants import grant_queue
 from pgqrs_core.operations.schema import SUPPORTED, build_queue, pause_migrations
 from pgqrs_core.sql import queries
 

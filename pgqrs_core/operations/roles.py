@@ -15,7 +15,6 @@ the scripts of the tables, the core's and those of plugins; a queue's tables get
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
@@ -23,10 +22,10 @@ import msgspec
 
 from pgqrs_core.arrays import texts
 from pgqrs_core.effects import Execute, Op, Transact
-from pgqrs_core.errors import InvalidArgument, NotPermitted, ServerError
+from pgqrs_core.errors import InvalidArgument, NotPermitted
 from pgqrs_core.logs import get_logger
-from pgqrs_core.messages import Queue
-from pgqrs_core.sql import DUTIES, GRANTS, Query, queries, read_grants
+from pgqrs_core.operations.grants import Roles, grant_all, known_roles, not_theirs
+from pgqrs_core.sql import DUTIES, queries
 
 if TYPE_CHECKING:
     from pgqrs_core.plugins import Plugins
@@ -36,9 +35,6 @@ __all__ = [
     "RolesPlan",
     "check_roles",
     "drop_roles",
-    "grant_all",
-    "grant_new",
-    "grant_queue",
     "install_roles",
     "known_roles",
     "plan_roles",
@@ -47,16 +43,10 @@ __all__ = [
 
 _log = get_logger("pgqrs.schema")
 
-#: The name of the role for each duty.
-Roles = Mapping[str, str]
-
-_CORE: Final = frozenset(["migrations", "queues", "waiters", "leaders", "idempotency_keys", "roles"])
 #: PostgreSQL cuts longer names short without a word.
 _LONGEST: Final = 63
-_MAINTAIN_SINCE: Final = 170_000
 #: From here on a membership says itself whether it is inherited.
 _INHERIT_SINCE: Final = 160_000
-_UNDEFINED_TABLE: Final = "42P01"
 
 
 def role_names(schema: str, prefix: str | None = None) -> dict[str, str]:
@@ -76,15 +66,6 @@ def role_names(schema: str, prefix: str | None = None) -> dict[str, str]:
     if longest > _LONGEST:
         raise InvalidArgument("role_prefix", prefix, f"at most {_LONGEST - len('_producer')} bytes long")
     return names
-
-
-def known_roles(schema: str) -> Op[dict[str, str]]:
-    """Return the roles that were made for this schema, by duty; none where `install_roles` never ran."""
-    exists = yield Execute(queries["roles_exist"], {"schema": schema})
-    if not exists[0][0]:
-        return {}
-    rows = yield Execute(queries["list_roles"])
-    return dict(rows)
 
 
 class RolesPlan(msgspec.Struct, frozen=True):
@@ -118,7 +99,7 @@ def plan_roles(schema: str, plugins: Plugins, prefix: str | None = None) -> Op[R
     missing = yield from _missing(wanted)
     hand_over: dict[str, list[str]] = {}
     members: list[str] = []
-    for table, owner, needs_membership in (yield from _not_theirs(schema, plugins, wanted)):
+    for table, owner, needs_membership in (yield from not_theirs(schema, plugins, wanted)):
         hand_over.setdefault(owner, []).append(table)
         if needs_membership and owner not in members:
             members.append(owner)
@@ -158,50 +139,6 @@ def install_roles(schema: str, plugins: Plugins, prefix: str | None = None) -> O
     except NotPermitted as error:
         raise _not_ours(error.reason, error.user, schema, wanted) from error
     return done
-
-
-def grant_all(schema: str, plugins: Plugins, roles: Roles) -> Op[list[str]]:
-    """Let the roles have what they need of all tables, and return what changed hands. Harmless to repeat."""
-    from pgqrs_core.operations.queues import queue_of
-
-    components = [source.component for source in plugins.migrations]
-    handed = yield from _hand_over(schema, roles, _CORE, components)
-    yield Transact(partial(_grant_shared, GRANTS, roles))
-    for source in plugins.migrations:
-        yield Transact(partial(_grant_shared, read_grants(source.package), roles))
-    number = (yield Execute(queries["server_number"]))[0][0]
-    waiting = yield from _not_theirs(schema, plugins, roles)
-    theirs = {table for table, _, _ in waiting}
-    for queue in map(queue_of, (yield Execute(queries["list_queues"]))):
-        tables = theirs & _tables(queue)
-        try:
-            for table in sorted(tables):
-                yield Transact(partial(_hand_over_table, roles, table))
-            yield Transact(partial(_grant, queue, roles, number))
-        except ServerError as error:
-            if error.sqlstate != _UNDEFINED_TABLE:
-                raise
-            _log.warning("queue %r was not granted to the roles: %s", queue.name, error)
-        else:
-            handed += sorted(tables)
-    return [f"owner of {schema}.{table}: {roles['admin']}" for table in handed]
-
-
-def grant_new(schema: str, component: str, grants: Mapping[str, Query]) -> Op[None]:
-    """Let the roles, where there are some, have what they need of the shared tables that a component just brought."""
-    roles = yield from known_roles(schema)
-    if roles:
-        yield from _hand_over(schema, roles, _CORE if grants is GRANTS else (), [component])
-        yield from _grant_shared(grants, roles)
-
-
-def grant_queue(schema: str, queue: Queue) -> Op[None]:
-    """Let the roles, where there are some, have what they need of a queue that was just created."""
-    roles = yield from known_roles(schema)
-    if roles:
-        yield from _hand_over(schema, roles, _tables(queue), [])
-        number = (yield Execute(queries["server_number"]))[0][0]
-        yield from _grant(queue, roles, number)
 
 
 def drop_roles(roles: Roles) -> Op[None]:
@@ -261,7 +198,7 @@ def _make(schema: str, plugins: Plugins, prefix: str | None) -> Op[list[str]]:
             yield Execute(queries["record_role"], {"duty": duty, "name": name})
     # The administrators' role has to reach the tables before it owns them.
     yield Execute(queries["open_schema"], names=names)
-    waiting = yield from _not_theirs(schema, plugins, names)
+    waiting = yield from not_theirs(schema, plugins, names)
     members = sorted({owner for _, owner, needs_membership in waiting if needs_membership})
     for owner in members:
         yield from _join(names["admin"], owner)
@@ -279,52 +216,3 @@ def _join(admin: str, owner: str) -> Op[None]:
         )
     name = "add_member" if inherits else "add_member_inherit"
     yield Execute(queries[name], names={"admin": admin, "owner": owner})
-
-
-def _not_theirs(schema: str, plugins: Plugins, roles: Roles) -> Op[list[tuple[str, str, bool]]]:
-    """Return our tables that are not the administrators' yet: name, owner, and whether that must become a member."""
-    from pgqrs_core.operations.queues import queue_of
-
-    exists = yield Execute(queries["schema_exists"], {"schema": schema})
-    if not exists[0][0]:
-        return []
-    ours = set(_CORE)
-    for row in (yield Execute(queries["list_queues"])):
-        ours |= _tables(queue_of(row))
-    components = tuple(f"{source.component}_" for source in plugins.migrations)
-    rows = yield Execute(queries["not_theirs"], {"schema": schema, "role": roles["admin"]})
-    return [row for row in rows if row[0] in ours or row[0].startswith(components)]
-
-
-def _hand_over(schema: str, roles: Roles, tables: Collection[str], components: Sequence[str]) -> Op[list[str]]:
-    """Let these tables, and those of these components, belong to the administrators; return those that did not yet."""
-    rows = yield Execute(queries["not_theirs"], {"schema": schema, "role": roles["admin"]})
-    starts = tuple(f"{component}_" for component in components)
-    handed = [row[0] for row in rows if row[0] in tables or row[0].startswith(starts)]
-    for table in handed:
-        # By itself, for it takes a lock that stops everybody.
-        yield Transact(partial(_hand_over_table, roles, table))
-    return handed
-
-
-def _hand_over_table(roles: Roles, table: str) -> Op[None]:
-    yield Execute(queries["hand_over"], names={**roles, "table": table})
-
-
-def _grant_shared(grants: Mapping[str, Query], roles: Roles) -> Op[None]:
-    if "shared" in grants:
-        yield Execute(grants["shared"], names=roles)
-
-
-def _tables(queue: Queue) -> set[str]:
-    return {f"{kind}_{queue.suffix}" for kind in "qav"}
-
-
-def _grant(queue: Queue, roles: Roles, server: int) -> Op[None]:
-    blocks: list[Query] = [GRANTS["queue"]]
-    if queue.options.archive:
-        blocks.append(GRANTS["archive"])
-    if server >= _MAINTAIN_SINCE:
-        blocks.append(GRANTS["maintain"])
-    for block in blocks:
-        yield Execute(block, queue=queue, names=roles)

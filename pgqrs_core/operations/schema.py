@@ -12,13 +12,10 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from pgqrs_core.arrays import texts
 from pgqrs_core.effects import Execute, Op, Transact
 from pgqrs_core.errors import (
     InvalidArgument,
-    NotPermitted,
     QueueNotFound,
-    QueuesFailed,
     SchemaError,
     SchemaMissing,
     SchemaTooNew,
@@ -27,7 +24,9 @@ from pgqrs_core.errors import (
 )
 from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Queue
-from pgqrs_core.operations.roles import check_roles, drop_roles, grant_new, grant_queue, install_roles, known_roles
+from pgqrs_core.operations.grants import grant_new
+from pgqrs_core.operations.roles import check_roles, drop_roles, install_roles, known_roles
+from pgqrs_core.operations.upgrade import apply_to_queue, raise_if_any, upgrade_queues
 from pgqrs_core.pasting import command, shell_quoted
 from pgqrs_core.sql import GRANTS, MIGRATIONS, Migration, Query, queries, read_grants, read_migrations
 
@@ -54,9 +53,6 @@ COMPONENT: Final = "pgqrs"
 
 _log = get_logger("pgqrs.schema")
 
-#: Queues whose names are read at once.
-_PAGE: Final = 1_000
-
 
 def install(
     schema: str,
@@ -74,7 +70,7 @@ def install(
     """
     done: list[str] = yield Transact(lambda: _install_shared(schema, component, migrations, grants))
     if component == COMPONENT:
-        yield from _upgrade_queues(schema, migrations)
+        yield from upgrade_queues(schema, migrations)
     return done
 
 
@@ -119,52 +115,6 @@ def _install_shared(
     if done:
         yield from grant_new(schema, component, grants)
     return done
-
-
-def _upgrade_queues(schema: str, migrations: Sequence[Migration]) -> Op[None]:
-    """Bring the tables of every queue up to date. One that cannot be does not stop the others."""
-    newest, after = migrations[-1].version, 0
-    failed: dict[str, ServerError] = {}
-    while True:
-        rows = yield Execute(queries["outdated_queues"], {"version": newest, "after": after, "limit": _PAGE})
-        for number, name in rows:
-            try:
-                yield Transact(partial(_upgrade_queue, schema, number, migrations))
-            except ServerError as error:
-                _log.warning("the tables of queue %r could not be upgraded, those of others are: %s", name, error)
-                failed[name] = error
-        if len(rows) < _PAGE:
-            break
-        after = rows[-1][0]
-    _raise_if(failed, schema, "upgraded")
-
-
-def _raise_if(failed: Mapping[str, ServerError], schema: str, what: str) -> None:
-    if failed:
-        first = next(iter(failed.values()))
-        if isinstance(first, NotPermitted):
-            raise first
-        raise QueuesFailed(what, schema, tuple(failed), str(first)) from first
-
-
-def _upgrade_queue(schema: str, number: int, migrations: Sequence[Migration]) -> Op[None]:
-    # Imported late: queues are built by this module.
-    from pgqrs_core.operations.queues import queue_of
-
-    rows = yield Execute(queries["lock_outdated_queue"], {"queue_id": number})
-    if not rows:
-        return
-    queue, version = queue_of(rows[0][:6]), rows[0][6]
-    tables = {"queue": f"q_{queue.suffix}", "archive": f"a_{queue.suffix}"}
-    found = yield Execute(queries["existing_tables"], {"schema": schema, "tables": texts(list(tables.values()))})
-    there = {row[0] for row in found}
-    for step in migrations:
-        if step.version > version:
-            # A table that is missing has nothing to upgrade, and must not stop the others.
-            yield from _apply_to_queue(step, queue, [kind for kind, table in tables.items() if table in there])
-    if there >= set(tables.values() if queue.options.archive else [tables["queue"]]):
-        yield from grant_queue(schema, queue)
-    yield Execute(queries["record_version"], {"queue_id": number, "version": migrations[-1].version})
 
 
 def install_all(schema: str, plugins: Plugins, *, roles: bool = False, role_prefix: str | None = None) -> Op[list[str]]:
@@ -239,13 +189,7 @@ def build_queue(queue: Queue, schema: str) -> Op[None]:
     if installed > SUPPORTED:
         raise SchemaTooNew(schema, installed, SUPPORTED)
     for step in MIGRATIONS:
-        yield from _apply_to_queue(step, queue)
-
-
-def _apply_to_queue(step: Migration, queue: Queue, kinds: Sequence[str] = ("queue", "archive")) -> Op[None]:
-    for kind in kinds:
-        if kind in step.blocks and (kind == "queue" or queue.options.archive):
-            yield Execute(step.blocks[kind], {}, queue)
+        yield from apply_to_queue(step, queue)
 
 
 def uninstall(schema: str, plugins: Plugins | None = None, *, roles: bool = False) -> Op[list[str]]:
@@ -278,7 +222,7 @@ def uninstall(schema: str, plugins: Plugins | None = None, *, roles: bool = Fals
             except ServerError as error:
                 _log.warning("queue %r could not be dropped, the others are: %s", name, error)
                 failed[name] = error
-        _raise_if(failed, schema, "dropped")
+        raise_if_any(failed, schema, "dropped")
         # A program that still runs may have made one meanwhile.
         if (yield Transact(lambda: _uninstall_shared(schema, plugins, roles=roles))):
             return sorted(dropped)

@@ -7,7 +7,7 @@ import time
 
 import dramatiq
 import pytest
-from dramatiq.errors import QueueNotFound
+from dramatiq.errors import DramatiqError, QueueNotFound
 from pgqrs_dramatiq import MessageFailed, PgqrsBroker
 
 from pgqrs_core.testing import eventually
@@ -128,6 +128,21 @@ class TestQueues:
         broker.flush_all()
 
         assert station.sql("select count(*) from pgqrs.q_default") == [(0,)]
+
+    def test_a_queue_that_cannot_be_flushed_does_not_keep_the_others_from_it(
+        self, station: Station, broker: PgqrsBroker
+    ) -> None:
+        send(broker, 1)
+        for name in ("aaa", "zzz"):
+            broker.declare_queue(name)
+            broker.enqueue(dramatiq.Message(name, "act", (), {}, {}))
+        station.sql("drop table pgqrs.q_aaa cascade")
+
+        with pytest.raises(DramatiqError, match="q_aaa"):
+            broker.flush_all()
+
+        assert station.sql("select count(*) from pgqrs.q_default") == [(0,)]
+        assert station.sql("select count(*) from pgqrs.q_zzz") == [(0,)]
 
     def test_the_counts_are_ready_delayed_and_dead(self, broker: PgqrsBroker) -> None:
         send(broker, 1, 2, 3)

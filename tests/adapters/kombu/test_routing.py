@@ -142,6 +142,22 @@ def test_unbinding_and_deleting_take_effect_in_the_same_process_at_once(bench: B
     assert bench.sql("select count(*) from pgqrs.kombu_bindings") == [(0,)]
 
 
+def test_a_queue_whose_table_is_missing_can_be_deleted_and_declared_again(
+    bench: Bench, caplog: pytest.LogCaptureFixture
+) -> None:
+    channel = bench.connect().channel()
+    queue = plain("q")(channel)
+    queue.declare()
+    bench.sql("drop table pgqrs.q_q cascade")
+
+    queue.delete()
+    queue.declare()
+    Producer(channel).publish("one", exchange="q", routing_key="q")
+
+    assert "queue 'q' cannot be counted" in caplog.text
+    assert queue.purge() == 1
+
+
 def test_a_binding_that_another_process_removed_comes_back_when_it_is_declared(bench: Bench) -> None:
     channel = bench.connect().channel()
     queue = plain("q")(channel)
