@@ -334,6 +334,11 @@ _KOMBU: Final[dict[str, Entry]] = {
     "mail_size": Entry({"queue_id": _ONE}),
     "purge_mail": Entry({"queue_id": _ONE}),
     "mail_probe": Entry(),
+    "take_out": Entry(lambda held: held.settle, rows=BATCH),
+    "put_aside": Entry(lambda held: {**held.settle, "error": "{}"}, rows=BATCH),
+    "fallen": Entry(_LIMIT, rows=2 * BATCH, front=True),
+    "keep_expired": Entry({"name": "jobs", "keep": True}),
+    "is_expired_kept": Entry({"name": "jobs", "keep": True}),
 }
 CATALOGUES: Final[Mapping[str, Mapping[str, Query]]] = {
     "pgqrs_core": pgqrs_core.sql.queries,
@@ -421,7 +426,8 @@ EXEMPT: Final[Mapping[str, Mapping[str, str]]] = {
     },
     "pgqrs_kombu": {
         **dict.fromkeys(("migrated", "topology_probe"), _TABLELESS),
-        **dict.fromkeys(("exchange_names", "list_bindings"), "lists all"),
+        **dict.fromkeys(("exchange_names", "list_bindings", "with_rules"), "lists all"),
+        "beyond_length": "counts a queue that has a greatest length, which bounds it",
         "keep": "sweeps all ephemeral queues, one process at a time",
         "sweep_orphans": "looks at all mail, once in a while",
     },

@@ -32,21 +32,26 @@ union all
 
 -- name: take_out consumer brief
 -- Remove messages that nobody holds; answers with those. Another process may have been quicker.
-delete from {queue} q
-where q.lane = any (%(lanes)s::smallint[]) and q.message_id = any (%(ids)s::bigint[])
-  and ((q.lane, q.message_id) in (
-    select a.lane, a.message_id from unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) a(lane, message_id))) is true
-  and q.lease_until <= statement_timestamp()
+with free as materialized (
+  select r.place from unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) a(lane, message_id)
+  cross join lateral (
+    select ctid as place from {queue}
+    where lane = a.lane and message_id = a.message_id and lease_until <= statement_timestamp() for update skip locked) r
+)
+delete from {queue} q where q.ctid = any (array(select place from free))
 returning q.message_id;
 
 -- name: put_aside consumer brief
 -- Make dead letters of messages that nobody holds; answers with those.
+with free as materialized (
+  select r.place from unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) a(lane, message_id)
+  cross join lateral (
+    select ctid as place from {queue}
+    where lane = a.lane and message_id = a.message_id and lease_until <= statement_timestamp() for update skip locked) r
+)
 update {queue} q
 set lane = -100, due_at = statement_timestamp(), lease_until = 'epoch', lease_token = 0, last_error = %(error)s::json
-where q.lane = any (%(lanes)s::smallint[]) and q.message_id = any (%(ids)s::bigint[])
-  and ((q.lane, q.message_id) in (
-    select a.lane, a.message_id from unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) a(lane, message_id))) is true
-  and q.lease_until <= statement_timestamp()
+where q.ctid = any (array(select place from free))
 returning q.message_id;
 
 -- name: beyond_length consumer brief
