@@ -7,10 +7,33 @@ import time
 from collections.abc import Callable, Hashable
 from typing import Final
 
-__all__ = ["Backoff"]
+__all__ = ["Backoff", "Retries"]
 
 #: The waits are shortened by up to this part, so that many processes do not try at the same time.
 _JITTER: Final = 0.2
+#: Seconds before the second try of what a caller waits for, and at most between two.
+_FIRST_RETRY: Final = 0.05
+_LONGEST_RETRY: Final = 1.0
+
+
+class Retries:
+    """For how long, and how often, something that fails is tried again while its caller waits.
+
+    Args:
+        seconds: after so many there is no further try.
+    """
+
+    def __init__(self, seconds: float, clock: Callable[[], float] = time.monotonic) -> None:
+        self._backoff = Backoff(_FIRST_RETRY, _LONGEST_RETRY, clock)
+        self._clock = clock
+        self._until = clock() + seconds
+
+    def pause_after(self, error: BaseException, *, passes: bool) -> float:
+        """Return the seconds to wait before the next try; raise ``error`` if it does not pass, or there was time enough."""
+        pause = self._backoff.failed(None)
+        if not passes or self._clock() + pause >= self._until:
+            raise error
+        return pause
 
 
 class Backoff:

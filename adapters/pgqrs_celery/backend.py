@@ -27,7 +27,7 @@ from pgqrs_celery.listener import Listener
 from pgqrs_celery.store import Store
 from pgqrs_core.config_address import masked
 from pgqrs_core.effects import Rows
-from pgqrs_core.errors import Unavailable
+from pgqrs_core.errors import PgqrsError
 from pgqrs_core.forks import Lock
 
 __all__ = ["PgqrsBackend", "housekeeping"]
@@ -103,8 +103,8 @@ class PgqrsBackend(ChordsMixin, AsyncBackendMixin, Backend):
         self.store.close()
 
     def exception_safe_to_retry(self, exc: Exception) -> bool:
-        """Tell whether trying again may help: the server was lost, and we are not in the midst of a transaction."""
-        return isinstance(exc, Unavailable) and not self.store.in_transaction
+        """Tell whether trying again may help: what is in the way passes, and we are not in the midst of a transaction."""
+        return isinstance(exc, PgqrsError) and exc.retryable and not self.store.in_transaction
 
     def _ensure_retryable(self, func: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         """Run an operation, tried again as configured; and where a task of a worker asks for it, for `_OUTAGE` seconds.
@@ -120,7 +120,7 @@ class PgqrsBackend(ChordsMixin, AsyncBackendMixin, Backend):
         while True:
             try:
                 return attempt()
-            except Unavailable as error:
+            except PgqrsError as error:
                 if not self.exception_safe_to_retry(error) or time.monotonic() + pause > deadline:
                     raise
                 logger.warning("cannot reach the result backend, which is tried again: %s", error)

@@ -74,10 +74,12 @@ class PgqrsConsumer(Consumer):
     def nack(self, message: MessageProxy) -> None:
         """Make a message a dead letter, with the exception it carries as the reason; one for an unknown actor is left."""
         if isinstance(message, Leased):
-            if not message.has_reason and message.actor_name not in self._broker.actors:
+            unknown = message.actor_name not in self._broker.actors
+            if unknown and not message.has_reason:
                 # Dramatiq 1 does not say so itself.
                 message.stuff_exception(ActorNotFound(message.actor_name))
-            if self._broker.leaves_unknown_actors and isinstance(message._exception, ActorNotFound):
+            # Dramatiq's worker has marked it as failed before; code that consumes by hand has not.
+            if unknown and message.failed and self._broker.leaves_unknown_actors:
                 self._leave(message)
             else:
                 message.nack()

@@ -15,9 +15,13 @@ from typing import Any, Final, Generic, TypeVar
 
 from dramatiq.worker import _WorkerThread
 
+from pgqrs_core.interrupts import FAILURES
+from pgqrs_core.logs import error_text, get_logger
 from pgqrs_core.supervision import join, start_thread
 
 __all__ = ["Deputies"]
+
+_log = get_logger("pgqrs.dramatiq")
 
 T = TypeVar("T")
 
@@ -74,8 +78,17 @@ class Deputies:
         return job.result  # type: ignore[return-value]
 
     def submit(self, task: Callable[[], object]) -> None:
-        """Have something done soon, and do not wait for it. What it raises is lost."""
-        self.submit_job(_Job(task))
+        """Have something done soon, and do not wait for it. What it raises is logged."""
+
+        def contained() -> None:
+            try:
+                task()
+            except FAILURES as error:
+                _log.error(
+                    "something that was to be done in the background failed: %s", error_text(error), exc_info=error
+                )
+
+        self.submit_job(_Job(contained))
 
     def submit_job(self, job: _Job[Any]) -> None:
         """Put a job into the queue."""

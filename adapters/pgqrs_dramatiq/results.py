@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from typing import Any, Final
 
 from dramatiq.encoder import Encoder
 from dramatiq.message import Message
 from dramatiq.results import Missing, ResultBackend, ResultMissing, ResultTimeout
 from dramatiq.results.backend import DEFAULT_TIMEOUT
 
+from pgqrs_core.backoff import Retries
 from pgqrs_core.config import Config
+from pgqrs_core.errors import ServerError
 from pgqrs_core.sql import Query
 from pgqrs_dramatiq import operations
 from pgqrs_dramatiq.database import MAX_CONNECTIONS, database_of
@@ -17,6 +20,9 @@ from pgqrs_dramatiq.errors import translated
 from pgqrs_dramatiq.waiting import RESULTS, wait_for
 
 __all__ = ["PgqrsResultBackend"]
+
+#: Seconds for which a result is kept that the server refuses for a reason that passes: a lock, a full disk.
+_REFUSED_SECONDS: Final = 30.0
 
 
 class PgqrsResultBackend(ResultBackend):
@@ -91,4 +97,12 @@ class PgqrsResultBackend(ResultBackend):
         data = self.encoder.encode(result)
         with translated():
             channel = self._database.engine.doorbell.channel
-            self._database.run(operations.store_result, message_key, data, ttl / 1000, channel)
+            tries = Retries(_REFUSED_SECONDS)
+            while True:
+                try:
+                    self._database.run(operations.store_result, message_key, data, ttl / 1000, channel)
+                except ServerError as error:
+                    # Here, and not by a deputy: others need it meanwhile.
+                    time.sleep(tries.pause_after(error, passes=error.retryable))
+                else:
+                    return

@@ -13,7 +13,8 @@ import time
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pgqrs_core.errors import PgqrsError
-from pgqrs_core.logs import get_logger
+from pgqrs_core.interrupts import FAILURES
+from pgqrs_core.logs import error_text, get_logger
 from pgqrs_core.messages import Queue, QueueOptions
 from pgqrs_core.sql import Query
 from pgqrs_core.subscriptions import Subscription
@@ -180,8 +181,8 @@ class Awaiter:
         try:
             # Notes are not safe from a crash of the server, so they are looked after, too.
             self._deliver(self._engine.run(operations.await_keys, keys, self._listener, NOTED, self._kind.read))
-        except PgqrsError as error:
-            _log.warning("%s cannot be read, and are tried again: %s", self._kind.name, error)
+        except FAILURES as error:
+            _log.warning("%s cannot be read, and are tried again: %s", self._kind.name, error_text(error))
             start_timer(_RETRY, lambda: self._deputies.submit(self._look), name="pgqrs-dramatiq-look")
             return
         # Some may have been handed out meanwhile, and their notes taken back before these were made.

@@ -10,9 +10,10 @@ from typing import Any, TypeVar, overload
 from pgqrs_core.engine import Engine
 from pgqrs_core.errors import LeaseLost, PgqrsError
 from pgqrs_core.leases import LeaseKeeper
+from pgqrs_core.operations.settle import is_refusal_that_passes
 from pgqrs_native.message import Message
 from pgqrs_native.settlements import Settlements
-from pgqrs_native.shared import MarksShelf, Retrying, check_read, marker
+from pgqrs_native.shared import MarksShelf, check_read, marker, retries
 from pgqrs_native.traffic import Mismatch, reading, surrounding
 
 __all__ = ["Consumer"]
@@ -231,12 +232,12 @@ class Consumer(Settlements):
 
     def _settle_handled(self, action: Any, messages: Sequence[Message[Any]]) -> list[bool]:
         """Settle what was handled; again while the server refuses it, for as long as one lease lasts."""
-        retrying = Retrying(messages)
+        tries = retries(messages)
         while True:
             try:
                 return self._settle(action, messages, None)
             except PgqrsError as error:
-                time.sleep(retrying.pause_after(error))
+                time.sleep(tries.pause_after(error, passes=is_refusal_that_passes(error)))
 
     def hold(self, messages: Sequence[Message[Any]]) -> None:
         """Renew the leases of these messages from now on, until they are settled."""

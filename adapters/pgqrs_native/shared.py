@@ -6,14 +6,13 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
-from pgqrs_core.backoff import Backoff
-from pgqrs_core.errors import ArchiveDisabled, InvalidArgument, PgqrsError
+from pgqrs_core.backoff import Backoff, Retries
+from pgqrs_core.errors import ArchiveDisabled, InvalidArgument
 from pgqrs_core.logs import Logger
 from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Lease, Queue, QueueOptions, check_number
-from pgqrs_core.operations.settle import is_refusal_that_passes
 from pgqrs_native.message import Message
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = [
     "Aside",
     "MarksShelf",
-    "Retrying",
     "by_queue",
     "check_archives",
     "check_batch",
@@ -32,15 +30,12 @@ __all__ = [
     "check_success",
     "marker",
     "queue_options",
+    "retries",
     "scatter",
     "settlement",
 ]
 
 T = TypeVar("T")
-
-#: Seconds between two tries to settle what was handled in a ``with`` block; the waits double.
-_FIRST_RETRY: Final = 0.05
-_LONGEST_RETRY: Final = 1.0
 
 
 class MarksShelf:
@@ -197,20 +192,9 @@ def settlement(keeper: Keeper, messages: Sequence[Message[Any]]) -> Iterator[Non
     keeper.drop(leases)
 
 
-class Retrying:
-    """For how long, and how often, the end of a ``with`` block tries to settle what its body has handled."""
-
-    def __init__(self, messages: Sequence[Message[Any]]) -> None:
-        self._backoff = Backoff(_FIRST_RETRY, _LONGEST_RETRY)
-        longest = max((message.lease_seconds for message in messages), default=0.0)
-        self._until = time.monotonic() + longest
-
-    def pause_after(self, error: PgqrsError) -> float:
-        """Return the seconds until the next try. Raises the error if it does not pass, or there was time enough."""
-        pause = self._backoff.failed(None)
-        if not is_refusal_that_passes(error) or time.monotonic() + pause >= self._until:
-            raise error
-        return pause
+def retries(messages: Sequence[Message[Any]]) -> Retries:
+    """Return for how long the end of a ``with`` block tries to settle what its body has handled: as long as one lease."""
+    return Retries(max((message.lease_seconds for message in messages), default=0.0))
 
 
 def by_queue(messages: Iterable[Message[Any]]) -> list[tuple[Queue, list[Message[Any]]]]:

@@ -124,7 +124,8 @@ def transaction(scene: Scene, statement: str) -> Iterator[psycopg.Connection[tup
 
 def lock_table(scene: Scene) -> None:
     """For longer than a statement may take."""
-    with transaction(scene, "lock table pgqrs.q_jobs in access exclusive mode"):
+    tables = ", ".join(f"pgqrs.q_{name}" for name in scene.crowd.queues)
+    with transaction(scene, f"lock table {tables} in access exclusive mode"):
         time.sleep(3)
 
 
@@ -138,6 +139,22 @@ def accept_no_writes(scene: Scene) -> None:
     until(scene.backends, "some have connected again")
     time.sleep(2)
     ask(dsn, switch.format("off"))
+
+
+def refuse_acks(scene: Scene) -> None:
+    """For longer than a lease, with an error that passes."""
+    with psycopg.connect(scene.cluster.dsn, autocommit=True) as connection:
+        connection.execute(
+            "create or replace function public.refuse() returns trigger language plpgsql as "
+            "$$ begin raise exception 'out of memory' using errcode = '53200'; end $$"
+        )
+        for name in scene.crowd.queues:
+            connection.execute(
+                f"create trigger refuse before delete on pgqrs.q_{name} execute function public.refuse()".encode()
+            )
+        time.sleep(3)
+        for name in scene.crowd.queues:
+            connection.execute(f"drop trigger refuse on pgqrs.q_{name}".encode())
 
 
 def rebuild(statement: str) -> Callable[[Scene], None]:
@@ -303,6 +320,7 @@ FAULTS: dict[str, Callable[[Scene], None]] = {
     "no connections are left": use_up_connections,
     "the table is locked": lock_table,
     "the server accepts no writes for a while": accept_no_writes,
+    "acks are refused": refuse_acks,
     "the table is rewritten": rebuild("vacuum full pgqrs.q_jobs"),
     "indexes are rebuilt": rebuild("reindex table pgqrs.q_jobs"),
     "others lock rows in another order": bait_deadlocks,
@@ -344,6 +362,7 @@ WORKERS_FAULTS = [
     "no connections are left",
     "the table is locked",
     "the server accepts no writes for a while",
+    "acks are refused",
 ]
 
 
@@ -355,6 +374,34 @@ def test_workers_lose_nothing_when(fault: str, kind: str, scene: Scene) -> None:
 
     FAULTS[fault](scene)
     scene.crowd.flow()
+
+    assert scene.crowd.finish(limit=120) == []
+
+
+@pytest.mark.parametrize("kind", ["native", "kombu", "celery", "dramatiq"])
+def test_nothing_is_lost_when_each_line_of_the_log_fails(kind: str, scene: Scene) -> None:
+    scene.crowd.options.update(KINDS[kind], hostile=True)
+    scene.crowd.begin()
+
+    # There is something to say.
+    for fault in (storm("pg_terminate_backend"), refuse_acks):
+        fault(scene)
+        scene.crowd.flow()
+
+    assert scene.crowd.finish(limit=120) == []
+
+
+def test_one_queue_flows_on_while_another_one_is_locked(scene: Scene) -> None:
+    kinds = ("native", "celery", "dramatiq")
+    for kind in kinds:
+        for role in ("producer", "consumer"):
+            scene.crowd.start(role, **KINDS[kind])
+    scene.crowd.release()
+    scene.crowd.flow(50)
+
+    for locked in scene.crowd.queues:
+        with transaction(scene, f"lock table pgqrs.q_{locked} in access exclusive mode"):
+            scene.crowd.flow(50)
 
     assert scene.crowd.finish(limit=120) == []
 

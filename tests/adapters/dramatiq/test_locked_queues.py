@@ -9,6 +9,7 @@ from contextlib import contextmanager
 import dramatiq
 import psycopg
 import pytest
+from dramatiq.results import Results
 
 from pgqrs_core.testing import PATIENCE, eventually
 
@@ -78,6 +79,26 @@ def test_acks_that_are_refused_for_a_while_are_kept(station: Station) -> None:
         station.sql("drop trigger refuse on pgqrs.q_default")
         eventually(lambda: station.rows() == 0)
     assert handled == [0]
+
+
+def test_a_result_that_is_refused_for_a_while_is_stored_afterwards(station: Station) -> None:
+    broker = station.broker()
+    results = station.results()
+    broker.add_middleware(Results(backend=results))
+
+    @dramatiq.actor(broker=broker, store_results=True)
+    def act() -> int:
+        return 7
+
+    results.store_result(act.message(), 1, 1000)
+    station.sql(
+        "create function refuse() returns trigger language plpgsql as "
+        "$$ begin raise exception 'not now' using errcode = '53100'; end $$"
+    )
+    station.sql("create trigger refuse before insert on pgqrs.dramatiq_results execute function refuse()")
+    threading.Timer(1.5, station.sql, ["drop trigger refuse on pgqrs.dramatiq_results"]).start()
+    with station.worker(broker):
+        assert act.send().get_result(backend=results, block=True, timeout=20_000) == 7
 
 
 def test_a_message_that_dies_has_one_line_in_the_log(station: Station, caplog: pytest.LogCaptureFixture) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import sys
 from importlib import import_module
@@ -22,6 +23,13 @@ PULLING = ("native", "kombu")
 WORKING = ("celery", "dramatiq")
 
 
+class Hostile(logging.Handler):
+    """A handler of the log that ends whoever logs."""
+
+    def handle(self, record: logging.LogRecord) -> bool:
+        raise SystemExit("a handler of the log")
+
+
 def main() -> None:
     role, path, dsn, given = sys.argv[1:5]
     options = Options(**json.loads(given))
@@ -30,6 +38,8 @@ def main() -> None:
     dsn = psycopg.conninfo.make_conninfo(dsn, connect_timeout=2)
     adapter = import_module(f"actors.{options.adapter}")
     broken.BUGS[options.bug]()
+    if options.hostile and role == "consumer":
+        logging.getLogger("pgqrs").addHandler(Hostile())
     if options.adapter != "native":
         overhear(notes, handled=options.adapter in WORKING)
     print("ready", flush=True)

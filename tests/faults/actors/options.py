@@ -48,6 +48,8 @@ class Options:
     #: Seconds until a statement is given up, and until a server that does not even say so is.
     timeout: float = 2.0
     grace: float = 0.5
+    #: Whether each line that pgqrs logs ends in `SystemExit`.
+    hostile: bool = False
     #: A bug to put into the engine: see `broken`.
     bug: str = ""
     #: Files whose existence tells producers to end, and consumers to end once they find nothing.
