@@ -129,6 +129,6 @@ class PgqrsConsumer(Consumer):
         message.fail()
         message.stuff_exception(error)
         self._broker.emit_before("nack", message)
-        self.nack(message)
+        message.nack()
         self._broker.emit_after("nack", message)
         message.clear_exception()
