@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -219,3 +219,21 @@ def test_a_result_reaches_its_caller_sooner_than_polling_would(app: Celery, work
 
     # Celery's SQLAlchemy backend looks every 0.5 s. The median, for a machine that is busy with other things.
     assert sorted(waited)[5] < 0.25
+
+
+@pytest.mark.parametrize("size", [3, 5])
+def test_a_chord_whose_header_is_made_while_its_members_run(
+    workers: Workers, open_app: Callable[..., Celery], size: int
+) -> None:
+    app = open_app()
+    workers.start(concurrency=1)
+    add = app.tasks["add"]
+
+    def members() -> Iterator[Any]:
+        for number in range(size):
+            if number == size - 1:
+                # It runs although the header is not complete yet.
+                eventually(lambda: app.AsyncResult("first").state == states.SUCCESS)
+            yield add.s(number, 0).set(**({"task_id": "first"} if number == 0 else {}))
+
+    assert chord(members(), app.tasks["total"].s()).delay().get(timeout=20) == sum(range(size))
