@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Final
 import psycopg
 from kombu.transport import virtual
 
+from pgqrs_core.drivers.patience import hurry
 from pgqrs_core.errors import PgqrsError
 from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.logs import get_logger
@@ -37,6 +38,8 @@ _log = get_logger("pgqrs.kombu")
 
 #: Seconds between two looks at what no event tells.
 _CHECK: Final = 1.0
+#: Seconds for which Celery's time limits hold.
+_HURRY: Final = 15.0
 #: Celery's parts that work with brokers of certain names only, and what lets ours in.
 _GATES: Final = (
     ("celery.worker.consumer.mingle", "Mingle", None),
@@ -114,6 +117,20 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.broker.connect(self)
         self._connected = True
         return self
+
+    @property
+    def _transport(self) -> Transport:
+        """Where Celery looks for a socket that it gives a time limit, before a cold stop and after a lost connection."""
+        return self
+
+    @property
+    def sock(self) -> Transport:
+        """See `settimeout`."""
+        return self
+
+    def settimeout(self, seconds: float) -> None:
+        """Await answers of the server for at most ``seconds``, for the time that it takes to end or to connect anew."""
+        hurry(seconds, window=_HURRY)
 
     def verify_connection(self, connection: Transport) -> bool:
         """Tell whether this connection is open, without asking the server."""

@@ -7,6 +7,7 @@ with it a worker's loop, or the lock that its thread holds. TCP's own timeouts s
 
 from __future__ import annotations
 
+import math
 import select
 import time
 from collections.abc import Generator
@@ -22,12 +23,13 @@ from pgqrs_core.readiness import Readiness
 if TYPE_CHECKING:
     from psycopg.pq.abc import PGconn, PGresult
 
-__all__ = ["AsyncConnection", "Connection", "answers", "give_up", "limit_of"]
+__all__ = ["AsyncConnection", "Connection", "answers", "give_up", "hurry", "limit_of"]
 
 #: Seconds beyond the query timeout that a server has for saying that it has cancelled a statement.
 _GRACE: Final = 5.0
 #: Seconds between two looks at the clock.
 _INTERVAL: Final = 0.1
+_SLICE: Final = 0.5
 
 RV = TypeVar("RV")
 
@@ -37,9 +39,29 @@ def limit_of(query_timeout: float) -> float | None:
     return query_timeout + _GRACE if query_timeout else None
 
 
+class _Hurry:
+    """Whether this process has little time left, and how much of it an answer may take."""
+
+    seconds = 0.0
+    until = 0.0
+
+
+def hurry(seconds: float, *, window: float) -> None:
+    """Give up answers after ``seconds``, for the next ``window`` seconds, in all threads: those awaited by now, too.
+
+    For a program that is told to end at once, or that has found its server silent.
+    """
+    _Hurry.seconds, _Hurry.until = seconds, time.monotonic() + window
+
+
+def _hurried(began: float, deadline: float) -> float:
+    """Return until when an answer is awaited: ``deadline``, or earlier in a hurry."""
+    return min(deadline, began + _Hurry.seconds) if time.monotonic() < _Hurry.until else deadline
+
+
 def give_up(seconds: float) -> psycopg.Error:
     """Return the error for a server that has not answered for so long."""
-    return errors.ConnectionFailure(f"no answer within {seconds:g} s; the server, or the way to it, hangs")
+    return errors.ConnectionFailure(f"no answer within {seconds:.3g} s; the server, or the way to it, hangs")
 
 
 def answers(pgconn: PGconn, readiness: Readiness, limit: float | None, results: list[PGresult]) -> list[PGresult]:
@@ -48,12 +70,12 @@ def answers(pgconn: PGconn, readiness: Readiness, limit: float | None, results: 
     Raises:
         psycopg.OperationalError: the connection broke, or the server did not answer in time.
     """
-    deadline = time.monotonic() + limit if limit is not None else None
+    began = time.monotonic()
     while pgconn.flush():
-        _await_room(pgconn, deadline, limit)
+        _await_room(pgconn, began, limit)
     while True:
         while pgconn.is_busy():
-            if readiness.within(_left(deadline, limit)):
+            if readiness.within(_left(began, limit)):
                 pgconn.consume_input()
         result = pgconn.get_result()
         if result is None:
@@ -61,33 +83,33 @@ def answers(pgconn: PGconn, readiness: Readiness, limit: float | None, results: 
         results.append(result)
 
 
-def _await_room(pgconn: PGconn, deadline: float | None, limit: float | None) -> None:
+def _await_room(pgconn: PGconn, began: float, limit: float | None) -> None:
     """Wait until more can be sent; what the server says meanwhile must be read, or it reads no more either."""
     poll = select.poll()
     poll.register(pgconn.socket, select.POLLIN | select.POLLOUT)
-    for _, event in poll.poll(_left(deadline, limit) * 1000):
+    for _, event in poll.poll(_left(began, limit) * 1000):
         if event & select.POLLIN:
             pgconn.consume_input()
 
 
-def _left(deadline: float | None, limit: float | None) -> float:
-    if deadline is None or limit is None:
-        return 3600.0
-    left = deadline - time.monotonic()
+def _left(began: float, limit: float | None) -> float:
+    """Return for how long to wait now; not for long, since a hurry may come up."""
+    now = time.monotonic()
+    left = _hurried(began, math.inf if limit is None else began + limit) - now
     if left <= 0:
-        raise give_up(limit)
-    return left
+        raise give_up(now - began)
+    return min(left, _SLICE)
 
 
 def _bounded(waiting: Generator[Any, Any, RV], limit: float) -> Generator[Any, Any, RV]:
     """Wait as psycopg does, which looks up at intervals, but for at most ``limit`` seconds."""
-    deadline = time.monotonic() + limit
+    began = time.monotonic()
     try:
         wanted = next(waiting)
         while True:
             ready = yield wanted
-            if not ready and time.monotonic() > deadline:
-                raise give_up(limit)
+            if not ready and time.monotonic() > _hurried(began, began + limit):
+                raise give_up(time.monotonic() - began)
             wanted = waiting.send(ready)
     except StopIteration as end:
         result: RV = end.value
