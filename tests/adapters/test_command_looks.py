@@ -457,6 +457,10 @@ def test_the_doctor_says_everything_else_beside_a_wrong_setting(
     assert "plugins" in [one["check"] for one in shell("doctor", "--json").document["findings"]]
 
 
+def test_the_doctor_refuses_wrong_usage_as_any_command(shell: Shell) -> None:
+    assert "both given" in shell.refused("doctor", "--embedded", "--url", "postgresql://x", code=2)
+
+
 def test_the_doctor_shows_problems_alone_and_none_where_there_are_none(shell: Shell) -> None:
     shown = shell.ok("doctor", "--problems").out.splitlines()
 

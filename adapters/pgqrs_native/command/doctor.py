@@ -87,12 +87,15 @@ def _examine(session: Session) -> _Examined:
         with Client(config, plugins=Plugins.core()) as client:
             examined.findings += _connect(client)
             examined.findings += client.engine.run(examine, _circumstances(client))
-    except (ConfigurationError, InvalidInput) as error:
+    except ConfigurationError as error:
         examined.code = 2
-        examined.findings.append(Finding("configuration", "fail", str(error), *_LOOK))
+        remedy = "Correct it: without a configuration the server cannot be examined."
+        examined.findings.append(Finding("configuration", "fail", str(error), remedy))
     except Unavailable as error:
         examined.code = 3
         examined.findings.append(Finding("connection", "fail", str(error), *_LOOK))
+    except InvalidInput:
+        raise
     except PgqrsError as error:
         examined.findings.append(Finding("connection", "fail", str(error), *_LOOK))
     examined.findings += _environment()

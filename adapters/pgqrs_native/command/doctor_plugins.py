@@ -16,10 +16,13 @@ def findings(plugins: Plugins) -> Iterator[Finding]:
     """Yield what there is to say about the plugins that are installed here, and the adapters and serializers among them."""
     names = ", ".join(one.name for one in plugins.loaded) or "none"
     yield Finding("plugins", "ok", f"{plural(len(plugins.loaded), 'plugin')} loaded: {names}")
-    for problem in plugins.problems:
+    told = [str(problem) for problem in plugins.problems]
+    for problem in told:
         remedy = "Engines do not start like this: correct the setting, or take it out."
-        yield Finding("plugins", "fail", str(problem), remedy, (command("config", "show"),))
+        yield Finding("plugins", "fail", problem, remedy, (command("config", "show"),))
     for broken in plugins.broken:
+        if any(broken.error.endswith(" ".join(problem.split())) for problem in told):
+            continue
         origin = f" of {broken.distribution} {broken.version}" if broken.distribution else ""
         blocked = ",".join([*(one.name for one in plugins.blocked), broken.name])
         block = f"export PGQRS_PLUGINS_BLOCKED={shell_quoted(blocked)}"

@@ -71,14 +71,16 @@ class Frame:
 
     def _head(self, target: str, width: int) -> Table:
         ready, flying = (sum(getattr(one, name) for _, one, _ in self.queues) for name in ("ready", "in_flight"))
-        left = Text.assemble(("pgqrs ", "bold"), safe(target))
         right = Text(f"{ready:,} ready, {flying:,} in flight   {self.at.astimezone():%H:%M:%S}")
-        line = Table.grid(expand=True)
+        width = min(width, 100)
+        left = Text.assemble(("pgqrs ", "bold"), safe(target))
         # Where both do not fit, a long address gives way to the figures.
-        line.add_column(overflow="ellipsis", no_wrap=True)
-        line.add_column(justify="right", no_wrap=True, min_width=right.cell_len)
+        left.truncate(max(width - right.cell_len - 2, 6), overflow="ellipsis")
+        line = Table.grid(expand=True)
+        line.add_column(no_wrap=True)
+        line.add_column(justify="right", no_wrap=True)
         line.add_row(left, right)
-        line.width = min(width, 100)
+        line.width = width
         return line
 
 
