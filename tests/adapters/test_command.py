@@ -12,6 +12,7 @@ import psycopg
 import pytest
 from pgqrs_native import Client
 
+from pgqrs_core.depths import Depths
 from pgqrs_core.operations.schema import SUPPORTED
 
 from .command_support import Shell, spawn
@@ -501,3 +502,32 @@ def test_the_whole_command_works_as_a_process(pgqrs_dsn: str, tmp_path: Path) ->
     assert plain.returncode == 0
     assert b"\\xe9" in plain.stdout
     assert spawn("--version").stdout.startswith(b"pgqrs ")
+
+
+def test_a_queue_whose_table_is_missing_is_named_and_the_others_are_served(
+    shell: Shell, caplog: pytest.LogCaptureFixture
+) -> None:
+    for name in ("broken", "sound"):
+        shell.ok("queue", "create", name)
+    shell.ok("message", "send", "sound", "1")
+    with psycopg.connect(os.environ["DATABASE_URL"], autocommit=True) as connection:
+        connection.execute("drop table pgqrs.q_broken cascade")
+
+    measured, cleaned = shell("queue", "metrics"), shell("maintain")
+    top, documents = shell.ok("top", "--once"), shell("queue", "metrics", "--json")
+    with Client() as client:
+        depths = Depths(client.engine).look()
+
+    assert (measured.code, cleaned.code, documents.code) == (1, 1, 1)
+    assert "UNREADABLE" in measured.out
+    assert measured.err.startswith("queue 'broken' cannot be read: ")
+    assert cleaned.err.startswith("queue 'broken' could not be cleaned: ")
+    assert "broken unreadable" in top.out
+    assert [(one["queue"], one["ready"], one["error"] is None) for one in documents.document] == [
+        ("broken", 0, False),
+        ("sound", 1, True),
+    ]
+    assert [one.queue for one in depths or ()] == ["sound"]
+    assert "queue 'broken' cannot be measured, and is left out" in caplog.text
+    shell.ok("queue", "delete", "broken", "--yes")
+    shell.ok("queue", "create", "broken")
