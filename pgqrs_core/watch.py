@@ -45,7 +45,7 @@ GROWTH: Final = 8
 #: Processes that poll an idle queue. With one alone, its death would leave messages that nobody was notified of.
 POLLERS: Final = 2
 #: Seconds between two polls of an adapter's own number: its notifications cannot fail to be sent.
-SELDOM: Final = 15.0
+SELDOM: Final = 30.0
 #: Seconds without a waiting consumer after which a queue is unmarked.
 LINGER: Final = 1.0
 #: For how many seconds a mark is good.

@@ -2,7 +2,7 @@
 
 Whoever waits is noted in the database, so that the writer sends a NOTIFY in its own transaction, to the one connection on
 which this process listens. One thread then reads for all who wait, and wakes each by a lock of C, which no exception of
-Dramatiq's can leave half held. A notification that is lost is made up for by the poll that runs every few seconds.
+Dramatiq's can leave half held. A notification that is lost is made up for by the poll that runs every half minute.
 """
 
 from __future__ import annotations
