@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
 import time
 import traceback
@@ -46,6 +47,8 @@ def fork(work: Callable[[], object]) -> int:
 
 def at_once(work: Callable[[int], object], threads: int = THREADS) -> None:
     """Let many threads begin at the same moment; raise what one of them raised."""
+    # So that a thread is interrupted within a few instructions, and what is not safe shows.
+    sys.setswitchinterval(1e-5)
     barrier = threading.Barrier(threads)
     failures: list[BaseException] = []
 
