@@ -1061,7 +1061,8 @@ def test_one_worker_is_elected_and_applies_ttl_and_retention(native: Native, pgq
     with native.working(workers[0]), native.working(workers[1]), psycopg.connect(pgqrs_dsn) as connection:
         eventually(lambda: client.admin.peek("kept") == client.admin.list_dead("kept") == [])
         eventually(lambda: client.admin.list_archive("kept") == [])
-        assert connection.execute("select from pgqrs.leaders where until > now()").rowcount == 1
+        rows = connection.execute("select host, pid from pgqrs.leaders where until > now()").fetchall()
+        assert [(host is not None, pid) for host, pid in rows] == [(True, os.getpid())]
 
     # Who was elected has resigned, so that another takes over at once.
     with psycopg.connect(pgqrs_dsn) as connection:
