@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +11,7 @@ from dramatiq.errors import DramatiqError, QueueJoinTimeout
 from dramatiq.errors import QueueNotFound as UnknownQueue
 
 from pgqrs_core.errors import QueueNotFound
+from pgqrs_core.logs import get_logger
 from pgqrs_dramatiq import operations
 from pgqrs_dramatiq.database import persist
 from pgqrs_dramatiq.errors import translated
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["Inspection", "MessageFailed"]
 
 
-_log = logging.getLogger("pgqrs.dramatiq")
+_log = get_logger("pgqrs.dramatiq")
 
 
 class MessageFailed(DramatiqError):

@@ -5,13 +5,13 @@ Which roles there are, and who makes them, is said at `pgqrs_core.operations.rol
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from pgqrs_core.effects import Execute, Op, Transact
 from pgqrs_core.errors import ServerError
+from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Queue
 from pgqrs_core.sql import GRANTS, Query, queries, read_grants
 
@@ -23,7 +23,7 @@ __all__ = ["Roles", "grant_all", "grant_new", "grant_queue", "known_roles", "not
 #: The name of the role for each duty.
 Roles = Mapping[str, str]
 
-_log = logging.getLogger("pgqrs.schema")
+_log = get_logger("pgqrs.schema")
 
 _CORE: Final = frozenset(["migrations", "queues", "waiters", "leaders", "idempotency_keys", "roles"])
 _MAINTAIN_SINCE: Final = 170_000

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Final
@@ -10,13 +9,14 @@ from typing import Final
 from pgqrs_core.arrays import texts
 from pgqrs_core.effects import Execute, Op, Transact
 from pgqrs_core.errors import NotPermitted, QueuesFailed, ServerError
+from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Queue
 from pgqrs_core.operations.grants import grant_queue
 from pgqrs_core.sql import Migration, queries
 
 __all__ = ["apply_to_queue", "raise_if_any", "upgrade_queues"]
 
-_log = logging.getLogger("pgqrs.schema")
+_log = get_logger("pgqrs.schema")
 
 #: Queues whose names are read at once.
 _PAGE: Final = 1_000

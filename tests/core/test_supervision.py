@@ -56,7 +56,7 @@ def test_nothing_starts_a_thread_or_a_task_without_supervision() -> None:
         for line, name in called(ast.parse(path.read_text(encoding="utf-8")))
         if name in STARTS
     ]
-    assert found == []
+    assert found == [], "use start_thread or start_task of pgqrs_core.supervision"
 
 
 def test_no_line_of_the_log_can_fail_the_code_that_writes_it() -> None:
@@ -70,7 +70,7 @@ def test_no_line_of_the_log_can_fail_the_code_that_writes_it() -> None:
         and isinstance(node.value.func, ast.Attribute)
         and node.value.func.attr == "getLogger"
     ]
-    assert found == []
+    assert found == [], "use get_logger of pgqrs_core.logs"
 
 
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
