@@ -158,7 +158,15 @@ def start(
     with _locked(path):
         password = _password(path, create=not (path / "data" / "PG_VERSION").exists())
         cluster = Cluster(_bindir(path), path, password=password, port=port, options=options)
-        started_here = cluster.start(timeout=timeout)
+        was_running = cluster.postmaster() is not None
+        try:
+            started_here = cluster.start(timeout=timeout)
+        except BaseException:
+            # No other program would stop one that came up and could not be used.
+            if not was_running:
+                with contextlib.suppress(Unavailable):
+                    cluster.stop()
+            raise
         return EmbeddedServer(cluster, started_here=started_here, keep_running=keep_running)
 
 

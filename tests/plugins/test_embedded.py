@@ -268,6 +268,17 @@ def test_what_libpq_reads_from_the_environment_does_not_matter(directory: Path) 
 
 
 @needs_wheel
+def test_a_server_that_cannot_be_used_is_not_left_running(directory: Path) -> None:
+    pgqrs_embedded.start(directory).stop()
+    (directory / "password").write_text("another one")
+
+    with pytest.raises(Unavailable, match="refuses its own password"):
+        pgqrs_embedded.start(directory)
+
+    assert not (directory / "data" / "postmaster.pid").exists()
+
+
+@needs_wheel
 def test_a_killed_postmaster_is_replaced_by_the_next_start_and_no_row_is_lost(directory: Path) -> None:
     server = pgqrs_embedded.start(directory)
     ask(server.dsn, "create table kept as select 42 as answer")
