@@ -21,7 +21,7 @@ from pgqrs_kombu import channel as channels
 from pgqrs_kombu import topology
 from pgqrs_kombu.address import place, place_alternates, split_when_taken
 from pgqrs_kombu.broker import Broker, broker_for
-from pgqrs_kombu.errors import CHANNEL_ERRORS, CONNECTION_ERRORS, RECOVERABLE_CONNECTION_ERRORS, translating
+from pgqrs_kombu.errors import CHANNEL_ERRORS, CONNECTION_ERRORS, RECOVERABLE_CONNECTION_ERRORS, translated, translating
 from pgqrs_kombu.groups import publish_groups_together
 from pgqrs_kombu.intake import STALE, Intake
 from pgqrs_kombu.options import Options
@@ -111,10 +111,12 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             self._intake = Intake(self.broker, self._alert)
         return self._intake
 
-    @translating
     def establish_connection(self) -> Transport:
         """See that the server is there and holds what is needed."""
-        self.broker.connect(self)
+        # Outside of the translation: a wrong address or option is no error of a channel.
+        broker = self.broker
+        with translated():
+            broker.connect(self)
         self._connected = True
         return self
 

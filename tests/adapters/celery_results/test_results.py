@@ -393,7 +393,7 @@ def test_results_go_to_the_schema_of_the_url(open_app: Callable[..., Celery], ba
         ("pgqrs://h/db?sslmoed=require", {}, "libpq does not know"),
         ("pgqrs://h:99999/db", {}, "port"),
         ("pgqrs://u:hunter2@x@h/db", {}, "%40"),
-        ("pgqrs://h/db", {"visibility_timeout": 3600}, "visibility_timeout"),
+        ("pgqrs://h/db", {"visibility": 3600}, "visibility"),
         ("pgqrs://h/db", {"create_schema": "yes"}, "True or False"),
         ("pgqrs://h/db", {"chord_claim_seconds": 0}, "chord_claim_seconds"),
         ("pgqrs://h/db", {"max_connections": "many"}, "max_connections"),

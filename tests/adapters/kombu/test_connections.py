@@ -71,7 +71,7 @@ def test_passwords_are_masked_and_every_option_of_libpq_may_be_in_the_url() -> N
     ("url", "options"),
     [
         ("pgqrs://host/db?nonsense=1", {}),
-        ("pgqrs://host/db", {"visibility_timeout": 30}),
+        ("pgqrs://host/db", {"visibility": 30}),
         ("pgqrs://host/db", {"leese": 30}),
         ("pgqrs://host/db", {"lease": "long"}),
         ("pgqrs://host/db", {"max_connections": 1}),
