@@ -205,7 +205,7 @@ class TestMiddleware:
         sent = broker.enqueue(message("nobody"))
 
         with quiet(), station.worker(broker):
-            eventually(lambda: station.sql("select from pgqrs.q_default where lane < 0"))
+            eventually(lambda: station.sql("select 1 from pgqrs.q_default where lane < 0"))
             with pytest.raises(ResultTimeout):
                 sent.get_result(backend=broker.get_results_backend(), block=True, timeout=100)
 
