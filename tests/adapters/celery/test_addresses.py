@@ -77,7 +77,7 @@ def test_workers_commands_and_flower_show_no_password(crew: Workers) -> None:
         seen["pages"] = get("workers") + get("api/workers") + get("broker")
     assert "failover" in seen["page"].lower()
     seen["flower.log"] = (crew.directory / "flower.log").read_text()
-    children = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True).stdout
+    children = subprocess.run(["ps", "-eww", "-o", "args"], capture_output=True, text=True, check=True).stdout
     seen["processes"] = "\n".join(line for line in children.splitlines() if worker.name in line)
     assert seen["processes"]
     worker.stop()
