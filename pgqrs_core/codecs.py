@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias, runt
 
 import msgspec
 
-from pgqrs_core.errors import DecodeError, InvalidArgument, PayloadError, PgqrsError, PluginError
+from pgqrs_core.errors import DecodeError, DecoderMissing, InvalidArgument, PayloadError, PgqrsError, PluginError
 from pgqrs_core.interrupts import is_interrupt
 from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import decode_headers, encode_headers
@@ -80,7 +80,10 @@ class Codec(Protocol):
         """Return the new body and what `decode` must know, JSON values for the header; None to leave it as it is."""
 
     def decode(self, body: bytes, around: Envelope, facts: dict[str, Any]) -> bytes:
-        """Return the body as it was. Raise `DecodeError` with a reason that holds no secret, or anything."""
+        """Return the body as it was. Raise `DecodeError` with a reason that holds no secret, or anything.
+
+        Raise `DecoderMissing` where another process may be able to: then the message is left to that, and not buried.
+        """
 
 
 class CodecStack:
@@ -142,23 +145,30 @@ class CodecStack:
     def decode(self, batch: ConsumeBatch) -> None:
         """Decode deliveries in place; what cannot be decoded, or is not encoded as it must be, is buried with the reason.
 
+        What needs a codec or a key that is not loaded here is postponed: another process may have it.
+
         Raises:
             PluginError: a codec lacks its library, or returned something else than bytes.
         """
         queue = batch.address or batch.queue
         required = self._required(queue)
-        count, before = len(batch.deliveries), len(batch.buried)
+        count, before, left = len(batch.deliveries), len(batch.buried), len(batch.postponed)
         for delivery in batch.deliveries:
             if not required and (delivery.raw_headers is None or ENCODING not in delivery.raw_headers):
                 continue
             try:
                 self._decode(queue, delivery, required)
+            except DecoderMissing as error:
+                batch.postpone(delivery, str(error))
             except PayloadError as error:
                 batch.bury(delivery, str(error))
         if refused := batch.buried[before:]:
             # One key that is missing can do this to all that come.
             text = "queue %r: %d of %d messages cannot be decoded and are refused; the first, %d: %s"
             _logger.warning(text, batch.queue, len(refused), count, refused[0][0].id, refused[0][1])
+        if unknown := batch.postponed[left:]:
+            text = "queue %r: %d of %d messages need a codec or key that is not loaded here; the first, %d: %s"
+            _logger.warning(text, batch.queue, len(unknown), count, unknown[0][0].id, unknown[0][1])
 
     def _required(self, queue: str) -> list[str]:
         return [codec.name for codec in self._active if codec.required(queue)]
@@ -168,6 +178,8 @@ class CodecStack:
             headers = delivery.headers
             stack = headers.pop(ENCODING, [])
             names = [entry["codec"] for entry in stack]
+            if not all(isinstance(name, str) for name in names):
+                raise TypeError("names of codecs are texts")
         # Whoever wrote it by other means than ours may have written anything.
         except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise DecodeError(delivery.content_type, f"its header {ENCODING!r} is malformed") from error
@@ -188,7 +200,7 @@ class CodecStack:
         name = str(facts.pop("codec"))
         if name not in self._by_name:
             known = ", ".join(self.names) or "none"
-            raise DecodeError(around.content_type, f"no codec {name!r:.80} is loaded; known are: {known}")
+            raise DecoderMissing(around.content_type, f"no codec {name!r:.80} is loaded; known are: {known}")
         plugin, codec = self._by_name[name]
         try:
             found = codec.decode(body, around, facts)

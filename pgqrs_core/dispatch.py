@@ -191,19 +191,19 @@ class Hooks:
         self.codecs.encode(batch.drafts)
 
     def before_consume(self, batch: ConsumeBatch) -> None:
-        """Decode messages that were just claimed, and let each plugin change, drop or dead-letter them.
+        """Decode messages that were just claimed, and let each plugin change, drop, dead-letter or postpone them.
 
         Raises:
             PgqrsError: What a plugin raised, if it is of pgqrs.
             PluginError: A plugin raised something else, or lost a delivery.
         """
-        hook, count = "pgqrs_before_consume", len(batch.deliveries) + len(batch.dropped) + len(batch.buried)
+        hook, count = "pgqrs_before_consume", batch.count
         self.codecs.decode(batch)
         for call in self._calls[hook]:
             call.transform(hook, batch)
             # A delivery that is simply missing would stay leased until its lease runs out.
-            if len(batch.deliveries) + len(batch.dropped) + len(batch.buried) != count:
-                raise call.failed(hook, "it took deliveries out without drop() or bury()")
+            if batch.count != count:
+                raise call.failed(hook, "it took deliveries out without drop(), bury() or postpone()")
             try:
                 for delivery in batch.deliveries:
                     _check_body(delivery.body, delivery.content_type)

@@ -17,7 +17,7 @@
     ├── PayloadError                about one payload; others are unaffected
     │   ├── EncodeError             it cannot be serialised
     │   ├── DecodeError             these bytes are not what their content type says
-    │   │   └── ContentTypeUnknown  nothing here reads that content type
+    │   │   └── DecoderMissing      its serializer, codec or key is not loaded here
     │   └── PayloadMismatch         it decodes, but does not fit the requested type
     ├── LeaseLost                   somebody else may hold this message now: do not apply its effects
     ├── Unavailable                 the server could not be reached or broke off: try again later
@@ -47,8 +47,8 @@ __all__ = [
     "Blocker",
     "BodyTooLarge",
     "ConfigurationError",
-    "ContentTypeUnknown",
     "DecodeError",
+    "DecoderMissing",
     "EncodeError",
     "EnqueueUnknown",
     "InvalidArgument",
@@ -291,8 +291,8 @@ class DecodeError(PayloadError, ValueError):
         super().__init__(f"the body cannot be decoded as {shown}: {reason}", content_type=content_type, reason=reason)
 
 
-class ContentTypeUnknown(DecodeError):
-    """No serializer for a content type is loaded in this process; in another one there may be."""
+class DecoderMissing(DecodeError):
+    """What reads a body is not loaded in this process: its serializer, codec or key. In another process it may be."""
 
 
 class PayloadMismatch(PayloadError, TypeError):

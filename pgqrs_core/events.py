@@ -8,7 +8,7 @@ object             may set   fields                              meaning
                              priority delay at ttl
                              idempotency_key durable``
 ``ConsumeBatch``   methods   ``queue adapter deliveries          just claimed, not yet decoded
-                             dropped buried address``
+                             dropped buried postponed address``
 ``Enqueued``       frozen    ``queue adapter ids count bytes     written and committed
                              seconds``
 ``Claimed``        frozen    ``queue adapter deliveries          just claimed, not yet decoded
@@ -109,10 +109,11 @@ class ConsumeBatch(msgspec.Struct):
     Attributes:
         queue: The queue's name.
         adapter: Which front end consumes.
-        deliveries: Those still to be handled. ``drop`` and ``bury`` put a shorter list in its place, so a
+        deliveries: Those still to be handled. ``drop``, ``bury`` and ``postpone`` put a shorter list in its place, so a
             loop over it is not disturbed.
         dropped: Pairs of delivery and reason: will be deleted without having been handled.
         buried: Pairs of delivery and reason: will be dead-lettered.
+        postponed: Pairs of delivery and reason: will come again later, perhaps to another process.
         address: Where they were sent to, where that is not the queue but an exchange; else empty.
     """
 
@@ -121,6 +122,7 @@ class ConsumeBatch(msgspec.Struct):
     deliveries: list[Delivery]
     dropped: list[tuple[Delivery, str]] = []
     buried: list[tuple[Delivery, str]] = []
+    postponed: list[tuple[Delivery, str]] = []
     address: str = ""
 
     def drop(self, delivery: Delivery, reason: str) -> None:
@@ -148,6 +150,26 @@ class ConsumeBatch(msgspec.Struct):
         """
         self._take(delivery)
         self.buried.append((delivery, reason))
+
+    def postpone(self, delivery: Delivery, reason: str) -> None:
+        """Give a message back that this process cannot handle and another one may; its attempt does not count.
+
+        It is due again after half its age, within 1 to 60 seconds. A worker with ``on_unknown="bury"`` dead-letters it.
+
+        Args:
+            delivery: One of ``deliveries``.
+            reason: Why; it becomes the message's last error.
+
+        Raises:
+            InvalidArgument: The delivery is not, or no longer, in this batch.
+        """
+        self._take(delivery)
+        self.postponed.append((delivery, reason))
+
+    @property
+    def count(self) -> int:
+        """How many were claimed."""
+        return len(self.deliveries) + len(self.dropped) + len(self.buried) + len(self.postponed)
 
     def _take(self, delivery: Delivery) -> None:
         """Take one delivery out, by identity: two deliveries with equal fields are still two."""

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import msgspec
 
-from pgqrs_core.errors import ContentTypeUnknown, DecodeError, EncodeError, PayloadMismatch, PgqrsError, PluginError
+from pgqrs_core.errors import DecodeError, DecoderMissing, EncodeError, PayloadMismatch, PgqrsError, PluginError
 from pgqrs_core.hookspecs import hookimpl
 from pgqrs_core.payload_types import check_type, decoder_for, mismatch, plain, reason_of, shown, type_name
 
@@ -259,7 +259,7 @@ class SerializerRegistry:
             PayloadMismatch: It decodes but does not fit ``type_``.
             InvalidArgument: Nothing can be decoded as ``type_``.
         """
-        _, serializer = self._named(content_type, ContentTypeUnknown)
+        _, serializer = self._named(content_type, DecoderMissing)
         if type_ is not Any and self._typed:
             serializer = next(
                 (one for one in self._typed if content_type in one.reads and one.knows(type_)), serializer

@@ -271,7 +271,7 @@ def _settle(group: list[Verdict], doorbell: Any) -> Op[list[Any]]:
         ]
         return list((yield from nack(queue, burials)))
     if kind == "postpone":
-        return (yield from postpone(queue, leases, group[0].error or _REJECTED))
+        return (yield from postpone(queue, leases, [one.error or _REJECTED for one in group]))
     # What is requeued keeps its place too, but has been tried.
     return (yield from release(queue, leases, doorbell, counts=kind == "requeue"))
 

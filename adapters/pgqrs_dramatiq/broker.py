@@ -52,9 +52,10 @@ class PgqrsBroker(Inspection, Broker):
         max_attempts: how often a message may be delivered in a row without being settled, because its workers die,
             before it becomes a dead letter. Retries of Dramatiq do not count.
         max_body_bytes: the largest encoded message.
-        unknown_actors: what a worker does with a message for an actor that it does not know, as happens while a new version
-            is rolled out: ``"retry"`` gives it back for a worker that knows it, to come again after half its age, within 1
-            to 60 seconds; ``"bury"`` makes it a dead letter at once, as Dramatiq's other brokers do.
+        unknown_actors: what a worker does with a message for an actor, or with a codec or key, that it does not know, as
+            happens while a new version is rolled out: ``"retry"`` gives it back for a worker that knows it, to come again
+            after half its age, within 1 to 60 seconds; ``"bury"`` makes it a dead letter at once, as
+            Dramatiq's other brokers do.
 
     Nothing is connected until something is enqueued or consumed.
 
@@ -87,7 +88,7 @@ class PgqrsBroker(Inspection, Broker):
                 archive=False,
             )
         self._lease = lease
-        self.leaves_unknown_actors = unknown_actors == "retry"
+        self.unknown_actors: Literal["retry", "bury"] = unknown_actors
         self._database = database_for(config, create_schema=create_schema)
         self._database.join(self)
         self._publisher = Publisher(self._database, lambda name: name in self.queues, options)
@@ -212,7 +213,7 @@ class PgqrsBroker(Inspection, Broker):
             queue = self._publisher.queue(queue_name)
             runtime = runtime_of(self._database)
             lease = queue.options.lease_seconds if self._lease is None else self._lease
-            source = runtime.intake.add(queue, prefetch, lease)
+            source = runtime.intake.add(queue, prefetch, lease, on_unknown=self.unknown_actors)
             return PgqrsConsumer(self, runtime, source, queue_name, timeout)
 
     def close(self) -> None:

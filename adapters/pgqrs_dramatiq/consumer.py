@@ -79,7 +79,7 @@ class PgqrsConsumer(Consumer):
                 # Dramatiq 1 does not say so itself.
                 message.stuff_exception(ActorNotFound(message.actor_name))
             # Dramatiq's worker has marked it as failed before; code that consumes by hand has not.
-            if unknown and message.failed and self._broker.leaves_unknown_actors:
+            if unknown and message.failed and self._broker.unknown_actors == "retry":
                 self._leave(message)
             else:
                 message.nack()

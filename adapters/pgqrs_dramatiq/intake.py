@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Callable
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from pgqrs_core.errors import PgqrsError, QueueNotFound, ServerError, TimedOut, Unavailable
 from pgqrs_core.logs import get_logger
@@ -73,9 +73,12 @@ class Intake:
         #: A message on its last attempt, beside which nothing is claimed, and whose it is.
         self._last: tuple[Source, Lease] | None = None
 
-    def add(self, queue: Queue, prefetch: int, lease: float) -> Source:
+    def add(
+        self, queue: Queue, prefetch: int, lease: float, *, on_unknown: Literal["retry", "bury"] = "retry"
+    ) -> Source:
         """Begin to claim from a queue, for ``lease`` seconds each time."""
         source = Source(self, queue, prefetch, lease)
+        source.on_unknown = on_unknown
         with self._lock:
             self._sources.append(source)
             if self._thread is None:
@@ -194,6 +197,7 @@ class Intake:
             plugins=self._engine.plugins,
             adapter=ADAPTER,
             bury=False,
+            on_unknown=source.on_unknown,
         )
 
     def _failed(self, source: Source, error: PgqrsError) -> None:

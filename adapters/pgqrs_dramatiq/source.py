@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections import deque
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Literal
 
 from pgqrs_core.marks import Marks
 from pgqrs_core.pace import Pace
@@ -35,6 +35,8 @@ class Source:
         self.prefetch = max(prefetch, 1)
         self.lease = lease
         self.marks = Marks()
+        #: What becomes of messages that need a codec or key that is not loaded in this process.
+        self.on_unknown: Literal["retry", "bury"] = "retry"
         #: Claimed and not delivered yet, with the time of the claim.
         self.claimed: deque[tuple[Delivery, float]] = deque()
         #: Delivered and not settled yet.

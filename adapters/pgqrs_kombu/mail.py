@@ -109,7 +109,7 @@ def _unwrapped(queue: str, delivery: Delivery, plugins: Plugins) -> list[Deliver
         return [delivery]
     batch = ConsumeBatch(queue, ADAPTER, [delivery], address=address)
     plugins.hooks.before_consume(batch)
-    for _, reason in batch.buried:
-        # There are no dead letters of ephemeral queues.
+    for _, reason in [*batch.buried, *batch.postponed]:
+        # There are no dead letters of ephemeral queues, and no later.
         _log.warning("a message of the ephemeral queue %r is discarded: %s", queue, reason)
     return batch.deliveries

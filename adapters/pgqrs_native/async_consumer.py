@@ -105,7 +105,9 @@ class AsyncConsumer(AsyncSettlements):
             lock_time: for how many seconds they are hidden from others (0.1 to 43,200); the queue's lease by default.
             wait: for how many seconds to wait when there are none (0 to 86,400).
             mismatch: what to do with a payload that cannot be decoded or does not fit: ``"bury"`` dead-letters the
-                message with the reason; ``"return"`` returns it with its ``error`` set.
+                message with the reason; ``"return"`` returns it with its ``error`` set. What another process may be able
+                to decode, since its content type, codec or key is not known to this one, is never buried: it comes
+                again after half its age, within 1 to 60 seconds, its attempt uncounted.
 
         Raises:
             QueueNotFound, InvalidArgument, Unavailable.

@@ -177,6 +177,7 @@ class Duties(Roster):
                 plugins=engine.plugins,
                 adapter=ADAPTER,
                 managed=True,
+                on_unknown=self._on_unknown,
             )
         finally:
             self._marks.give(queue.id, marks)

@@ -8,8 +8,8 @@ from dataclasses import dataclass, field
 from typing import Any, Final, Literal, TypeAlias
 
 from pgqrs_core.errors import (
-    ContentTypeUnknown,
     DecodeError,
+    DecoderMissing,
     InvalidArgument,
     PayloadError,
     PayloadMismatch,
@@ -205,7 +205,7 @@ def sort_out(
 
 def _is_unknown(route: Route | None, delivery: Delivery, error: PayloadError | None) -> bool:
     """Tell whether a payload could not be read because it is of a type that only others know."""
-    if isinstance(error, ContentTypeUnknown):
+    if isinstance(error, DecoderMissing):
         return True
     if route is None or route.message_type is None or not isinstance(error, PayloadMismatch):
         return False

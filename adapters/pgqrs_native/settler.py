@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any, Final
 
 from pgqrs_core.effects import Op
-from pgqrs_core.logs import Logger, error_text
+from pgqrs_core.logs import Logger
 from pgqrs_core.messages import Queue
 from pgqrs_native.routing import Action, Outcome
 from pgqrs_native.traffic import failing, settling
@@ -50,8 +50,8 @@ class Portion:
                 plugins=plugins,
                 doorbell=doorbell,
             )
-        error, action = self.outcomes[0].error, self.action
-        return settling(self.queue, action, messages, error=error, plugins=plugins, doorbell=doorbell)  # type: ignore[arg-type]
+        errors = [outcome.error for outcome in self.outcomes]
+        return settling(self.queue, self.action, messages, errors=errors, plugins=plugins, doorbell=doorbell)  # type: ignore[arg-type]
 
     def halves(self) -> list[Portion]:
         """Return two portions with half of the outcomes each."""
@@ -70,14 +70,12 @@ class Portion:
 
 def portions(outcomes: Iterable[Outcome]) -> list[Portion]:
     """Group outcomes into portions; those that need nothing are left out."""
-    groups: defaultdict[tuple[int, Action, float | None, str], list[Portion]] = defaultdict(list)
+    groups: defaultdict[tuple[int, Action, float | None], list[Portion]] = defaultdict(list)
     for outcome in outcomes:
         if outcome.action == "none":
             continue
         queue = outcome.message._queue
-        # What is postponed together has one reason.
-        reason = error_text(outcome.error) if outcome.action == "postpone" else ""
-        group = groups[queue.id, outcome.action, outcome.delay, reason]
+        group = groups[queue.id, outcome.action, outcome.delay]
         if not group or len(group[-1].outcomes) >= _MOST:
             group.append(Portion(queue, outcome.action, outcome.delay))
         group[-1].outcomes.append(outcome)

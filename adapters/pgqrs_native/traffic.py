@@ -12,9 +12,9 @@ from itertools import repeat
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 from pgqrs_core.effects import Op
-from pgqrs_core.errors import InvalidArgument, PayloadError, PgqrsError
+from pgqrs_core.errors import DecoderMissing, InvalidArgument, PayloadError, PgqrsError
 from pgqrs_core.events import Consumed, Draft, Handling, Outcome, OutcomeKind
-from pgqrs_core.logs import error_text
+from pgqrs_core.logs import error_text, get_logger
 from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_core.operations.settle import Failure, Fate, ack, archive, nack, postpone, release
@@ -31,6 +31,7 @@ __all__ = ["Mismatch", "compose", "describe_error", "failing", "reading", "settl
 Mismatch: TypeAlias = Literal["bury", "return"]
 
 ADAPTER: Final = "native"
+_log = get_logger("pgqrs.consumer")
 #: Characters of a traceback that a dead letter keeps, the innermost part.
 _TRACE: Final = 4_000
 _NOTHING: Final = nullcontext()
@@ -103,25 +104,38 @@ def reading(
     mismatch: Mismatch,
     plugins: Plugins,
 ) -> Op[list[Message[Any]]]:
-    """Claim and decode. Whatever cannot be decoded is buried with the reason, or returned with it."""
+    """Claim and decode. Whatever cannot be decoded is buried with the reason, or returned with it.
+
+    What another process may be able to decode is not buried, but postponed.
+    """
     lease = queue.options.lease_seconds if lock_time is None else lock_time
+    deadline = time.monotonic() + wait
     while True:
         found = yield from incoming(
             queue, marks, limit=count, lease=lease, patience=wait, plugins=plugins, adapter=ADAPTER
         )
+        wait = max(deadline - time.monotonic(), 0.0)
         try:
             messages, broken = _decode(queue, found, type_, lease, mismatch, plugins)
         except PgqrsError as error:
             # Not the messages' fault: a serializer is broken. They must not stay leased, for nobody has them.
             yield from put_back(queue, found, error)
             raise
+        unknown = [message for message in broken if isinstance(message.error, DecoderMissing)]
+        broken = [message for message in broken if not isinstance(message.error, DecoderMissing)]
+        if unknown:
+            text = "%r and %d more are left to a process that can read them: %s"
+            _log.warning(text, unknown[0], len(unknown) - 1, unknown[0].error, extra=unknown[0].log_fields)
+            yield from _postponing(queue, unknown, [message.error for message in unknown])
+            if plugins.hooks.observes_consume:
+                _report(plugins, queue, unknown, ["lost" if one.lease_lost else "released" for one in unknown])
         if broken:
             errors = [message.error for message in broken]
             yield from failing(
                 queue, broken, delay=0.0, errors=errors, bury=True, plugins=plugins, doorbell=None, trace=False
             )
         # A batch of which nothing is left tells nothing about what else is there.
-        if messages or not broken:
+        if messages or not (broken or unknown):
             return messages
 
 
@@ -145,6 +159,17 @@ def _decode(
             message.began_at = now
         (broken if error is not None and mismatch == "bury" else messages).append(message)
     return messages, broken
+
+
+def _postponing(
+    queue: Queue, messages: Sequence[Message[Any]], errors: Sequence[BaseException | str | None]
+) -> Op[list[bool]]:
+    reasons = [describe_error(error or "it cannot be handled here", trace=False) for error in errors]
+    kept = yield from postpone(queue, [message.lease for message in messages], reasons)
+    for message, alive in zip(messages, kept):
+        message.settled = True
+        message.lease_lost = not alive
+    return kept
 
 
 def surrounding(plugins: Plugins, messages: Sequence[Message[Any]]) -> AbstractContextManager[Handling | None]:
@@ -182,17 +207,17 @@ def settling(
     action: Literal["ack", "archive", "release", "postpone"],
     messages: Sequence[Message[Any]],
     *,
-    error: BaseException | str | None = None,
+    errors: Sequence[BaseException | str | None] = (),
     plugins: Plugins,
     doorbell: Doorbell | None,
 ) -> Op[list[bool]]:
     """Ack, archive, release or postpone messages of one queue; True where the lease still held.
 
-    Without a ``doorbell`` it is done inside the caller's transaction.
+    ``errors`` say why they are postponed, one for each. Without a ``doorbell`` it is done inside the caller's transaction.
     """
     leases = [message.lease for message in messages]
     if action == "postpone":
-        kept = yield from postpone(queue, leases, describe_error(error or "it cannot be handled here", trace=False))
+        kept = yield from _postponing(queue, messages, errors)
     elif action == "release":
         kept = yield from release(queue, leases, doorbell)
     else:

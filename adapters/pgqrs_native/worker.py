@@ -39,9 +39,9 @@ class Worker(Duties):
             workers. By default what the configuration says.
         shutdown_timeout: seconds that running handlers get to finish once the worker is stopped.
         on_success: ``"ack"`` removes handled messages, ``"archive"`` moves them to the queue's archive.
-        on_unknown: what becomes of a message whose ``message_type`` or content type this worker does not know, as happens
-            while a new version is rolled out: ``"retry"`` gives it back for a worker that knows it; it comes again after
-            half its age, within 1 to 60 seconds, and its attempts do not count. ``"bury"`` dead-letters it.
+        on_unknown: what becomes of a message whose ``message_type``, content type, codec or key this worker does not know,
+            as happens while a new version is rolled out: ``"retry"`` gives it back for a worker that knows it; it comes
+            again after half its age, within 1 to 60 seconds, and its attempts do not count. ``"bury"`` dead-letters it.
         housekeeping: whether this process may be elected to do the housekeeping of the schema.
     """
 

@@ -103,12 +103,17 @@ def release(
     return kept
 
 
-def postpone(queue: Queue, leases: Sequence[Lease], error: dict[str, Any]) -> Op[list[bool]]:
+def postpone(queue: Queue, leases: Sequence[Lease], errors: Sequence[dict[str, Any]]) -> Op[list[bool]]:
     """Give messages back that this consumer does not know how to handle, for one that does; the attempt does not count.
 
-    They are due after half their age, within 1 to 60 seconds, and keep ``error`` as their last error.
+    They are due after half their age, within 1 to 60 seconds, and keep ``errors``, one for each, as their last errors.
     """
-    return (yield from _settle("postpone", queue, leases, lambda _: {"error": encode_reason(error)}))
+    reasons = dict(zip(leases, errors))
+
+    def more(chosen: Sequence[Lease]) -> dict[str, object]:
+        return {"errors": texts(encode_reason(reasons[lease]) for lease in chosen)}
+
+    return (yield from _settle("postpone", queue, leases, more))
 
 
 def extend(queue: Queue, leases: Sequence[Lease], seconds: float) -> Op[list[bool]]:

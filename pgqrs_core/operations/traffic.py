@@ -5,16 +5,17 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Sequence
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 from pgqrs_core.effects import Op
+from pgqrs_core.errors import PgqrsError
 from pgqrs_core.events import Claimed, ConsumeBatch, Consumed, Draft, EnqueueBatch, Enqueued, Outcome, OutcomeKind
 from pgqrs_core.interrupts import FAILURES
 from pgqrs_core.logs import error_text
 from pgqrs_core.messages import Delivery, Queue
-from pgqrs_core.operations.claim import receive
+from pgqrs_core.operations.claim import is_last, receive
 from pgqrs_core.operations.enqueue import enqueue
-from pgqrs_core.operations.settle import Failure, ack, nack
+from pgqrs_core.operations.settle import Failure, ack, nack, postpone, release
 
 if TYPE_CHECKING:
     from pgqrs_core.doorbell import Doorbell
@@ -22,6 +23,9 @@ if TYPE_CHECKING:
     from pgqrs_core.plugins import Plugins
 
 __all__ = ["announce", "incoming", "outgoing", "prepared", "put_back", "written"]
+
+#: Claims in a row that are made in place of messages that no handler is to see.
+_MOST_CLAIMS: Final = 20
 
 
 def outgoing(
@@ -123,13 +127,64 @@ def incoming(
     adapter: str,
     managed: bool = False,
     bury: bool = True,
+    on_unknown: Literal["retry", "bury"] = "retry",
     clock: Callable[[], float] = time.time,
 ) -> Op[list[Delivery]]:
     """Claim, letting plugins see and change what was claimed before anybody decodes it.
 
     ``managed`` says that the adapter calls handlers, surrounded by plugins, for what was claimed. Without ``bury`` it
-    is also the adapter that dead-letters what has used up its attempts.
+    is also the adapter that dead-letters what has used up its attempts. ``on_unknown`` says what becomes of messages that
+    need what is not loaded in this process.
+
+    Others are claimed in place of those that no handler is to see: a claim that brings less than it asked for means that
+    there is no more.
     """
+    deadline = clock() + patience
+    kept: list[Delivery] = []
+    for _ in range(_MOST_CLAIMS):
+        try:
+            found, batch = yield from _claimed(
+                queue,
+                marks,
+                limit=limit - len(kept),
+                lease=lease,
+                patience=0.0 if kept else max(deadline - clock(), 0.0),
+                plugins=plugins,
+                adapter=adapter,
+                managed=managed,
+                bury=bury,
+                clock=clock,
+            )
+            if batch is not None:
+                yield from _discard(queue, batch, plugins, on_unknown, clock())
+        except PgqrsError:
+            if kept:
+                return kept
+            raise
+        if kept and is_last(queue, found):
+            # It may kill this process, and must not take others with it.
+            yield from release(queue, [found[0].lease])
+            return kept
+        kept += found if batch is None else batch.deliveries
+        if batch is None or batch.count == len(batch.deliveries) or len(kept) >= limit or is_last(queue, kept):
+            break
+    return kept
+
+
+def _claimed(
+    queue: Queue,
+    marks: Marks,
+    *,
+    limit: int,
+    lease: float,
+    patience: float,
+    plugins: Plugins,
+    adapter: str,
+    managed: bool,
+    bury: bool,
+    clock: Callable[[], float],
+) -> Op[tuple[list[Delivery], ConsumeBatch | None]]:
+    """Return what one claim has found, and what plugins made of it; None if no plugin wanted to."""
     hooks = plugins.hooks
     watch = hooks.observes_claim
     # Who does not wait looks once, and at once.
@@ -144,32 +199,38 @@ def incoming(
         on_look=(lambda: looks.append(clock())) if watch and patience > 0 else None,
     )
     if not found:
-        return found
+        return found, None
     try:
         if watch:
             now = clock()
             hooks.after_claim(Claimed(queue.name, adapter, found, now, max(now - looks[-1], 0.0), managed))
         if not hooks.concern_consume(queue.name, found):
-            return found
+            return found, None
         batch = ConsumeBatch(queue.name, adapter, found)
         hooks.before_consume(batch)
     except FAILURES as error:
         # No handler may see what a plugin could not prepare.
         yield from put_back(queue, found, error)
         raise
-    yield from _discard(queue, batch, plugins, clock())
-    return batch.deliveries
+    return found, batch
 
 
-def _discard(queue: Queue, batch: ConsumeBatch, plugins: Plugins, now: float) -> Op[None]:
+def _discard(
+    queue: Queue, batch: ConsumeBatch, plugins: Plugins, on_unknown: Literal["retry", "bury"], now: float
+) -> Op[None]:
     """Settle what no handler is to see, and say so."""
-    if not (batch.dropped or batch.buried):
+    if batch.count == len(batch.deliveries):
         return
+    if on_unknown == "bury":
+        batch.buried, batch.postponed = [*batch.buried, *batch.postponed], []
     held = yield from ack(queue, [item.lease for item, _ in batch.dropped])
     fates = yield from nack(queue, [_burial(item, reason) for item, reason in batch.buried])
+    reasons = [_reason(reason) for _, reason in batch.postponed]
+    left = yield from postpone(queue, [item.lease for item, _ in batch.postponed], reasons)
     if plugins.hooks.observes_consume:
         outcomes = [_outcome(item, "acked" if kept else "lost", now) for (item, _), kept in zip(batch.dropped, held)]
         outcomes += [_outcome(item, fate, now, reason) for (item, reason), fate in zip(batch.buried, fates)]
+        outcomes += [_outcome(item, "released" if ok else "lost", now) for (item, _), ok in zip(batch.postponed, left)]
         plugins.hooks.after_consume(Consumed.of(queue.name, batch.adapter, outcomes))
 
 
@@ -185,5 +246,8 @@ def put_back(queue: Queue, found: Sequence[Delivery], error: BaseException) -> O
 
 
 def _burial(item: Delivery, reason: str) -> Failure:
-    error: dict[str, Any] = {"type": "Rejected", "message": reason}
-    return Failure(item.lease, error=error, bury=True, attempt=item.attempt)
+    return Failure(item.lease, error=_reason(reason), bury=True, attempt=item.attempt)
+
+
+def _reason(text: str) -> dict[str, Any]:
+    return {"type": "Rejected", "message": text}

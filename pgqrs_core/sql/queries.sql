@@ -206,12 +206,13 @@ returning q.message_id;
 
 -- name: postpone consumer brief
 -- Give messages back that this consumer cannot handle, and others perhaps can: their attempts do not count, and they are due
--- after half their age, 1 second at least and 60 at most. So those that nobody handles for long cost little.
+-- after half their age, 1 second at least and 60 at most. So those that nobody handles for long cost little. The ids are
+-- sorted.
 update {queue} q
 set lane = -1 - q.priority, attempt = greatest(q.attempt - 1, 0), lease_until = 'epoch', lease_token = 0,
     due_at = statement_timestamp()
       + least(greatest((statement_timestamp() - q.enqueued_at) / 2, interval '1 second'), interval '60 seconds'),
-    last_error = %(error)s::json
+    last_error = (%(errors)s::text[])[width_bucket(q.message_id, %(ids)s::bigint[])]::json
 where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token) in (
   select a.lane, a.message_id, a.token
   from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true

@@ -18,7 +18,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final
 
 from pgqrs_core.codecs import Encoded, Envelope, Stage
-from pgqrs_core.errors import DecodeError, InvalidArgument
+from pgqrs_core.errors import DecodeError, DecoderMissing, InvalidArgument
 from pgqrs_crypto.keyring import Keyring
 
 if TYPE_CHECKING:
@@ -66,8 +66,10 @@ class _Sealing:
 
     def _known_key(self, facts: dict[str, Any], around: Envelope) -> str:
         key = facts.get("key")
-        if not isinstance(key, str) or key not in self._keyring:
-            raise DecodeError(around.content_type, f"{self.name}: its key {key!r:.80} is not in plugins.crypto.keys")
+        if not isinstance(key, str):
+            raise DecodeError(around.content_type, f"{self.name}: its key {key!r:.80} is not the id of one")
+        if key not in self._keyring:
+            raise DecoderMissing(around.content_type, f"{self.name}: its key {key!r:.80} is not in plugins.crypto.keys")
         return key
 
     def _bound(self, key: str, around: Envelope) -> bytes:
@@ -109,7 +111,8 @@ class EncryptionCodec(_Sealing):
         """Return the body in the clear.
 
         Raises:
-            DecodeError: The key is not known; or the body, its queue, its content type or its headers have changed.
+            DecoderMissing: The key is not known here.
+            DecodeError: The body, its queue, its content type or its headers have changed.
         """
         from cryptography.exceptions import InvalidTag
 
@@ -162,7 +165,8 @@ class SignatureCodec(_Sealing):
         """Return the body without its signature.
 
         Raises:
-            DecodeError: The key is not known, or the signature is not of this body, queue, content type and headers.
+            DecoderMissing: The key is not known here.
+            DecodeError: The signature is not of this body, queue, content type and headers.
         """
         key = self._known_key(facts, around)
         tag, content = body[:32], body[32:]

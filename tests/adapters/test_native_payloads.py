@@ -16,7 +16,7 @@ import psycopg
 import pytest
 from typing_extensions import TypedDict
 
-from pgqrs_core.errors import DecodeError, EncodeError, InvalidArgument, PayloadMismatch, PluginError
+from pgqrs_core.errors import DecodeError, DecoderMissing, EncodeError, InvalidArgument, PayloadMismatch, PluginError
 from pgqrs_core.events import ConsumeBatch, Consumed, EnqueueBatch, Enqueued
 from pgqrs_core.hookspecs import hookimpl
 from pgqrs_core.plugins import Plugins
@@ -282,14 +282,48 @@ def test_a_body_that_cannot_be_decoded_is_dead_with_bytes_and_reason_and_the_res
     assert dead.error["reason"]
 
 
-def test_a_body_of_an_unknown_content_type_is_dead_with_that_reason(client: Any, jobs: str, pgqrs_dsn: str) -> None:
-    broken = insert(pgqrs_dsn, b"nuqneH", "text/klingon")
+def test_a_body_of_an_unknown_content_type_is_left_to_a_process_that_reads_it(
+    client: Any, jobs: str, pgqrs_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    insert(pgqrs_dsn, b"nuqneH", "text/klingon")
+    client.producer.enqueue(jobs, "known")
 
-    assert client.consumer.read(jobs) is None
+    found = client.consumer.read_batch(jobs)
 
-    dead = client.admin.show_dead(jobs, broken)
-    assert dead.content_type == "text/klingon"
-    assert "no serializer is loaded" in dead.error["message"]
+    assert [message.payload for message in found] == ["known"]
+    with psycopg.connect(pgqrs_dsn) as connection:
+        columns = "attempt, lane, last_error->>'message', due_at > now()"
+        left = connection.execute(f"select {columns} from pgqrs.q_jobs where content_type = 'text/klingon'").fetchone()
+    assert left is not None
+    assert (*left[:2], left[3]) == (0, -1, True)
+    assert "no serializer is loaded" in left[2]
+    assert [line for line in caplog.messages if "left to a process that can read them" in line]
+
+
+def test_a_body_of_an_unknown_content_type_is_returned_when_asked(client: Any, jobs: str, pgqrs_dsn: str) -> None:
+    insert(pgqrs_dsn, b"nuqneH", "text/klingon")
+
+    message = client.consumer.read(jobs, mismatch="return")
+
+    assert isinstance(message.error, DecoderMissing)
+
+
+@pytest.mark.parametrize("stack", ['[{"codec": "brotli"}]', '[{"codec": "aes-256-gcm", "key": "k9"}]'])
+def test_what_needs_a_codec_or_key_of_others_is_left_to_them_and_the_rest_is_read_at_once(
+    client: Any, jobs: str, pgqrs_dsn: str, stack: str
+) -> None:
+    client.producer.batch_enqueue(jobs, range(40))
+    with psycopg.connect(pgqrs_dsn) as connection:
+        headers = f'{{"pgqrs_encoding": {stack}}}'
+        connection.execute("update pgqrs.q_jobs set headers = %s where message_id %% 4 = 1", [headers])
+        connection.execute("update pgqrs.q_jobs set headers = %s where message_id < 15", [headers])
+
+    found = client.consumer.read_batch(jobs, count=10)
+
+    assert [message.payload for message in found] == [14, 15, 17, 18, 19, 21, 22, 23, 25, 26]
+    with psycopg.connect(pgqrs_dsn) as connection:
+        lanes = "select distinct lane, attempt from pgqrs.q_jobs where lane <= -1"
+        assert connection.execute(lanes).fetchall() == [(-1, 0)]
 
 
 def test_a_body_that_cannot_be_decoded_is_returned_when_asked(client: Any, jobs: str, pgqrs_dsn: str) -> None:

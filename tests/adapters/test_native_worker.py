@@ -99,7 +99,7 @@ def test_a_message_that_no_handler_takes_is_dead_with_that_reason(native: Native
     assert "no handler takes messages of type 'Invoice'" in client.admin.show_dead(jobs, unknown).error["message"]
 
 
-@pytest.mark.parametrize("what", ["message type", "message type of the only handler", "content type"])
+@pytest.mark.parametrize("what", ["message type", "message type of the only handler", "content type", "codec"])
 def test_what_a_worker_does_not_know_is_left_to_one_that_does(
     native: Native, client: Any, pgqrs_dsn: str, what: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -114,19 +114,42 @@ def test_what_a_worker_does_not_know_is_left_to_one_that_does(
     with psycopg.connect(pgqrs_dsn, autocommit=True) as connection:
         if what == "content type":
             connection.execute("update pgqrs.q_jobs set content_type = 'application/new'")
+        if what == "codec":
+            encoded = "jsonb_build_object('pgqrs_encoding', jsonb_build_array(jsonb_build_object('codec', 'new')))"
+            connection.execute(f"update pgqrs.q_jobs set headers = (headers::jsonb || {encoded})::json")
         with native.working(old):
             waits = "select attempt, lane, last_error->>'message' from pgqrs.q_jobs where lane < 0"
             (attempt, lane, error) = eventually(lambda: connection.execute(waits).fetchone())
         assert (attempt, lane) == (0, -1)
-        assert [line for line in caplog.messages if "is left to a worker that knows it" in line]
+        said = "codec or key that is not loaded here" if what == "codec" else "is left to a worker that knows it"
+        assert [line for line in caplog.messages if said in line]
         assert error
-        connection.execute("update pgqrs.q_jobs set content_type = 'application/json'")
+        plain = "(headers::jsonb - 'pgqrs_encoding')::json"
+        connection.execute(f"update pgqrs.q_jobs set content_type = 'application/json', headers = {plain}")
 
     new.handler("jobs", Mail)(lambda message: seen.add(message.payload))
     new.handler("jobs", Invoice)(lambda message: seen.add(message.payload))
     with native.working(new):
         assert seen.wait_for(1) == [Invoice(1)]
     assert left(client, "jobs") == {}
+
+
+@pytest.mark.parametrize(
+    "change", ["content_type = 'application/new'", """headers = '{"pgqrs_encoding": [{"codec": "new"}]}'"""]
+)
+def test_what_a_worker_cannot_decode_is_dead_if_that_is_wished(
+    native: Native, client: Any, jobs: str, pgqrs_dsn: str, change: str
+) -> None:
+    worker = native.worker(client, on_unknown="bury")
+    worker.handler(jobs)(lambda message: None)
+    sent = client.producer.enqueue(jobs, 1)
+    with psycopg.connect(pgqrs_dsn, autocommit=True) as connection:
+        connection.execute(f"update pgqrs.q_jobs set {change}")
+
+    with native.working(worker):
+        eventually(lambda: left(client, jobs) == {"dead": 1})
+
+    assert client.admin.show_dead(jobs, sent).error
 
 
 def test_a_payload_that_does_not_fit_is_dead_and_the_rest_is_handled(native: Native, client: Any, jobs: str) -> None:

@@ -199,7 +199,7 @@ SETTLERS: dict[str, Any] = {
     "ack": lambda held: held,
     "archive": lambda held: held,
     "release": lambda held: {**held, "refund": 1},
-    "postpone": lambda held: {**held, "error": None},
+    "postpone": lambda held: {**held, "errors": [None] * len(held["ids"])},
     "extend": lambda held: {**held, "lease": 30.0},
     "nack": lambda held: {
         **held,

@@ -296,7 +296,7 @@ SETTLING: dict[str, dict[str, Any]] = {
     "extend": {"lease": MINUTE},
     "nack": {"max_attempts": 3, "delays": "{60}", "burials": "{f}", "errors": "{NULL}"},
     "release": {"refund": 1},
-    "postpone": {"error": None},
+    "postpone": {"errors": "{NULL}"},
     "replace": {},
 }
 

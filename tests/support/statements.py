@@ -169,7 +169,9 @@ _CORE: Final[dict[str, Entry]] = {
     "ack": _settle(),
     "archive": _settle(),
     "release": _settle(refund=1),
-    "postpone": _settle(error=None),
+    "postpone": Entry(
+        lambda held: {**held.settle, "errors": texts(None for _ in range(held.count))}, rows=BATCH, caller=True
+    ),
     "extend": _settle(lease=30.0),
     "locate": _settle(),
     "nack": Entry(
