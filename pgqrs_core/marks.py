@@ -123,6 +123,11 @@ class Marks:
             self._text = _START
         return self._text
 
+    def start_of(self, lane: int) -> int:
+        """Begin a claim of one ready lane: return the lowest id to read."""
+        self.start()
+        return min(self._unread.get(lane, self.mark(lane)), self.mark(lane))
+
     def wants_writers(self) -> bool:
         """Tell whether to ask, before the next claim, which is the oldest transaction that writes to the queue."""
         if not self._held_back:

@@ -74,6 +74,8 @@ class Broker:
         self.consumer = secrets.randbits(62)
         #: Transports that listen; while there is one, changes of bindings ring.
         self.listeners = 0
+        #: How many messages of ephemeral queues went back to their places, which consumers may have passed.
+        self.mail_returned = 0
         self._users: weakref.WeakSet[Any] = weakref.WeakSet()
         self._ready = False
         #: Whether the same was closed only just now: then it is opened and closed all the time.
@@ -207,6 +209,7 @@ class Broker:
         elif verdict.kind in ("release", "requeue"):
             try:
                 self.engine.run(mail.put_back, [(-verdict.queue.id, verdict.delivery)], self.channel)
+                self.mail_returned += 1
             except PgqrsError as error:
                 _log.warning("a message of queue %r could not be put back: %s", verdict.queue.name, error)
 

@@ -205,7 +205,9 @@ class Channel(Declarations, virtual.Channel):  # type: ignore[misc]
         self._qos.await_returned()
         now = time.time()
         if known.mailbox is not None:
-            received = broker.engine.run(mail.receive, {known.mailbox: queue}, 1, broker.engine.plugins)
+            received = broker.engine.run(
+                mail.receive, {known.mailbox: mail.Sought(queue, Marks())}, 1, broker.engine.plugins
+            )
             found = [delivery for _, delivery in received]
             place = topology.mailbox_queue(known.mailbox, queue)
         else:

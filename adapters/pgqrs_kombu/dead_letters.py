@@ -130,7 +130,9 @@ def dead_lettered(queue: str, one: Fallen, rules: Rules) -> tuple[dict[str, Any]
     deaths = []
     for earlier in _deaths(headers):
         if (earlier.get("queue"), earlier.get("reason")) == (queue, one.reason):
-            death = {**earlier, "count": int(earlier.get("count") or 0) + 1}
+            before = earlier.get("count")
+            # Headers are what any client wrote.
+            death = {**earlier, "count": (before if isinstance(before, int) else 0) + 1}
         else:
             deaths.append(earlier)
     headers[_DEATHS] = [death, *deaths]

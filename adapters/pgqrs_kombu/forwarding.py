@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from amqp.exceptions import ChannelError
 
-from pgqrs_core.errors import DecodeError, InvalidArgument, NotPermitted, PgqrsError, QueueNotFound
+from pgqrs_core.errors import NotPermitted, PgqrsError, QueueNotFound, Unavailable
 from pgqrs_core.logs import get_logger
 from pgqrs_core.operations import maintenance
 from pgqrs_core.supervision import join, start_thread
@@ -204,9 +204,12 @@ class Forwarder:
             parcel = self._broker.publisher.route(message, rules.exchange or "", routing_key)
         except ChannelError:
             return None
-        except (DecodeError, InvalidArgument) as error:
-            # Another program wrote what Kombu cannot read, or could not have published.
-            _log.warning("message %d of queue %r cannot be passed on: %s", one.delivery.id, name, error)
+        except Unavailable:
+            raise
+        except Exception as error:
+            # Another program wrote what Kombu cannot read, or could not have published. It must not hold up the others.
+            problem = str(error) if isinstance(error, PgqrsError) else repr(error)
+            _log.warning("message %d of queue %r cannot be passed on: %s", one.delivery.id, name, problem)
             return None
         drafts = [draft for draft in parcel.drafts if dead_letters.may_go_to(draft.queue, message, one.reason)]
         parcel = parcel._replace(drafts=drafts)

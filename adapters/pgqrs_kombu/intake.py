@@ -208,9 +208,10 @@ class Intake:
         }
         if not wanted:
             return False
-        names = {number: source.name for number, source in wanted.items()}
+        returned = self._broker.mail_returned
+        sought = {number: source.sought(returned) for number, source in wanted.items()}
         try:
-            found = self._broker.engine.run(mail.receive, names, MOST, self._broker.engine.plugins)
+            found = self._broker.engine.run(mail.receive, sought, MOST, self._broker.engine.plugins)
         except PgqrsError as error:
             self._failed(wanted.values(), error)
             return False

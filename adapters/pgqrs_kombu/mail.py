@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pgqrs_core.arrays import ByteaArray, numbers, texts
-from pgqrs_core.effects import Execute, Op
+from pgqrs_core.effects import Execute, Op, Rows
 from pgqrs_core.errors import BodyTooLarge
 from pgqrs_core.events import ConsumeBatch, Draft
 from pgqrs_core.logs import get_logger
+from pgqrs_core.marks import Marks, Seen
 from pgqrs_core.messages import MAX_BODY_BYTES, Delivery, encode_headers
 from pgqrs_kombu.envelope import exchange_of
 from pgqrs_kombu.plugin import ADAPTER
@@ -18,12 +19,22 @@ from pgqrs_kombu.sql import queries
 if TYPE_CHECKING:
     from pgqrs_core.plugins import Plugins
 
-__all__ = ["Mail", "post", "post_to", "purge", "put_back", "receive", "size"]
+__all__ = ["Mail", "Sought", "post", "post_to", "purge", "put_back", "receive", "size"]
 
 _log = get_logger("pgqrs.kombu")
 
 #: A message and the number of the queue it was taken from.
 Mail = tuple[int, Delivery]
+
+#: All messages of an ephemeral queue have one low-water mark, whatever their priorities.
+_LANE: Final = 0
+
+
+class Sought(NamedTuple):
+    """A queue to take from: its name, and where to start."""
+
+    name: str
+    marks: Marks
 
 
 def post(draft: Draft, exchange: str, routing_key: str, channel: str) -> Op[tuple[str | None, int]]:
@@ -40,14 +51,20 @@ def post_to(draft: Draft, queue: str, channel: str) -> Op[int]:
     return count
 
 
-def receive(names: Mapping[int, str], limit: int, plugins: Plugins) -> Op[list[Mail]]:
-    """Remove up to ``limit`` messages of these queues, given by number and name; return them, each queue's in order.
+def receive(sought: Mapping[int, Sought], limit: int, plugins: Plugins) -> Op[list[Mail]]:
+    """Remove up to ``limit`` messages of these queues, given by number; return them, each queue's in order.
 
     They are as plugins leave them: decrypted for instance, or not there.
     """
-    rows = yield Execute(queries["take"], {"queue_ids": numbers(names), "limit": limit})
+    starts = numbers(marks.start_of(_LANE) for _, marks in sought.values())
+    rows: Rows = yield Execute(queries["take"], {"queue_ids": numbers(sought), "marks": starts, "limit": limit})
+    full = len(rows) >= limit
+    for number, (_, marks) in sought.items():
+        # Who is served without priority was preceded by all that have one. In a full batch of others, nothing is known.
+        passed = [row[1] for row in rows if row[0] == number and (row[2] <= 0 or not full)]
+        marks.finish(Seen({_LANE: max(passed)}, rows[0][7], rows[0][8]) if passed else None, full=full)
     found = [(row[0], Delivery(0, row[1], 1, *row[2:7])) for row in sorted(rows, key=_age)]
-    return [(number, kept) for number, item in found for kept in _unwrapped(names[number], item, plugins)]
+    return [(number, kept) for number, item in found for kept in _unwrapped(sought[number].name, item, plugins)]
 
 
 def put_back(mail: Sequence[Mail], channel: str) -> Op[None]:

@@ -9,6 +9,7 @@ from pgqrs_core.errors import DecodeError
 from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_kombu.envelope import Message
+from pgqrs_kombu.mail import Sought
 
 __all__ = ["Source"]
 
@@ -16,7 +17,19 @@ __all__ = ["Source"]
 class Source:
     """One consumer on one queue."""
 
-    __slots__ = ("again_at", "callback", "channel", "look", "mailbox", "marks", "name", "no_ack", "queue", "tag")
+    __slots__ = (
+        "again_at",
+        "callback",
+        "channel",
+        "look",
+        "mailbox",
+        "marks",
+        "name",
+        "no_ack",
+        "queue",
+        "returned",
+        "tag",
+    )
 
     def __init__(
         self, channel: Any, name: str, queue: Queue, callback: Callable[[Message], Any], *, tag: str, no_ack: bool
@@ -30,6 +43,8 @@ class Source:
         #: The number of an ephemeral queue.
         self.mailbox = -queue.id if queue.id < 0 else None
         self.marks = Marks()
+        #: How many messages of ephemeral queues had been put back, below any mark, when it last looked.
+        self.returned = 0
         #: Whether there may be something to take.
         self.look = True
         self.again_at = 0.0
@@ -38,6 +53,12 @@ class Source:
     def has_room(self) -> bool:
         """Whether one more message may be delivered."""
         return self.no_ack or self.channel.qos.can_consume()
+
+    def sought(self, returned: int) -> Sought:
+        """Return where to look in an ephemeral queue, of which so many messages have been put back until now."""
+        if returned != self.returned:
+            self.returned, self.marks = returned, Marks()
+        return Sought(self.name, self.marks)
 
     def deliver(self, delivery: Delivery, claimed_at: float) -> None:
         """Hand a message to the consumer; one whose headers cannot be read is buried."""

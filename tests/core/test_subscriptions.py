@@ -36,7 +36,7 @@ def at_rest(wakeups: FakeWakeups, *queues: object) -> Subscription:
     """Return a subscription that has looked once and rests."""
     subscription = Subscription(wakeups, wakeups.alert)  # type: ignore[arg-type]
     subscription.rest(queues)  # type: ignore[arg-type]
-    wakeups.watch.marked([queue.id for queue in queues if queue.id > 0])  # type: ignore[attr-defined]
+    wakeups.watch.marked([(queue.id, 0, 0) for queue in queues if queue.id > 0])  # type: ignore[attr-defined]
     wakeups.tell()
     subscription.rise()
     subscription.rest(queues)  # type: ignore[arg-type]
@@ -49,7 +49,7 @@ def test_the_first_rest_ends_at_once_for_a_last_look() -> None:
     subscription = Subscription(wakeups, wakeups.alert)  # type: ignore[arg-type]
     subscription.rest([A, MAIL])
     assert wakeups.alerts == 0
-    wakeups.watch.marked([1])
+    wakeups.watch.marked([(1, 0, 0)])
     wakeups.tell()
     assert wakeups.alerts == 1
     assert list(subscription.rise()) == [A, MAIL]
@@ -85,7 +85,7 @@ def test_numbers_below_one_are_neither_marked_nor_looked_at_twice() -> None:
     agenda = wakeups.watch.agenda()
     wakeups.watch.probed(agenda.probe, [], 0.0)
     wakeups.now += 10 * POLL
-    wakeups.watch.probed(wakeups.watch.agenda().probe, [(-7, False, None)], 0.0)
+    wakeups.watch.probed(wakeups.watch.agenda().probe, [(-7, False, None, None, None)], 0.0)
     wakeups.watch.rang(-7)
     assert wakeups.watch.agenda().probe == []
 

@@ -319,7 +319,7 @@ _KOMBU: Final[dict[str, Entry]] = {
     "leave": Entry({"consumer": 1, "queue_ids": _IDS}, rows=BATCH),
     "post": Entry({**_MAIL, "exchange": f"k{_ONE}", "routing_key": "key"}, caller=True),
     "post_to": Entry({**_MAIL, "queue": f"k{_ONE}"}, caller=True),
-    "take": Entry({"queue_ids": _IDS, **_LIMIT}, rows=BATCH),
+    "take": Entry({"queue_ids": _IDS, "marks": numbers(0 for _ in range(BATCH)), **_LIMIT}, rows=BATCH),
     "put_back": Entry(
         {
             "queue_ids": _IDS,

@@ -35,23 +35,33 @@ select count(pg_notify(%(channel)s, (-s.queue_id)::text)::text)::int from stored
 
 -- name: take consumer relaxed brief
 -- Remove up to n messages of these queues, of each the urgent ones first and then the oldest, and answer with them.
-with taken as materialized (
+--
+-- Each queue comes with the lowest id to read, as lanes do in the claim of durable queues: what was taken stands in the
+-- index until a vacuum may remove it. oldest and newest bound the transactions that were running: see marks.py.
+with running as materialized (
+  select pg_snapshot_xmin(s)::text::bigint as oldest, pg_snapshot_xmax(s)::text::bigint as newest
+  from pg_current_snapshot() s
+),
+taken as materialized (
   select r.place
-  from unnest(%(queue_ids)s::int[]) h(queue_id)
+  from unnest(%(queue_ids)s::int[], %(marks)s::bigint[]) h(queue_id, mark)
   cross join lateral (
     select * from (
       select ctid as place from {schema}.kombu_mail
-      where queue_id = h.queue_id and priority > 0 and (expires_at is null or expires_at > statement_timestamp())
+      where queue_id = h.queue_id and priority > 0 and mail_id >= h.mark
+        and (expires_at is null or expires_at > statement_timestamp())
       order by queue_id, priority desc, mail_id limit %(limit)s for update skip locked) urgent
     union all
     select * from (
       select ctid as place from {schema}.kombu_mail
-      where queue_id = h.queue_id and priority <= 0 and (expires_at is null or expires_at > statement_timestamp())
+      where queue_id = h.queue_id and priority <= 0 and mail_id >= h.mark
+        and (expires_at is null or expires_at > statement_timestamp())
       order by queue_id, mail_id limit %(limit)s for update skip locked) plain) r
   limit %(limit)s
 )
 delete from {schema}.kombu_mail m where m.ctid = any (array(select place from taken))
-returning m.queue_id, m.mail_id, m.priority, m.enqueued_at, coalesce(m.content_type, ''), m.headers::text, m.body;
+returning m.queue_id, m.mail_id, m.priority, m.enqueued_at, coalesce(m.content_type, ''), m.headers::text, m.body,
+  (select oldest from running), (select newest from running);
 
 -- name: put_back consumer relaxed
 -- Return messages that were taken and not handled to their old places.

@@ -12,6 +12,7 @@ from pgqrs_kombu import mail
 from pgqrs_kombu import plugin as transport
 from pgqrs_zstd import plugin as zstd
 
+from pgqrs_core.marks import Marks
 from pgqrs_core.plugins import Plugins
 from pgqrs_core.testing import eventually
 
@@ -82,7 +83,7 @@ def test_what_goes_back_to_an_ephemeral_queue_goes_back_sealed(bench: Bench) -> 
     engine = connection.transport.broker.engine
     [(number,)] = bench.sql("select queue_id from pgqrs.kombu_queues where name = 'reply'")
 
-    found = engine.run(mail.receive, {number: "reply"}, 10, engine.plugins)
+    found = engine.run(mail.receive, {number: mail.Sought("reply", Marks())}, 10, engine.plugins)
     engine.run(mail.put_back, found, engine.doorbell.channel)
 
     assert [item.body for _, item in found] == [SECRET]

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from amqp.exceptions import PreconditionFailed
 from kombu import Connection, Exchange, Producer, Queue
+from pgqrs_kombu import dead_letters
 
 from pgqrs_core.operations import maintenance
 from pgqrs_core.testing import eventually
@@ -113,6 +114,50 @@ def test_too_many_deliveries_are_a_reason_too(bench: Bench) -> None:
     found = Inbox(connection, end)
     eventually(lambda: drain(connection, 0.2) or found.messages)
     assert [death["reason"] for death in found.messages[0].headers["x-death"]] == ["delivery_limit"]
+
+
+@pytest.mark.parametrize(
+    "death",
+    [
+        "text",
+        [1, None],
+        [{"queue": "q", "reason": "rejected", "count": "many"}],
+        [{"queue": ["q"], "reason": {}, "count": 1e300}],
+        {"queue": "q"},
+    ],
+    ids=str,
+)
+def test_a_history_that_is_none_holds_nothing_up(bench: Bench, death: Any) -> None:
+    connection = bench.connect()
+    end = Queue("end", Exchange("dlx", "fanout"))
+    declare(connection, end, Queue("q", queue_arguments={"x-dead-letter-exchange": "dlx"}))
+    for number, headers in enumerate([{"x-death": death}, {}]):
+        Producer(connection).publish(number, routing_key="q", headers=headers)
+    inbox = Inbox(connection, Queue("q", no_declare=True))
+    for message in inbox.wait(2):
+        message.reject()
+    assert sorted(Inbox(bench.connect(), end).bodies(2)) == [0, 1]
+
+
+def test_a_message_that_cannot_be_passed_on_holds_up_no_other(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    connection = bench.connect()
+    end = Queue("end", Exchange("dlx", "fanout"))
+    declare(connection, end, Queue("q", queue_arguments={"x-dead-letter-exchange": "dlx"}))
+    inbox = Inbox(connection, Queue("q", no_declare=True))
+    before = dead_letters.dead_lettered
+
+    def fails_once(queue: str, one: Any, rules: Any) -> Any:
+        if one.delivery.id == inbox.messages[0].delivery_info["pgqrs"][1]:
+            raise ZeroDivisionError
+        return before(queue, one, rules)
+
+    monkeypatch.setattr(dead_letters, "dead_lettered", fails_once)
+    for number in range(2):
+        Producer(connection).publish(number, routing_key="q")
+    for message in inbox.wait(2):
+        message.reject()
+    assert Inbox(bench.connect(), end).bodies(1) == [1]
+    eventually(lambda: [error["type"] for error in bench.dead("q")] == ["Unroutable"])
 
 
 def test_a_queue_holds_its_newest_messages(bench: Bench) -> None:
