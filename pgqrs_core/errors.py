@@ -480,9 +480,15 @@ class TableLocked(ServerError):
     tables: Sequence[str]
     #: The sessions that were in the way, the longest transaction first; empty if they had gone or cannot be seen.
     blockers: Sequence[Blocker]
+    #: Whether it is known to have been one row that was locked, and not the table.
+    is_row: bool
 
-    def __init__(self, schema: str, tables: Sequence[str] = (), blockers: Sequence[Blocker] = ()) -> None:
+    def __init__(
+        self, schema: str, tables: Sequence[str] = (), blockers: Sequence[Blocker] = (), *, is_row: bool = False
+    ) -> None:
         what = f"table {schema}.{tables[0]}" if tables else f"a table of schema {schema!r}"
+        if is_row:
+            what = f"a row of {what}"
         if blockers:
             held = f"it is in use by {'; '.join(one.describe() for one in blockers)}"
             remedy = (
@@ -492,7 +498,7 @@ class TableLocked(ServerError):
             held = "the session that had it cannot be seen any more"
             remedy = "Try again."
         super().__init__(f"{what} could not be locked in time: {held}. {remedy}", sqlstate="55P03")
-        self.schema, self.tables, self.blockers = schema, tuple(tables), tuple(blockers)
+        self.schema, self.tables, self.blockers, self.is_row = schema, tuple(tables), tuple(blockers), is_row
 
 
 class WrongEventLoop(PgqrsError, RuntimeError):

@@ -15,11 +15,11 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pgqrs_core.backoff import Backoff
 from pgqrs_core.conditions import Condition
-from pgqrs_core.errors import PgqrsError
+from pgqrs_core.errors import PgqrsError, TableLocked
 from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.interrupts import FAILURES
 from pgqrs_core.logs import error_text, get_logger, worker_name
-from pgqrs_core.operations.settle import extend
+from pgqrs_core.operations.settle import extend, extend_unlocked
 from pgqrs_core.supervision import join, start_task, start_thread
 
 if TYPE_CHECKING:
@@ -42,10 +42,12 @@ class Renewal(NamedTuple):
     queue: Queue
     seconds: float
     leases: list[Lease]
+    #: Whether another session had locked the rows of these the last time.
+    locked: bool = False
 
 
 class _Held:
-    __slots__ = ("due_at", "on_lost", "queue", "seconds", "settling")
+    __slots__ = ("due_at", "locked", "on_lost", "queue", "seconds", "settling")
 
     def __init__(self, queue: Queue, seconds: float, due_at: float, on_lost: Callable[[Lease], None] | None) -> None:
         self.queue = queue
@@ -53,6 +55,7 @@ class _Held:
         self.due_at = due_at
         self.on_lost = on_lost
         self.settling = False
+        self.locked = False
 
 
 class Ledger:
@@ -97,11 +100,11 @@ class Ledger:
     def due(self) -> list[Renewal]:
         """Return what should be renewed now, those due soon after included."""
         now = self._clock()
-        groups: dict[tuple[int, float], Renewal] = {}
+        groups: dict[tuple[int, float, bool], Renewal] = {}
         for lease, held in self._held.items():
             if held.due_at <= now + held.seconds / 12:
-                key = held.queue.id, held.seconds
-                groups.setdefault(key, Renewal(held.queue, held.seconds, [])).leases.append(lease)
+                key = held.queue.id, held.seconds, held.locked
+                groups.setdefault(key, Renewal(held.queue, held.seconds, [], held.locked)).leases.append(lease)
         ripe = [group for group in groups.values() if min(self._held[x].due_at for x in group.leases) <= now]
         # A queue that is locked makes its own renewals wait, and not those of others.
         ripe.sort(key=lambda group: self._backoff.has_failed(group.queue.id))
@@ -115,14 +118,22 @@ class Ledger:
         """Return when the next renewal is due, on the ledger's clock."""
         return min((held.due_at for held in self._held.values()), default=None)
 
-    def renewed(self, renewal: Renewal, kept: Sequence[bool]) -> list[tuple[Callable[[Lease], None], Lease]]:
-        """Note the answers to a renewal; return whom to tell of which lost lease."""
+    def renewed(self, renewal: Renewal, kept: Sequence[bool | None]) -> list[tuple[Callable[[Lease], None], Lease]]:
+        """Note the answers to a renewal; return whom to tell of which lost lease.
+
+        None is a lease whose row another session has locked, a transaction that has settled it for instance. It is tried
+        again soon, apart, so that the others need not wait for it.
+        """
         self._backoff.succeeded(renewal.queue.id)
         due_at = self._clock() + renewal.seconds / 3
         told: list[tuple[Callable[[Lease], None], Lease]] = []
         for lease, alive in zip(renewal.leases, kept):
             held = self._held.get(lease)
             if held is None:
+                continue
+            held.locked = alive is None
+            if alive is None:
+                held.due_at = self._clock() + min(_RETRY, renewal.seconds / 10)
                 continue
             if alive:
                 held.due_at = due_at
@@ -238,7 +249,7 @@ class LeaseKeeper:
 
     def _renew(self, renewal: Renewal) -> None:
         try:
-            kept = self._engine.run(extend, renewal.queue, renewal.leases, renewal.seconds)
+            kept = self._extend(renewal)
         except BaseException as error:
             with self._changed:
                 self._ledger.failed(renewal, error)
@@ -249,6 +260,21 @@ class LeaseKeeper:
             told = self._ledger.renewed(renewal, kept)
         for tell, lease in told:
             tell(lease)
+
+    def _extend(self, renewal: Renewal) -> Sequence[bool | None]:
+        if not renewal.locked:
+            try:
+                return self._engine.run(extend, renewal.queue, renewal.leases, renewal.seconds)
+            except TableLocked as error:
+                if not error.is_row:
+                    raise
+                _note_locked(renewal, error)
+        return self._engine.run(extend_unlocked, renewal.queue, renewal.leases, renewal.seconds)
+
+
+def _note_locked(renewal: Renewal, error: TableLocked) -> None:
+    text = "some of %d leases of queue %r cannot be renewed yet, the others are: %s"
+    _log.warning(text, len(renewal.leases), renewal.queue.name, error)
 
 
 def _trace(error: BaseException) -> BaseException | None:
@@ -319,9 +345,19 @@ class AsyncLeaseKeeper:
 
     async def _renew(self, renewal: Renewal) -> None:
         try:
-            kept = await self._engine.run(extend, renewal.queue, renewal.leases, renewal.seconds)
+            kept = await self._extend(renewal)
         except FAILURES as error:
             self._ledger.failed(renewal, error)
             return
         for tell, lease in self._ledger.renewed(renewal, kept):
             tell(lease)
+
+    async def _extend(self, renewal: Renewal) -> Sequence[bool | None]:
+        if not renewal.locked:
+            try:
+                return await self._engine.run(extend, renewal.queue, renewal.leases, renewal.seconds)
+            except TableLocked as error:
+                if not error.is_row:
+                    raise
+                _note_locked(renewal, error)
+        return await self._engine.run(extend_unlocked, renewal.queue, renewal.leases, renewal.seconds)

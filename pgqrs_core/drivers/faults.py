@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any, Final
 
 import psycopg
@@ -34,6 +35,8 @@ STALE: Final = frozenset({"0A000", "26000"})
 
 #: Bytes of a message beside large parameters.
 _REST: Final = 2**16
+
+_PLACE: Final = re.compile(r"\(\d+,\d+\)")
 
 _DENIED: Final = "42501"
 
@@ -86,7 +89,9 @@ def refused(
         reason = error.diag.message_primary or "permission denied"
         return NotPermitted(reason, user=connection.info.user, schema=statements.schema, duty=effect.query.duty)
     if error.sqlstate == LOCKED:
-        return TableLocked(statements.schema, locked_tables(effect))
+        # In any language it names the place of the row.
+        is_row = _PLACE.search(error.diag.context or "") is not None
+        return TableLocked(statements.schema, locked_tables(effect), is_row=is_row)
     return translate(error, target=target, broken=connection.broken)
 
 

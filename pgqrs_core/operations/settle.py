@@ -32,6 +32,7 @@ __all__ = [
     "ack",
     "archive",
     "extend",
+    "extend_unlocked",
     "is_perhaps_of_one",
     "is_refusal_that_passes",
     "nack",
@@ -120,6 +121,20 @@ def extend(queue: Queue, leases: Sequence[Lease], seconds: float) -> Op[list[boo
     """Let leases run for ``seconds`` from now (0.1 to 43,200)."""
     check_number("lock_time", seconds, 0.1, 43_200)
     return (yield from _settle("extend", queue, leases, lambda _: {"lease": float(seconds)}))
+
+
+def extend_unlocked(queue: Queue, leases: Sequence[Lease], seconds: float) -> Op[list[bool | None]]:
+    """Extend those whose rows no other session has locked; None for the others, whose leases are still held."""
+    free: set[Lease] = set()
+    held: set[Lease] = set()
+    for group in _rounds(leases):
+        for name, found in (("unlocked", free), ("locate", held)):
+            rows = yield Execute(queries[name], _named(group), queue)
+            ids = {row[0] for row in rows}
+            found.update(lease for lease in group if lease.message_id in ids)
+    chosen = [lease for lease in leases if lease in free]
+    kept = dict(zip(chosen, (yield from extend(queue, chosen, seconds))))
+    return [kept.get(lease, None if lease in held else False) for lease in leases]
 
 
 def nack(queue: Queue, failures: Sequence[Failure], doorbell: Doorbell | None = None) -> Op[list[Fate]]:

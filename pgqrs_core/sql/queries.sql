@@ -226,6 +226,15 @@ cross join lateral (
   select message_id, ctid::text as place from {queue}
   where lane = a.lane and message_id = a.message_id and lease_token = a.token limit 1) r;
 
+-- name: unlocked consumer relaxed brief
+-- Answer with the messages whose leases are still held and whose rows no other session has locked.
+select r.message_id
+from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token)
+cross join lateral (
+  select message_id from {queue}
+  where lane = a.lane and message_id = a.message_id and lease_token = a.token limit 1
+  for update skip locked) r;
+
 -- name: replace consumer brief
 -- Put another message in the place of one whose lease is still held, as if it were enqueued now; it keeps its id. Also
 -- tells whether some consumer sleeps. Through the delayed lanes, which no low-water mark hides.

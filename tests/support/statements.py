@@ -174,6 +174,7 @@ _CORE: Final[dict[str, Entry]] = {
     ),
     "extend": _settle(lease=30.0),
     "locate": _settle(),
+    "unlocked": _settle(),
     "nack": Entry(
         lambda held: {
             **held.settle,
