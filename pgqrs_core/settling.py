@@ -25,11 +25,13 @@ from pgqrs_core.messages import Delivery, Queue
 from pgqrs_core.operations.settle import (
     Failure,
     ack,
+    is_of_one_row,
     is_perhaps_of_one,
     is_refusal_that_passes,
     nack,
     postpone,
     release,
+    unlocked,
 )
 from pgqrs_core.supervision import join, start_thread
 
@@ -215,7 +217,9 @@ class Settler:
         except BaseException as error:
             if not is_failure(error):
                 raise
-            if is_refusal_that_passes(error):
+            if is_of_one_row(error) and (parts := self._apart(group)):
+                left[:0] = parts
+            elif is_refusal_that_passes(error):
                 self._refused(group, error)
             elif len(group) > 1 and is_perhaps_of_one(error):
                 middle = len(group) // 2
@@ -232,6 +236,16 @@ class Settler:
                 _log.info("messages of queue %r can be settled again", queue.name)
             return fates
         return None
+
+    def _apart(self, group: list[Verdict]) -> list[list[Verdict]]:
+        """Return the verdicts on rows that others have locked, and the other ones; nothing if all or none are."""
+        try:
+            free = self._engine.run(unlocked, group[0].queue, [verdict.delivery.lease for verdict in group])
+        except PgqrsError:
+            return []
+        if not 0 < sum(free) < len(free):
+            return []
+        return [[verdict for verdict, is_free in zip(group, free) if is_free is wanted] for wanted in (False, True)]
 
     def _refused(self, group: list[Verdict], error: BaseException) -> None:
         queue = group[0].queue

@@ -16,7 +16,7 @@ from pgqrs_core.errors import PgqrsError, QueueNotFound, TimedOut, Unavailable
 from pgqrs_core.interrupts import FAILURES, is_failure
 from pgqrs_core.logs import error_text, get_logger
 from pgqrs_core.operations.maintenance import elect, maintain, resign
-from pgqrs_core.operations.settle import is_perhaps_of_one, is_refusal_that_passes
+from pgqrs_core.operations.settle import is_of_one_row, is_perhaps_of_one, is_refusal_that_passes, unlocked
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_core.this_process import this_process
 from pgqrs_native.courses import Course
@@ -255,10 +255,11 @@ class Duties(Roster):
                 portion = left[-1]
                 written = yield from self._write_portion(portion)
                 left.pop()
+                if isinstance(written, list):
+                    left[:0] = written
+                    continue
                 if written == "kept":
                     failed += portion.outcomes
-                elif written == "apart":
-                    left += portion.halves()
                 else:
                     done += portion.outcomes
         finally:
@@ -268,8 +269,8 @@ class Duties(Roster):
             with self._changing() as load:
                 load.settle(len(done), failed)
 
-    def _write_portion(self, portion: Portion) -> Course[Literal["done", "kept", "apart"]]:
-        """Write outcomes of one kind and queue; tell whether that is done, to be tried again, or to be done one by one."""
+    def _write_portion(self, portion: Portion) -> Course[Literal["done", "kept"] | list[Portion]]:
+        """Write outcomes of one kind and queue; tell whether that is done, to be tried again, or to be done in parts."""
         engine, queue = self._engine, portion.queue
         if self._refused.waits(queue.id):
             return "kept"
@@ -279,13 +280,15 @@ class Duties(Roster):
             if not is_failure(error):
                 raise
             count, text = len(portion.outcomes), error_text(error)
+            if is_of_one_row(error) and (parts := (yield from self._apart(portion))):
+                return parts
             if is_refusal_that_passes(error):
                 if not self._refused.has_failed(queue.id):
                     _log.warning("%d outcomes of queue %r could not be written yet: %s", count, queue.name, text)
                 self._refused.failed(queue.id)
                 return "kept"
             if count > 1 and is_perhaps_of_one(error):
-                return "apart"
+                return portion.halves()
             # Trying again would not help; without an outcome the message comes back when its lease ends.
             first = portion.outcomes[0].message
             what = "%d outcomes (%s) cannot be written, the first of %r: %s"
@@ -294,6 +297,15 @@ class Duties(Roster):
             self._refused.succeeded(queue.id)
             portion.note_lost(_log)
         return "done"
+
+    def _apart(self, portion: Portion) -> Course[list[Portion]]:
+        """Return the outcomes of rows that others have locked, and the other ones; nothing if all or none are."""
+        leases = [outcome.message.lease for outcome in portion.outcomes]
+        try:
+            free = yield self._engine.run(unlocked, portion.queue, leases)
+        except PgqrsError:
+            return []
+        return portion.parts(free) if 0 < sum(free) < len(free) else []
 
     # Housekeeping
 

@@ -7,7 +7,7 @@ What could not be written is kept: an ack that never arrives only means that the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from pgqrs_core.effects import Op
@@ -58,6 +58,13 @@ class Portion:
         middle = len(self.outcomes) // 2
         parts = [Portion(self.queue, self.action, self.delay) for _ in range(2)]
         parts[0].outcomes, parts[1].outcomes = self.outcomes[:middle], self.outcomes[middle:]
+        return parts
+
+    def parts(self, chosen: Sequence[bool]) -> list[Portion]:
+        """Return two portions: the outcomes that are not chosen, and those that are."""
+        parts = [Portion(self.queue, self.action, self.delay) for _ in range(2)]
+        for outcome, is_chosen in zip(self.outcomes, chosen):
+            parts[is_chosen].outcomes.append(outcome)
         return parts
 
     def note_lost(self, log: Logger) -> None:

@@ -15,7 +15,7 @@ import msgspec
 
 from pgqrs_core.arrays import numbers, texts
 from pgqrs_core.effects import Execute, Op, Rows
-from pgqrs_core.errors import ArchiveDisabled, NotPermitted, PgqrsError, ServerError
+from pgqrs_core.errors import ArchiveDisabled, NotPermitted, PgqrsError, ServerError, TableLocked
 from pgqrs_core.headers import encode_reason
 from pgqrs_core.logs import get_logger, message_fields
 from pgqrs_core.messages import DEAD_LANE, MAX_SECONDS, Lease, Queue, check_number, encode_headers
@@ -33,12 +33,14 @@ __all__ = [
     "archive",
     "extend",
     "extend_unlocked",
+    "is_of_one_row",
     "is_perhaps_of_one",
     "is_refusal_that_passes",
     "nack",
     "postpone",
     "release",
     "replace",
+    "unlocked",
 ]
 
 _log = get_logger("pgqrs.dead")
@@ -76,6 +78,11 @@ def is_perhaps_of_one(error: BaseException) -> bool:
         # A table that is missing is missing for all.
         isinstance(error, ServerError) and (error.sqlstate or "").startswith("42")
     )
+
+
+def is_of_one_row(error: BaseException) -> bool:
+    """Tell whether rows are locked by other sessions, so that the others can be settled without these."""
+    return isinstance(error, TableLocked) and error.is_row
 
 
 def ack(queue: Queue, leases: Sequence[Lease]) -> Op[list[bool]]:
@@ -125,16 +132,26 @@ def extend(queue: Queue, leases: Sequence[Lease], seconds: float) -> Op[list[boo
 
 def extend_unlocked(queue: Queue, leases: Sequence[Lease], seconds: float) -> Op[list[bool | None]]:
     """Extend those whose rows no other session has locked; None for the others, whose leases are still held."""
-    free: set[Lease] = set()
-    held: set[Lease] = set()
-    for group in _rounds(leases):
-        for name, found in (("unlocked", free), ("locate", held)):
-            rows = yield Execute(queries[name], _named(group), queue)
-            ids = {row[0] for row in rows}
-            found.update(lease for lease in group if lease.message_id in ids)
+    free = yield from _found("unlocked", queue, leases)
+    held = yield from _found("locate", queue, leases)
     chosen = [lease for lease in leases if lease in free]
     kept = dict(zip(chosen, (yield from extend(queue, chosen, seconds))))
     return [kept.get(lease, None if lease in held else False) for lease in leases]
+
+
+def unlocked(queue: Queue, leases: Sequence[Lease]) -> Op[list[bool]]:
+    """Tell which are held and have rows that no other session has locked: these can be settled without the others."""
+    free = yield from _found("unlocked", queue, leases)
+    return [lease in free for lease in leases]
+
+
+def _found(name: str, queue: Queue, leases: Sequence[Lease]) -> Op[set[Lease]]:
+    found: set[Lease] = set()
+    for group in _rounds(leases):
+        rows = yield Execute(queries[name], _named(group), queue)
+        ids = {row[0] for row in rows}
+        found.update(lease for lease in group if lease.message_id in ids)
+    return found
 
 
 def nack(queue: Queue, failures: Sequence[Failure], doorbell: Doorbell | None = None) -> Op[list[Fate]]:

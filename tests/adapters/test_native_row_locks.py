@@ -20,6 +20,12 @@ def leases(dsn: str) -> dict[int, float]:
         return dict(connection.execute(LEASES).fetchall())
 
 
+def waiting(dsn: str) -> list[int]:
+    """Return the messages that are not acked."""
+    with psycopg.connect(dsn, autocommit=True) as connection:
+        return [row[0] for row in connection.execute("select message_id from pgqrs.q_jobs order by 1")]
+
+
 def test_one_locked_row_keeps_no_other_lease_of_its_queue_from_renewal(
     native: Any, client: Any, pgqrs_dsn: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -65,3 +71,31 @@ def test_a_lease_whose_row_was_locked_for_a_while_is_renewed_afterwards(
             eventually(lambda: 0 < leases(pgqrs_dsn)[sent] < 1.5)
         eventually(lambda: leases(pgqrs_dsn)[sent] > 2.5)
         release.set()
+
+
+@pytest.mark.parametrize("concurrency", [1, 6])
+def test_one_locked_row_keeps_no_other_message_of_its_queue_from_being_acked(
+    native: Any, client: Any, pgqrs_dsn: str, concurrency: int
+) -> None:
+    client.admin.create_queue("jobs", lease_seconds=5.0)
+    ids = client.producer.batch_enqueue("jobs", range(30))
+    ready, release, begun = threading.Event(), threading.Event(), []
+    worker = native.worker(client, concurrency=concurrency, prefetch=10)
+
+    @worker.handler("jobs")
+    def handle(message: Any) -> None:
+        begun.append(message.id)
+        if message.id == ids[0]:
+            ready.set()
+            release.wait(PATIENCE)
+
+    with native.working(worker):
+        assert ready.wait(PATIENCE)
+        with psycopg.connect(pgqrs_dsn) as other:
+            other.execute("select from pgqrs.q_jobs where message_id = %s for update", [ids[0]])
+            release.set()
+            eventually(lambda: sorted(begun) == ids)
+            eventually(lambda: waiting(pgqrs_dsn) == [ids[0]])
+        eventually(lambda: waiting(pgqrs_dsn) == [])
+
+    assert sorted(begun) == ids
