@@ -114,3 +114,30 @@ def test_a_message_that_dies_has_one_line_in_the_log(station: Station, caplog: p
     eventually(lambda: [one for one in caplog.messages if "is dead" in one])
     (line,) = [one for one in caplog.messages if "is dead" in one]
     assert line == "message 1 of queue 'default' is dead after attempt 1: ValueError: too bad"
+
+
+def test_one_locked_row_keeps_no_other_message_of_its_queue_from_renewal_and_ack(station: Station) -> None:
+    broker = station.broker(lease=2.0)
+    handled: list[int] = []
+    began, go = threading.Semaphore(0), threading.Event()
+
+    @dramatiq.actor(broker=broker)
+    def act(number: int) -> None:
+        handled.append(number)
+        began.release()
+        if number < 2:
+            go.wait(PATIENCE)
+
+    for number in range(8):
+        act.send(number)
+    with station.worker(broker):
+        assert all(began.acquire(timeout=PATIENCE) for _ in range(8))
+        with psycopg.connect(station.dsn) as other:
+            other.execute("select from pgqrs.q_default order by message_id limit 1 for update")
+            until = station.sql("select now() + interval '3 s'")[0][0]
+            eventually(lambda: station.sql("select now() > %s", until) == [(True,)])
+            go.set()
+            eventually(lambda: station.rows() == 1)
+        eventually(lambda: station.rows() == 0)
+
+    assert sorted(handled) == list(range(8))
