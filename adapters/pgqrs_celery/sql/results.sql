@@ -28,7 +28,7 @@ with stored as (
 select pg_notify(w.channel, w.task_id) from {schema}.celery_waiters w
 where w.task_id = %(task_id)s and w.until > statement_timestamp() and exists (select from stored);
 
--- name: read_results producer
+-- name: read_results producer glance
 -- Those of `ids` that are there, in no order.
 select r.task_id, r.status, r.result, r.content_type, r.traceback, r.children, r.date_done, r.group_id, r.parent_id,
   r.name, r.args, r.kwargs, r.worker, r.retries, r.queue, r.stamps
@@ -47,7 +47,7 @@ values (%(group_id)s, %(result)s, %(content_type)s,
 on conflict (group_id) do update set result = excluded.result, content_type = excluded.content_type,
   date_done = statement_timestamp(), expires_at = excluded.expires_at;
 
--- name: read_group producer
+-- name: read_group producer glance
 -- The structure of a group's results, as it was saved.
 select result, content_type, date_done from {schema}.celery_groups
 where group_id = %(group_id)s and (expires_at is null or expires_at > statement_timestamp());

@@ -67,7 +67,7 @@ def registered(dsn: str) -> list[str]:
 def test_twenty_threads_wait_on_one_connection(
     app: Celery, storer: Celery, pgqrs_dsn: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # On a busy machine the first looks of twenty threads take longer, and the pool opens a connection more for them.
+    # On a machine so busy that the first looks of twenty threads take longer, the pool opens a connection more for them.
     monkeypatch.setattr(shelf, "GRACE", 60.0)
     names = sorted(f"t{number}" for number in range(20))
     threads, found = getters(app, names)
