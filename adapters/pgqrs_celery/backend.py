@@ -16,6 +16,7 @@ from celery.exceptions import TimeoutError as ResultTimeout
 from celery.result import result_from_tuple
 from celery.utils.log import get_logger
 from kombu.utils.encoding import ensure_bytes
+from pgqrs_kombu.shown import mask_settings
 
 from pgqrs_celery import housekeeping, operations
 from pgqrs_celery.address import configuration, read_options, tell_settings_of_redis
@@ -68,6 +69,7 @@ class PgqrsBackend(ChordsMixin, AsyncBackendMixin, Backend):
         given = {**(app.conf.result_backend_transport_options or {}), **kwargs}
         self._given = kwargs
         self.options, settings = read_options(given)
+        mask_settings()
         tell_settings_of_redis(app.conf)
         self.config = configuration(self.url, settings)
         #: Seconds for which results, failures and unfinished chords are kept; None: until they are forgotten.

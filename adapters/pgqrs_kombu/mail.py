@@ -11,7 +11,7 @@ from pgqrs_core.errors import BodyTooLarge
 from pgqrs_core.events import ConsumeBatch, Draft
 from pgqrs_core.logs import get_logger
 from pgqrs_core.marks import Marks, Seen
-from pgqrs_core.messages import MAX_BODY_BYTES, Delivery, encode_headers
+from pgqrs_core.messages import MAX_BODY_BYTES, Delivery, check_text, encode_headers
 from pgqrs_kombu.envelope import exchange_of
 from pgqrs_kombu.plugin import ADAPTER
 from pgqrs_kombu.sql import queries
@@ -102,6 +102,7 @@ def purge(mailbox: int) -> Op[int]:
 def _columns(draft: Draft) -> dict[str, object]:
     if len(draft.body) > MAX_BODY_BYTES:
         raise BodyTooLarge(draft.queue, len(draft.body), MAX_BODY_BYTES)
+    check_text("content_type", draft.content_type)
     return {
         "priority": draft.priority,
         "ttl": draft.ttl,

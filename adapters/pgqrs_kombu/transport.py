@@ -26,6 +26,7 @@ from pgqrs_kombu.groups import publish_groups_together
 from pgqrs_kombu.intake import STALE, Intake
 from pgqrs_kombu.options import Options
 from pgqrs_kombu.requests import follow_requests
+from pgqrs_kombu.shown import mask_settings
 from pgqrs_kombu.tasks import surround_tasks
 from pgqrs_kombu.url import config_of, masked
 
@@ -92,6 +93,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         _open_gates(client)
         surround_tasks()
         follow_requests()
+        mask_settings()
 
     # Connecting
 

@@ -14,6 +14,7 @@ from typing import Any
 from urllib.parse import quote
 
 import pytest
+from celery import Celery
 from psycopg.conninfo import conninfo_to_dict
 
 from pgqrs_core.testing import PATIENCE, eventually
@@ -113,3 +114,24 @@ def test_a_report_shows_no_password_of_several_hosts(crew: Workers) -> None:
 
     assert "one:5433,two:5434" in report
     assert "s3cret" not in report
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "pgqrs://app@one/db?password=s3cret",
+        "pgqrs://app:s3cret#1@one/db",
+        "pgqrs://app@one/db?sslpassword=s3cret&schema=s",
+    ],
+)
+@pytest.mark.parametrize("broker", ["pgqrs://app@one/db", "memory://"])
+def test_settings_show_no_password_of_results(address: str, broker: str) -> None:
+    app = Celery(broker=broker, backend=address, set_as_current=False)
+    app.connection().as_uri()
+    if broker == "memory://":
+        assert app.backend is not None
+
+    shown = app.conf.humanize() + app.bugreport() + str(app.conf.table(censored=True))
+
+    assert "one/db" in shown
+    assert "s3cret" not in shown

@@ -7,6 +7,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from amqp.exceptions import PreconditionFailed
 from kombu import Connection, Producer, Queue
 from pgqrs_kombu import mail
 from pgqrs_kombu.sql import queries
@@ -96,3 +97,10 @@ def test_mail_that_goes_back_is_found_below_what_was_taken_since(bench: Bench, m
         inbox.wait(7 + n)
     found[1].requeue()
     assert inbox.bodies(10)[9] == 1
+
+
+def test_what_cannot_be_stored_is_refused_as_by_durable_queues(bench: Bench) -> None:
+    connection = bench.connect()
+    REPLY(connection.default_channel).declare()
+    with pytest.raises(PreconditionFailed, match="content_type"):
+        Producer(connection).publish(b"x", routing_key="reply", content_type="a\udcff", content_encoding="binary")
