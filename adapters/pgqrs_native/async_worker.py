@@ -28,6 +28,14 @@ __all__ = ["AsyncWorker"]
 _log = get_logger("pgqrs.worker")
 
 
+def _call(function: Callable[..., Any], argument: Any) -> tuple[Any, BaseException | None]:
+    """Call a handler on a thread. A future cannot carry each error: of a ``StopIteration`` its awaiter never hears."""
+    try:
+        return function(argument), None
+    except BaseException as error:
+        return None, error
+
+
 class AsyncWorker(Duties):
     """Runs coroutines for the messages of some queues until it is stopped. Arguments as for `Worker`.
 
@@ -154,15 +162,16 @@ class AsyncWorker(Duties):
                 if inspect.iscoroutinefunction(task.route.function):
                     result = await task.route.function(argument)
                 else:
-                    result = await asyncio.to_thread(task.route.function, argument)
+                    result, error = await asyncio.to_thread(_call, task.route.function, argument)
+                    if error is not None:
+                        raise error
                     if inspect.isawaitable(result):
                         result = await result
                 note_returned(handling, task, result)
-        except asyncio.CancelledError as error:
-            failure = TimeoutError(LATE) if self._load.stopping else error
-            self._report(outcomes_of(task, result, failure, success=self._success))
-            return
         except BaseException as error:
+            if isinstance(error, asyncio.CancelledError) and self._load.stopping:
+                self._report(outcomes_of(task, result, TimeoutError(LATE), success=self._success))
+                return
             failure = error
         self._report(conclude(task, result, failure, success=self._success, log=_log))
 

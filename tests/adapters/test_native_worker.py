@@ -1232,3 +1232,31 @@ def test_a_free_hand_gets_a_message_though_slow_ones_keep_the_others_busy(
             assert 7 in seen.wait_for(8)
         finally:
             enough.set()
+
+
+@pytest.mark.parametrize(
+    "kind", [StopIteration, StopAsyncIteration, GeneratorExit, SystemExit, KeyboardInterrupt, asyncio.CancelledError]
+)
+@pytest.mark.parametrize("coroutine", [False, True])
+def test_whatever_a_handler_raises_is_logged_and_its_message_is_dead_in_the_end(
+    native: Native, client: Any, kind: type[BaseException], coroutine: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    if coroutine and not (native.kind == "async" and issubclass(kind, (Exception, asyncio.CancelledError))):
+        pytest.skip("only an event loop runs coroutines, and it ends itself at such an error")
+    client.admin.create_queue("jobs", max_attempts=2, backoff_base=0.0)
+    client.producer.enqueue("jobs", 1)
+    worker = native.worker(client)
+
+    def handle(message: Any) -> None:
+        raise kind
+
+    async def handle_later(message: Any) -> None:
+        raise kind
+
+    # Without what the harness puts around plain functions.
+    (worker.inner if native.kind == "async" else worker).handler("jobs")(handle_later if coroutine else handle)
+    with native.working(worker):
+        eventually(lambda: left(client, "jobs") == {"dead": 1})
+
+    assert len([line for line in caplog.messages if "handler of queue 'jobs' failed on message 1" in line]) == 2
+    assert len([line for line in caplog.messages if "message 1 of queue 'jobs' is dead after attempt 2" in line]) == 1
