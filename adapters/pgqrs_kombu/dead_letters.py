@@ -66,9 +66,9 @@ def keep_expired(name: str, keep: bool) -> Op[None]:
     yield Execute(queries["keep_expired"], {"name": name, "keep": keep})
 
 
-def fallen(queue: Queue, limit: int) -> Op[list[Fallen]]:
-    """Return up to ``limit`` messages that have expired, and as many that are dead."""
-    rows = yield Execute(queries["fallen"], {"limit": limit}, queue)
+def fallen(queue: Queue, limit: int, seconds: float) -> Op[list[Fallen]]:
+    """Return up to ``limit`` messages that have expired, and as many that died in the last ``seconds``."""
+    rows = yield Execute(queries["fallen"], {"limit": limit, "seconds": seconds}, queue)
     return [
         Fallen(Delivery(*row[:8]), "expired" if row[8] is None else _REASONS.get(row[8], "rejected")) for row in rows
     ]

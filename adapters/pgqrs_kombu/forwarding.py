@@ -38,6 +38,11 @@ _TERM: Final = 6.0
 #: Seconds for which the others wait, and for which it is known which queues there are; more where there is none.
 _STAND_BY: Final = 5.0
 _NONE: Final = 30.0
+#: Seconds between two looks at all dead letters of a queue: those that nobody would have are among them. In between only
+#: those are looked at that died since, and as long before as a transaction may take that lets one die.
+_ALL: Final = 30.0
+_SLACK: Final = 60.0
+_EVER: Final = 3e9
 #: Messages moved by one transaction.
 _PAGE: Final = 100
 
@@ -54,6 +59,8 @@ class Forwarder:
         self._read_at = 0.0
         self._elected_until = 0.0
         self._urgent: set[str] = set()
+        #: When a look at all dead letters of a queue began that left none to be moved.
+        self._clean_at: dict[str, float] = {}
 
     def start(self) -> None:
         """Begin, unless it has begun."""
@@ -66,6 +73,7 @@ class Forwarder:
         if rules:
             self.start()
             with self._changed:
+                self._clean_at.pop(name, None)
                 self._rules = {**self._rules, name: rules}
                 self._read_at = 0.0
                 self._changed.notify()
@@ -150,8 +158,8 @@ class Forwarder:
             queue = self._broker.engine.queue(name)
             if rules.length is not None:
                 self._shorten(queue, rules)
-            while rules.exchange is not None and self._forward(queue, rules) >= _PAGE:
-                pass
+            if rules.exchange is not None:
+                self._forward_all(queue, rules)
         except QueueNotFound:
             self._read_at = 0.0
         except (PgqrsError, ChannelError) as error:
@@ -169,10 +177,19 @@ class Forwarder:
             if len(places) < _PAGE:
                 return
 
-    def _forward(self, queue: Queue, rules: Rules) -> int:
+    def _forward_all(self, queue: Queue, rules: Rules) -> None:
+        began = time.monotonic()
+        since = began - self._clean_at.get(queue.name, -_EVER)
+        seconds = since + _SLACK if since < _ALL else _EVER
+        while self._forward(queue, rules, seconds) >= _PAGE:
+            pass
+        if seconds == _EVER:
+            self._clean_at[queue.name] = began
+
+    def _forward(self, queue: Queue, rules: Rules, seconds: float) -> int:
         """Move a page of messages; return how many there were."""
         engine = self._broker.engine
-        found = engine.run(dead_letters.fallen, queue, _PAGE)
+        found = engine.run(dead_letters.fallen, queue, _PAGE, seconds)
         if not found:
             return 0
         readable = {one.delivery.id: one for one in dead_letters.opened(queue.name, found, engine.plugins)}

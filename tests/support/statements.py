@@ -339,7 +339,7 @@ _KOMBU: Final[dict[str, Entry]] = {
     "mail_probe": Entry(),
     "take_out": Entry(lambda held: held.settle, rows=BATCH),
     "put_aside": Entry(lambda held: {**held.settle, "error": "{}"}, rows=BATCH),
-    "fallen": Entry(_LIMIT, rows=2 * BATCH, front=True),
+    "fallen": Entry({**_LIMIT, "seconds": 3e9}, rows=2 * BATCH, front=True),
     "keep_expired": Entry({"name": "jobs", "keep": True}),
     "is_expired_kept": Entry({"name": "jobs", "keep": True}),
 }

@@ -17,7 +17,8 @@ where name = %(name)s and coalesce(options ->> 'keep_expired', 'false') <> %(kee
 returning 1;
 
 -- name: fallen consumer brief
--- Up to n messages that have expired and n that are dead, the oldest of each first; not those that no queue would have.
+-- Up to n messages that have expired and n that died in the last seconds, the oldest of each first; not those that no queue
+-- would have, which stay and may be many.
 (select lane, message_id, attempt, priority, enqueued_at, coalesce(content_type, ''), headers::text, body,
         null as error
  from {queue}
@@ -27,7 +28,8 @@ union all
 (select lane, message_id, attempt, priority, enqueued_at, coalesce(content_type, ''), headers::text, body,
         coalesce(last_error ->> 'type', '') as error
  from {queue}
- where lane = -100 and due_at is not null and coalesce(last_error ->> 'type', '') <> 'Unroutable'
+ where lane = -100 and due_at >= statement_timestamp() - %(seconds)s::float8 * interval '1 second'
+   and coalesce(last_error ->> 'type', '') <> 'Unroutable'
  order by lane, due_at, message_id limit %(limit)s);
 
 -- name: take_out consumer brief

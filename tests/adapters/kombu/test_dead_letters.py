@@ -160,6 +160,33 @@ def test_a_message_that_cannot_be_passed_on_holds_up_no_other(bench: Bench, monk
     eventually(lambda: [error["type"] for error in bench.dead("q")] == ["Unroutable"])
 
 
+def test_dead_letters_that_stay_are_not_walked_over_in_each_round(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks: list[float] = []
+    before = dead_letters.fallen
+
+    def fallen(queue: Any, limit: int, seconds: float) -> Any:
+        looks.append(seconds)
+        return before(queue, limit, seconds)
+
+    monkeypatch.setattr(dead_letters, "fallen", fallen)
+    connection = bench.connect()
+    declare(connection, Queue("q", queue_arguments={"x-dead-letter-exchange": "nowhere"}))
+    forwarder = connection.transport.broker.forwarder
+    inbox = Inbox(connection, Queue("q", no_declare=True))
+    for count in range(1, 4):
+        Producer(connection).publish("x", routing_key="q")
+        inbox.wait(count)[-1].reject()
+        eventually(lambda count=count: [error["type"] for error in bench.dead("q")] == ["Unroutable"] * count)
+        asked = len(looks)
+        forwarder.hurry("q")
+        eventually(lambda asked=asked: len(looks) > asked)
+
+    assert looks[0] > 1e9
+    assert looks[-1] < 100
+
+
 def test_a_queue_holds_its_newest_messages(bench: Bench) -> None:
     connection = bench.connect()
     declare(connection, Queue("q", queue_arguments={"x-max-length": 3, "x-overflow": "drop-head"}))
