@@ -643,7 +643,7 @@ def test_messages_cannot_be_lost_or_made_by_a_plugin() -> None:
 
     with pytest.raises(PluginError, match=r"'bad'.*added or removed"):
         plugins.hooks.before_enqueue(drafts(b"1"))
-    with pytest.raises(PluginError, match=r"'bad'.*without drop\(\) or bury\(\)"):
+    with pytest.raises(PluginError, match=r"'bad'.*without drop\(\), bury\(\) or postpone\(\)"):
         plugins.hooks.before_consume(claimed(1))
     with pytest.raises(PluginError, match=r"'bad'.*body must be bytes"):
         worse.hooks.before_consume(claimed(1))

@@ -79,7 +79,7 @@ class Scene:
         found = self.client.engine.run(doctor.examine, given)
         denied = [one for one in found if "may not do this" in one.summary]
         if denied:
-            raise NotPermitted("", user="", schema="pgqrs", duty="observer") from None
+            raise NotPermitted("", user="", schema="pgqrs", duty="observer", remedy=denied[0].summary) from None
 
 
 class Act(NamedTuple):
