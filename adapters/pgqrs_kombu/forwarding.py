@@ -43,6 +43,9 @@ _NONE: Final = 30.0
 _ALL: Final = 30.0
 _SLACK: Final = 60.0
 _EVER: Final = 3e9
+#: Up to this length a queue is kept to it with each message. Longer ones are counted for this part of the time at most.
+_EXACT: Final = 1_000
+_COUNT_SHARE: Final = 0.05
 #: Messages moved by one transaction.
 _PAGE: Final = 100
 
@@ -61,6 +64,8 @@ class Forwarder:
         self._urgent: set[str] = set()
         #: When a look at all dead letters of a queue began that left none to be moved.
         self._clean_at: dict[str, float] = {}
+        #: When a long queue may be counted again.
+        self._count_at: dict[str, float] = {}
 
     def start(self) -> None:
         """Begin, unless it has begun."""
@@ -169,13 +174,19 @@ class Forwarder:
     def _shorten(self, queue: Queue, rules: Rules) -> None:
         engine, length = self._broker.engine, rules.length
         assert length is not None
-        while places := engine.run(dead_letters.beyond_length, queue, length, _PAGE):
+        began = time.monotonic()
+        if length > _EXACT and began < self._count_at.get(queue.name, 0.0):
+            return
+        page = _PAGE if length <= _EXACT else 10 * _PAGE
+        while places := engine.run(dead_letters.beyond_length, queue, length, page):
             if rules.exchange is None:
                 engine.run(dead_letters.take_out, queue, places)
             else:
                 engine.run(dead_letters.put_aside, queue, places, "MaxLength", f"the queue holds {length} messages")
-            if len(places) < _PAGE:
-                return
+            if len(places) < page:
+                break
+        now = time.monotonic()
+        self._count_at[queue.name] = now + (now - began) / _COUNT_SHARE
 
     def _forward_all(self, queue: Queue, rules: Rules) -> None:
         began = time.monotonic()

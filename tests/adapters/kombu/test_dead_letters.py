@@ -199,6 +199,27 @@ def test_a_queue_holds_its_newest_messages(bench: Bench) -> None:
     assert Inbox(bench.connect(), Queue("q", no_declare=True)).bodies(3) == [3, 4, 5]
 
 
+def test_a_long_queue_is_not_counted_with_each_message(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    counts: list[int] = []
+    before = dead_letters.beyond_length
+
+    def beyond_length(queue: Any, length: int, limit: int) -> Any:
+        counts.append(length)
+        return before(queue, length, limit)
+
+    monkeypatch.setattr(dead_letters, "beyond_length", beyond_length)
+    connection = bench.connect()
+    declare(connection, Queue("q", queue_arguments={"x-max-length": 5_000}))
+    bench.sql(
+        "insert into pgqrs.q_q (lane, priority, message_id, body) select 0, 0, -n, 'x' from generate_series(1, 5000) n"
+    )
+    for number in range(200):
+        Producer(connection).publish(number, routing_key="q")
+
+    assert len(counts) < 100
+    eventually(lambda: bench.rows("q") == 5_000)
+
+
 def test_what_a_full_queue_drops_goes_to_its_dead_letter_exchange(bench: Bench) -> None:
     connection = bench.connect()
     end = Queue("end", Exchange("dlx", "fanout"))
