@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -19,6 +19,25 @@ from pgqrs_native.traffic import ADAPTER, compose
 __all__ = ["AsyncProducer"]
 
 
+class _Coalescers:
+    """What gathers the messages of each queue. A forked child begins anew: the parent's tasks write what they gathered."""
+
+    def __init__(self, write: Callable[..., Any]) -> None:
+        self._write = write
+        self.begin_anew()
+        begin_anew_in_children(self)
+
+    def begin_anew(self) -> None:
+        self._by_queue: dict[str, Coalescer] = {}
+
+    def of(self, queue: str) -> Coalescer:
+        """Return the one of a queue."""
+        coalescer = self._by_queue.get(queue)
+        if coalescer is None:
+            coalescer = self._by_queue[queue] = Coalescer(partial(self._write, queue))
+        return coalescer
+
+
 class AsyncProducer:
     """Puts messages into queues.
 
@@ -30,12 +49,7 @@ class AsyncProducer:
 
     def __init__(self, engine: AsyncEngine) -> None:
         self._engine = engine
-        self.begin_anew()
-        begin_anew_in_children(self)
-
-    def begin_anew(self) -> None:
-        """In a forked child: the parent's tasks write what they gather."""
-        self._coalescers: dict[str, Coalescer] = {}
+        self._coalescers = _Coalescers(self._write)
 
     async def enqueue(
         self,
@@ -130,9 +144,7 @@ class AsyncProducer:
             known = await engine.queue(queue)
             for draft in drafts:
                 check_draft(known, draft)
-            coalescer = self._coalescers.get(queue)
-            if coalescer is None:
-                coalescer = self._coalescers[queue] = Coalescer(partial(self._write, queue))
+            coalescer = self._coalescers.of(queue)
             # Others' messages may go with these: each caller is surrounded by himself.
             hooks = engine.plugins.hooks
             if not hooks.surrounds_enqueue:

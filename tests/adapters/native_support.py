@@ -148,7 +148,15 @@ class Native:
             if failures:
                 raise failures[0]
         else:
-            running = self.loop.spawn(worker.inner.run(signals=False))
+            begun = threading.Event()
+
+            async def run_inner() -> None:
+                begun.set()
+                await worker.inner.run(signals=False)
+
+            running = self.loop.spawn(run_inner())
+            # Stopped before it runs, it would refuse to.
+            assert begun.wait(PATIENCE)
             try:
                 yield worker
             finally:

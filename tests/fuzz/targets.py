@@ -117,8 +117,9 @@ def codecs(data: bytes) -> None:
 def notification(data: bytes) -> None:
     """A payload is a number, or nothing."""
     rung: list[int] = []
-    listener: Any = SimpleNamespace(_arrived=deque([data.decode("utf-8", "replace")]), watch=SimpleNamespace())
-    listener.watch.rang = rung.append
+    watch = SimpleNamespace(rang=rung.append, renew=rung.append)
+    listener: Any = SimpleNamespace(_arrived=deque([data.decode("utf-8", "replace")]), watch=watch)
+    listener._heed = partial(Shared._heed, listener)
     server: Any = SimpleNamespace(consume_input=lambda: None, notifies=lambda: None)
     Shared._take(listener, server)
     assert all(type(number) is int for number in rung)

@@ -16,7 +16,7 @@ from harness import MAKES, AsyncHarness, SyncHarness, ask, borrow, draft, meanwh
 
 import pgqrs_core.interest
 import pgqrs_core.watch
-from pgqrs_core.effects import Execute
+from pgqrs_core.effects import Execute, Wait
 from pgqrs_core.errors import (
     EnqueueUnknown,
     InvalidArgument,
@@ -1213,7 +1213,7 @@ class TestConnections:
         small.transact(schema.install, "pgqrs")
         pool = small.engine.connections
         durable = [small.do(pool.get, relaxed=False) for _ in range(most - 1)]
-        small.do(small.engine.wakeups.wait, Queue(1, "jobs", "jobs", QueueOptions()), 0.05)
+        small.do(small.engine.wakeups.wait, Wait(Queue(1, "jobs", "jobs", QueueOptions()), 0.05))
 
         relaxed = get_while_giving(small, durable.pop())
 
