@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from pgqrs_core.effects import Op
-from pgqrs_core.errors import QueueNotFound
+from pgqrs_core.errors import QueueNotFound, ServerError
 from pgqrs_core.events import Draft
 from pgqrs_core.messages import Queue, check_text
 from pgqrs_core.operations.enqueue import ring
@@ -95,13 +95,22 @@ class Publisher:
         by_queue: dict[str, list[Draft]] = {}
         for draft in drafts:
             by_queue.setdefault(draft.queue, []).append(draft)
-        groups = [(queue, group) for name, group in by_queue.items() if (queue := self._queue(name)) is not None]
+        groups = self._groups(by_queue)
         posts = [parcel.post for parcel in parcels if parcel.post is not None]
         if connection is not None:
             ids, count = engine.run_in(connection, _write, groups, posts, engine.plugins, engine.doorbell.channel)
             return sum(map(len, ids)) + count
         began = time.perf_counter()
-        ids, count = engine.transact(_write, groups, posts, engine.plugins, engine.doorbell.channel)
+        try:
+            ids, count = engine.transact(_write, groups, posts, engine.plugins, engine.doorbell.channel)
+        except ServerError as error:
+            if error.sqlstate != "42P01":
+                raise
+            # Nothing was stored. A queue was deleted, and this process has not heard of it.
+            for name in by_queue:
+                engine.forget(name)
+            groups = self._groups(by_queue)
+            ids, count = engine.transact(_write, groups, posts, engine.plugins, engine.doorbell.channel)
         self._announce(groups, ids, time.perf_counter() - began)
         self._stored(by_queue)
         return sum(map(len, ids)) + count
@@ -181,6 +190,9 @@ class Publisher:
                 self._stored((draft.queue,))
                 return True
         return False
+
+    def _groups(self, by_queue: Mapping[str, list[Draft]]) -> list[tuple[Queue, list[Draft]]]:
+        return [(queue, group) for name, group in by_queue.items() if (queue := self._queue(name)) is not None]
 
     def _queue(self, name: str) -> Queue | None:
         try:
