@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from amqp.exceptions import ChannelError
 
+from pgqrs_core.conditions import Condition
 from pgqrs_core.errors import NotPermitted, PgqrsError, QueueNotFound, Unavailable
 from pgqrs_core.logs import get_logger
 from pgqrs_core.operations import maintenance
@@ -55,7 +56,7 @@ class Forwarder:
 
     def __init__(self, broker: Broker) -> None:
         self._broker = broker
-        self._changed = threading.Condition()
+        self._changed = Condition()
         self._thread: threading.Thread | None = None
         self._closing = False
         self._rules: dict[str, Rules] = {}

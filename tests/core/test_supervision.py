@@ -73,6 +73,19 @@ def test_no_line_of_the_log_can_fail_the_code_that_writes_it() -> None:
     assert found == [], "use get_logger of pgqrs_core.logs"
 
 
+def test_no_condition_can_be_left_locked_by_an_interrupt() -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{node.lineno}"
+        for path in sources()
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Call)
+        and isinstance(node.func, ast.Attribute)
+        and node.func.attr == "Condition"
+        and getattr(node.func.value, "id", "") == "threading"
+    ]
+    assert found == [], "use Condition of pgqrs_core.conditions"
+
+
 @pytest.mark.parametrize("error", FAILURES, ids=lambda error: type(error).__name__)
 def test_a_thread_that_fails_begins_anew_and_says_so(error: BaseException, caplog: pytest.LogCaptureFixture) -> None:
     calls: list[int] = []
