@@ -205,8 +205,9 @@ class Watch:
         if self.listening:
             for item in items:
                 if item.queue.id > 0 and item.waiting and not item.storm:
-                    # One that polls every second has no statement to spare for this.
-                    every = RENEW if polls else min(POLL * (item.others + 1), RENEW)
+                    # One that polls every second has no statement to spare for this. The others together renew twice
+                    # as often as it polls, and so notice soon that both pollers went, also if no notification says so.
+                    every = RENEW if polls else min(max(POLL * (item.others + 1) / 2, POLL), RENEW)
                     due.append((item.renew_at(every), item))
         first = min((at for at, _ in due), default=now + RENEW)
         if first > now:
@@ -317,11 +318,14 @@ class Watch:
     def lost(self) -> None:
         """Note that the connection broke: marks and notifications may be gone, so each consumer looks for itself."""
         self.losses += 1
-        self._healthy_at = min(self._healthy_at, self.clock())
+        now = self.clock()
+        self._healthy_at = min(self._healthy_at, now)
         for item in self._interests.values():
             item.marked_at = None
             item.storm = 0
             item.wake()
+            # Once more when the connection is back: what came between this and its LISTEN was told to no one.
+            item.look_soon(now)
 
     @property
     def watched(self) -> int:

@@ -254,7 +254,7 @@ def is_readable(message: Any) -> bool:
 
 @settings(SERVER, max_examples=30)
 @given(rows=st.lists(ROWS, max_size=6), wanted=st.sampled_from([Any, dict, int]))
-def test_whatever_stands_in_the_table_each_message_is_read_or_buried(
+def test_whatever_stands_in_the_table_each_message_is_read_buried_or_put_off(
     rows: list[tuple[str, str | None, bytes]], wanted: Any, client: Client, sql: psycopg.Connection[Any]
 ) -> None:
     sql.execute("truncate pgqrs.q_jobs")
@@ -271,7 +271,12 @@ def test_whatever_stands_in_the_table_each_message_is_read_or_buried(
                 client.consumer.nack(message, bury=True)
 
     dead = client.admin.list_dead("jobs")
-    assert seen + len(dead) == count + 1
+    # What needs a serializer that is not loaded here is left to a process that has it.
+    put_off = client.admin.queue_metrics("jobs").delayed
+    assert seen + len(dead) + put_off == count + 1
+    assert put_off <= sum(
+        content_type not in ("application/json", "application/octet-stream") for content_type, _, _ in rows
+    )
     if wanted is not int:
         assert seen >= 1
 
