@@ -26,6 +26,7 @@ from kombu.utils.encoding import ensure_bytes
 
 from pgqrs_celery import chord_operations as operations
 from pgqrs_celery.chord_operations import Claimed, Part
+from pgqrs_celery.compat import publish_callback
 from pgqrs_celery.encoding import decode, id_of
 from pgqrs_celery.operations import store_result
 from pgqrs_celery.publishing import publishing_in, shares_database
@@ -222,7 +223,7 @@ class ChordsMixin:
         self._retried(operations.finish_chord, chord)
 
     def _publish(self, body: Any, values: list[Any]) -> None:
-        self.app.amqp._retry_publish(body.delay, values)
+        publish_callback(self.app, body.delay, values)
 
     def _values(self, chord: Claimed) -> list[Any]:
         """Return what the header's tasks returned, in order.

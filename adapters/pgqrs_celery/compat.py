@@ -13,7 +13,7 @@ from celery.utils.serialization import raise_with_context
 from celery.utils.time import get_exponential_backoff_interval
 from pgqrs_kombu.compression import expand
 
-__all__ = ["Backend", "decompress_result", "setting"]
+__all__ = ["Backend", "decompress_result", "publish_callback", "setting"]
 
 _logger = get_logger(__name__)
 
@@ -27,6 +27,15 @@ def setting(app: Any, name: str) -> Any:
     ``result_failure_expires`` and ``result_chord_expires`` came with 5.7.
     """
     return app.conf.get(name)
+
+
+def publish_callback(app: Any, publish: Callable[..., Any], *args: Any) -> None:
+    """Publish the body of a chord; since 5.7 each of its messages is retried by itself, as its retry policy says."""
+    retried = getattr(app.amqp, "_retry_publish", None)
+    if retried is None:
+        publish(*args)
+    else:
+        retried(publish, *args)
 
 
 def decompress_result(payload: bytes) -> bytes:
