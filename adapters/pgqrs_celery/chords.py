@@ -27,7 +27,7 @@ from kombu.utils.encoding import ensure_bytes
 from pgqrs_celery import chord_operations as operations
 from pgqrs_celery.chord_operations import Claimed, Part
 from pgqrs_celery.compat import publish_callback
-from pgqrs_celery.encoding import decode, id_of
+from pgqrs_celery.encoding import decode, id_of, small
 from pgqrs_celery.operations import store_result
 from pgqrs_celery.publishing import publishing_in, shares_database
 from pgqrs_core.errors import Unavailable
@@ -101,9 +101,11 @@ class ChordsMixin:
         """Count a header task that returned, and publish the body after the last one."""
         if not request.group or not request.id:
             return
-        place = _LAST if request.group_index is None else request.group_index
+        place = small(request.group_index)
         value = self._encoded(self.encode_result(result, state))  # type: ignore[attr-defined]
-        part = Part(id_of(request.group), place, id_of(request.id), state, value, self.content_type)
+        part = Part(
+            id_of(request.group), _LAST if place is None else place, id_of(request.id), state, value, self.content_type
+        )
         claimed = self._ensure_retryable(  # type: ignore[attr-defined]
             self._count,
             part,

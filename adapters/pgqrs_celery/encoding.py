@@ -17,8 +17,10 @@ from pgqrs_celery.compat import decompress_result
 from pgqrs_core.errors import InvalidArgument
 from pgqrs_core.messages import check_text
 
-__all__ = ["decode", "id_of", "meta_of", "row_of"]
+__all__ = ["MAX_ID", "decode", "id_of", "meta_of", "row_of", "small"]
 
+#: The longest id of a task or group, in characters: what AMQP allows, and what an index and a notification can hold.
+MAX_ID: Final = 255
 _EXTENDED: Final = ("name", "args", "kwargs", "worker", "retries", "queue")
 _ENCODED: Final = ("args", "kwargs")
 #: In the order of the statement ``read_results``.
@@ -32,9 +34,12 @@ def id_of(identity: object) -> str:
     """Return a task's or a group's id as text; Celery takes bytes and UUIDs too.
 
     Raises:
-        InvalidArgument: it is empty, or no text that PostgreSQL can hold. It is a ValueError, too.
+        InvalidArgument: it is empty, longer than 255 characters, or no text that PostgreSQL can hold. It is a ValueError,
+            too.
     """
     text = str(bytes_to_str(identity))
+    if len(text) > MAX_ID:
+        raise InvalidArgument("the id of a task or group", f"{len(text):,} characters", f"at most {MAX_ID} characters")
     if not text:
         raise InvalidArgument("the id of a task or group", text, "a text that is not empty")
     check_text("the id of a task or group", text)
@@ -62,7 +67,7 @@ def row_of(backend: Any, task_id: object, meta: Mapping[str, Any], expires: floa
         "group_id": _text(meta.get("group_id")),
         "parent_id": _text(meta.get("parent_id")),
         **{name: meta.get(name) if name in _ENCODED else _text(meta.get(name)) for name in _EXTENDED},
-        "retries": meta.get("retries"),
+        "retries": small(meta.get("retries")),
         "stamps": ensure_bytes(backend.encode(stamps)) if stamps else None,
         "expires": expires,
         "slack": 1.0 if meta["status"] in states.READY_STATES else 1.2,
@@ -101,6 +106,11 @@ def decode(value: bytes | None, content_type: str, accept: Iterable[str] | None)
         return None
     # The encoding matters only for types without a decoder, which then are text.
     return loads(decompress_result(value), content_type=content_type, content_encoding="utf-8", accept=accept)
+
+
+def small(value: object) -> int | None:
+    """Return a whole number if a column of type ``int`` can hold it, else None. Headers of a task may hold anything."""
+    return value if type(value) is int and -(2**31) <= value < 2**31 else None
 
 
 def _stamps(meta: Mapping[str, Any]) -> dict[str, Any] | None:

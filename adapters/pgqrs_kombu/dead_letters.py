@@ -15,7 +15,9 @@ import msgspec
 
 from pgqrs_core.arrays import numbers
 from pgqrs_core.effects import Execute, Op
+from pgqrs_core.errors import InvalidArgument
 from pgqrs_core.events import ConsumeBatch
+from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_kombu.arguments import Rules, rules_of
 from pgqrs_kombu.envelope import message_of
@@ -39,6 +41,8 @@ __all__ = [
     "take_out",
 ]
 
+_log = get_logger("pgqrs.kombu")
+
 _REASONS: Final = {"MaxLength": "maxlen", "AttemptsExhausted": "delivery_limit"}
 _DEATHS: Final = "x-death"
 
@@ -53,7 +57,14 @@ class Fallen(NamedTuple):
 def queues_with_rules() -> Op[dict[str, Rules]]:
     """Return the durable queues with a dead-letter exchange or a greatest length."""
     rows = yield Execute(queries["with_rules"])
-    return {name: rules_of(msgspec.json.decode(arguments)) for name, arguments in rows}
+    found: dict[str, Rules] = {}
+    for name, arguments in rows:
+        try:
+            found[name] = rules_of(msgspec.json.decode(arguments))
+        except (InvalidArgument, msgspec.DecodeError, AttributeError, RecursionError) as error:
+            # Written by other means than a declaration. The rules of the other queues hold.
+            _log.warning("the arguments of queue %r are ignored: %s", name, error)
+    return found
 
 
 def is_expired_kept(name: str, keep: bool) -> Op[bool]:

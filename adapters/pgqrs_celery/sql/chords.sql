@@ -1,5 +1,6 @@
 -- Chords: counted in one row, which the returning header tasks update one after the other, so exactly one sees the count
--- complete. `claim` is that one's random number.
+-- complete. `claim` is that one's random number. Counts are bounded, and added as bigint: no number in a row can make the
+-- statement fail that stores what a task returned.
 
 -- name: start_chord producer
 -- Note a chord that is about to be sent. One of the same id that is over begins anew.
@@ -31,7 +32,7 @@ on conflict (group_id) do update set
 -- One header task more than its size says.
 insert into {schema}.celery_chords as c (group_id, added, expires_at)
 values (%(group_id)s, 1, statement_timestamp() + %(expires)s::float8 * interval '1 second')
-on conflict (group_id) do update set added = c.added + 1;
+on conflict (group_id) do update set added = least(c.added + 1::bigint, 1000000000);
 
 -- name: return_part consumer
 -- Note what a header task returned and count it. The one that completes the chord gets the claim. No row: the task was
@@ -48,13 +49,13 @@ with part as (
 insert into {schema}.celery_chords as c (group_id, done, expires_at)
 select group_id, 1, statement_timestamp() + %(expires)s::float8 * interval '1 second' from part
 on conflict (group_id) do update set
-  done = c.done + 1,
+  done = least(c.done + 1::bigint, 1000000000),
   expires_at = case
     when c.expires_at > excluded.expires_at - %(expires)s::float8 * interval '0.1 second' then c.expires_at
     else excluded.expires_at end,
-  claim = case when c.done + 1 = c.size + c.added then %(claim)s else c.claim end,
+  claim = case when c.done + 1::bigint = c.size + c.added::bigint then %(claim)s else c.claim end,
   claimed_until = case
-    when c.done + 1 = c.size + c.added then statement_timestamp() + %(seconds)s::float8 * interval '1 second'
+    when c.done + 1::bigint = c.size + c.added::bigint then statement_timestamp() + %(seconds)s::float8 * interval '1 second'
     else c.claimed_until end
 -- The look above may be older than the chord's end, which removed the parts and with them what tells a second one.
 where c.finished_at is null
@@ -64,7 +65,7 @@ returning c.claim = %(claim)s, c.header, c.content_type;
 -- Take over a complete chord that is not over and whose claim has run out.
 update {schema}.celery_chords
 set claim = %(claim)s, claimed_until = statement_timestamp() + %(seconds)s::float8 * interval '1 second'
-where group_id = %(group_id)s and finished_at is null and done >= size + added
+where group_id = %(group_id)s and finished_at is null and done >= size + added::bigint
   and (claimed_until is null or claimed_until <= statement_timestamp())
 returning header, content_type, body, body_type;
 

@@ -1,9 +1,10 @@
 -- Results and groups: storing, reading, waiting, cleaning up. What has expired is gone, removed already or not.
 
 -- name: store_result consumer
--- Store the state of a task and tell those who wait for it, if anybody does. A SUCCESS is never overwritten. A row that
--- is written again keeps its expiry if that leaves it between one and 1.2 times its time to live: then its new version is
--- in no index. A task that is not done yet is given 1.2 times (`slack`) to begin with.
+-- Store the state of a task and notify the processes that wait for it. A SUCCESS is never overwritten. A row that is
+-- written again keeps its expiry if that leaves it between one and 1.2 times its time to live: then its new version is in
+-- no index. A task that is not done yet is given 1.2 times (`slack`) to begin with. No row of celery_waiters can make this
+-- statement fail or take long: a notification goes to channels of the known form only, and to a thousand of them at most.
 with stored as (
   insert into {schema}.celery_results as r (
     task_id, status, result, content_type, traceback, children, date_done, group_id, parent_id,
@@ -26,7 +27,9 @@ with stored as (
   returning r.task_id
 )
 select pg_notify(w.channel, w.task_id) from {schema}.celery_waiters w
-where w.task_id = %(task_id)s and w.until > statement_timestamp() and exists (select from stored);
+where w.task_id = %(task_id)s and w.until > statement_timestamp() and w.channel ~ '^pgqrs:celery:[0-9a-f]+$'
+  and length(w.channel) = 29 and exists (select from stored)
+limit 1000;
 
 -- name: read_results producer glance
 -- Those of `ids` that are there, in no order.

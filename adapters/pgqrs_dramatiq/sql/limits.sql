@@ -20,7 +20,7 @@ where %(amount)s::bigint between %(minimum)s::bigint and %(maximum)s::bigint
 on conflict (key) do update set
   value = case when l.expires_at > statement_timestamp() then l.value else 0 end + %(amount)s::bigint,
   expires_at = excluded.expires_at
-  where case when l.expires_at > statement_timestamp() then l.value else 0 end + %(amount)s::bigint
+  where case when l.expires_at > statement_timestamp() then l.value else 0 end + %(amount)s::numeric
         between %(minimum)s::bigint and %(maximum)s::bigint
 returning 1;
 
@@ -39,7 +39,7 @@ from (select (select value from {schema}.dramatiq_limits
               where key = %(key)s and expires_at > statement_timestamp()) as value,
              (select coalesce(sum(value), 0) from {schema}.dramatiq_limits
               where key = any (%(keys)s::text[]) and expires_at > statement_timestamp()) as total) c
-where coalesce(c.value, 0) + %(amount)s::bigint <= %(maximum)s::bigint
+where coalesce(c.value, 0) + %(amount)s::numeric <= %(maximum)s::bigint
   and c.total + %(amount)s::bigint <= %(maximum)s::bigint
 on conflict (key) do update set value = excluded.value, expires_at = excluded.expires_at
 returning 1;
@@ -53,7 +53,8 @@ with stored as (
   returning key
 )
 select pg_notify(%(channel)s, w.listener::text) from {schema}.dramatiq_waiters w
-where w.key = %(key)s and w.until > statement_timestamp() and exists (select from stored);
+where w.key = %(key)s and w.until > statement_timestamp() and exists (select from stored)
+limit 1000;
 
 -- name: read_events producer
 -- Those of `keys` that have happened, in no order.

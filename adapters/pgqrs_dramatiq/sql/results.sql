@@ -2,7 +2,7 @@
 -- it, and takes it along.
 
 -- name: store_result consumer relaxed
--- Store a result and notify those who wait for it, if anybody does.
+-- Store a result and notify the processes that wait for it, a thousand at most.
 with stored as (
   insert into {schema}.dramatiq_results (key, result, expires_at)
   values (%(key)s, %(result)s, statement_timestamp() + %(ttl)s::float8 * interval '1 second')
@@ -10,7 +10,8 @@ with stored as (
   returning key
 )
 select pg_notify(%(channel)s, w.listener::text) from {schema}.dramatiq_waiters w
-where w.key = %(key)s and w.until > statement_timestamp() and exists (select from stored);
+where w.key = %(key)s and w.until > statement_timestamp() and exists (select from stored)
+limit 1000;
 
 -- name: read_results producer
 -- Those of `keys` that are there, in no order. `is true` keeps the planner from reading all by their expiry.

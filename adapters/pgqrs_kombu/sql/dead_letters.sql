@@ -1,9 +1,10 @@
 -- Queues with a dead-letter exchange or a greatest length: which they are, what has fallen out of them, and moving it.
 
 -- name: with_rules anyone
--- The durable queues that have either, with their arguments.
+-- The durable queues that have either, with their arguments. JSON with a NUL cannot be looked into, and would fail for all.
 select name, arguments::text from {schema}.kombu_queues
-where not ephemeral and (arguments ->> 'x-dead-letter-exchange' is not null or arguments ->> 'x-max-length' is not null)
+where not ephemeral and case when strpos(arguments::text, '\u0000') > 0 then false else
+  arguments ->> 'x-dead-letter-exchange' is not null or arguments ->> 'x-max-length' is not null end
 order by name;
 
 -- name: is_expired_kept anyone

@@ -36,7 +36,7 @@ insert into pgqrs.celery_chords (group_id, expires_at)
   select 'g' || n, now() + n * interval '1 second' from generate_series(1, 20000) n;
 insert into pgqrs.celery_chord_parts (group_id, place, task_id, status, content_type)
   select 'g' || n % 100, n, 't' || n, 'SUCCESS', 'application/json' from generate_series(1, 20000) n;
-insert into pgqrs.celery_waiters select 't' || n, 'c', now() from generate_series(1, 20000) n;
+insert into pgqrs.celery_waiters select 't' || n, 'pgqrs:celery:0123456789abcdef', now() from generate_series(1, 20000) n;
 """
 
 
