@@ -401,6 +401,11 @@ class ServerError(PgqrsError):
         state = self.sqlstate or ""
         return state in _PASSING or state[:2] in _PASSING_CLASSES
 
+    @property
+    def is_missing_table(self) -> bool:
+        """Whether it was refused because a table does not exist: its queue was deleted, for instance."""
+        return self.sqlstate == "42P01"
+
     def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
         super().__init__(message, sqlstate=sqlstate)
 

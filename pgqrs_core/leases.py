@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from pgqrs_core.backoff import Backoff
 from pgqrs_core.conditions import Condition
-from pgqrs_core.errors import PgqrsError, TableLocked
+from pgqrs_core.errors import PgqrsError, ServerError, TableLocked
 from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.interrupts import FAILURES
 from pgqrs_core.logs import error_text, get_logger, worker_name
@@ -269,12 +269,21 @@ class LeaseKeeper:
                 if not error.is_row:
                     raise
                 _note_locked(renewal, error)
+            except ServerError as error:
+                return _without_table(renewal, error)
         return self._engine.run(extend_unlocked, renewal.queue, renewal.leases, renewal.seconds)
 
 
 def _note_locked(renewal: Renewal, error: TableLocked) -> None:
     text = "some of %d leases of queue %r cannot be renewed yet, the others are: %s"
     _log.warning(text, len(renewal.leases), renewal.queue.name, error)
+
+
+def _without_table(renewal: Renewal, error: ServerError) -> Sequence[bool]:
+    """Return the answer of a queue that was deleted: none of its leases holds, and to ask again would be in vain."""
+    if not error.is_missing_table:
+        raise error
+    return [False] * len(renewal.leases)
 
 
 def _trace(error: BaseException) -> BaseException | None:
@@ -360,4 +369,6 @@ class AsyncLeaseKeeper:
                 if not error.is_row:
                     raise
                 _note_locked(renewal, error)
+            except ServerError as error:
+                return _without_table(renewal, error)
         return await self._engine.run(extend_unlocked, renewal.queue, renewal.leases, renewal.seconds)

@@ -44,6 +44,16 @@ class Subscription:
                 self._wakeups.serve(self, urgent=self._waiter.urgent)
                 self.tell()
 
+    def leave_out(self, queue: Queue) -> None:
+        """Wait for news of ``queue`` no more, and go on waiting for those of the others: it has lost a consumer."""
+        with self._wakeups.lock:
+            if self._waiter is not None:
+                self._waiter.leave_out(queue.id)
+                numbers = [other.id for other in self._queues]
+                if queue.id in numbers:
+                    place = numbers.index(queue.id)
+                    self._queues = [*self._queues[:place], *self._queues[place + 1 :]]
+
     def rise(self) -> Sequence[Queue]:
         """End the rest; return the queues worth a look."""
         with self._wakeups.lock:

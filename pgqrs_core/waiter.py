@@ -34,6 +34,14 @@ class Waiter:
         """Return the queues worth a look."""
         return [queue for queue, generation in self._joined if self._has_news(queue, generation)]
 
+    def leave_out(self, queue_id: int) -> None:
+        """Wait for one queue no more; of several waits for it, one ends."""
+        for place, (queue, _) in enumerate(self._joined):
+            if queue.id == queue_id:
+                del self._joined[place]
+                self._watch.leave(queue)
+                return
+
     def leave(self) -> list[int]:
         """End the wait; return the generation of each queue."""
         return [self._watch.leave(queue) for queue, _ in self._joined]

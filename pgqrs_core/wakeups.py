@@ -118,7 +118,10 @@ class Shared:
         self._arrived.append(notice.payload)
 
     def _look(self, queues: list[Queue]) -> Op[tuple[list[tuple[Any, ...]], dict[int, ServerError]]]:
-        return ask_all(queries["probe"], {}, queues, special=self.probes)
+        # A number below one has no table: one whose adapter has removed its statement is not looked at.
+        special = {queue.id: probe for queue in queues if (probe := self.probes.get(queue.id)) is not None}
+        known = [queue for queue in queues if queue.id > 0 or queue.id in special]
+        return ask_all(queries["probe"], {}, known, special=special)
 
     def _has_reason_to_claim(self, effect: Wait) -> bool:
         """Tell whether to claim rather than to wait: something may have happened since the consumer last waited."""

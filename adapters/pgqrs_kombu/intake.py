@@ -71,12 +71,9 @@ class Intake:
     def add(self, source: Source) -> None:
         """Begin to consume."""
         self._sources.append(source)
-        probes = self._broker.engine.wakeups.probes
-        if source.mailbox is not None:
-            probes[source.queue.id] = queries["mail_probe"]
         if not self._listening:
             self._listening = True
-            probes[0] = queries["topology_probe"]
+            self._broker.engine.wakeups.probes[0] = queries["topology_probe"]
             self._broker.listeners += 1
             self._broker.upkeep.on_vanished.add(self._alert)
             self._broker.upkeep.start()
@@ -84,11 +81,13 @@ class Intake:
         self._alert()
 
     def remove(self, source: Source) -> None:
-        """End a consumer; what was claimed for it is given back."""
+        """End a consumer; what was claimed for it is given back.
+
+        Its queue is not watched any more, also if nothing is taken from this connection again: it may be deleted now.
+        """
         self._sources.remove(source)
+        self._subscription.leave_out(source.queue)
         self._give_back(lambda item: item[0] is source)
-        if source.mailbox is not None and all(other.queue.id != source.queue.id for other in self._sources):
-            self._broker.engine.wakeups.probes.pop(source.queue.id, None)
 
     def close(self) -> None:
         """End all consumers, and be told nothing more."""
@@ -256,6 +255,12 @@ class Intake:
 
     def _claim(self, source: Source, limit: int) -> int:
         try:
+            if source.is_gone:
+                self._find_anew(source)
+            if source.is_gone:
+                # A claim would be an error in the server's log each time.
+                source.look, source.again_at = False, time.monotonic() + ASIDE
+                return 0
             found = self._ask(source, limit)
         except PgqrsError as error:
             self._failed([source], error)
@@ -315,14 +320,16 @@ class Intake:
         engine.forget(source.name)
         try:
             try:
-                source.queue = engine.queue(source.name)
+                found = engine.queue(source.name)
             except QueueNotFound:
                 if not self._broker.remembered.restore(source.name):
+                    source.is_gone = True
                     return
-                source.queue = engine.queue(source.name)
+                found = engine.queue(source.name)
         except PgqrsError:
             return
-        source.marks = Marks()
+        source.is_gone = False
+        source.queue, source.marks = found, Marks()
 
     def _give_back(self, chosen: Callable[[tuple[Source, Delivery, float]], bool]) -> None:
         kept: deque[tuple[Source, Delivery, float]] = deque()

@@ -21,6 +21,7 @@ class Source:
         "again_at",
         "callback",
         "channel",
+        "is_gone",
         "look",
         "mailbox",
         "marks",
@@ -48,6 +49,8 @@ class Source:
         #: Whether there may be something to take.
         self.look = True
         self.again_at = 0.0
+        #: Whether it is a durable queue that was deleted, and not made again yet.
+        self.is_gone = False
 
     @property
     def has_room(self) -> bool:

@@ -21,6 +21,7 @@ from pgqrs_core.operations import maintenance
 from pgqrs_core.supervision import join, start_thread
 from pgqrs_core.this_process import this_process
 from pgqrs_kombu import topology
+from pgqrs_kombu.sql import queries
 
 if TYPE_CHECKING:
     from pgqrs_kombu.broker import Broker
@@ -74,6 +75,8 @@ class Upkeep:
         with self._changed:
             self._held[number] += 1
             self.vanished.discard(number)
+            # For all connections of the process that consume from it.
+            self._broker.engine.wakeups.probes[-number] = queries["mail_probe"]
             self._start()
 
     def drop(self, number: int) -> bool:
@@ -84,6 +87,7 @@ class Upkeep:
                 return False
             del self._held[number]
             self.vanished.discard(number)
+            self._broker.engine.wakeups.probes.pop(-number, None)
             return True
 
     def watch_over(self, qos: QoS) -> None:
