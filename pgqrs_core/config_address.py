@@ -164,13 +164,24 @@ def parse(url: str, source: str | None = None) -> dict[str, str]:
         reason = next((ours for theirs, ours in _REASONS if theirs in str(error)), "libpq cannot parse it")
     if reason is not None:
         raise ConfigurationError(f"database.url must be {_EXPECTED}: {reason}", key="database.url", source=source)
-    check(parameters, key="database.url", source=source, is_url=is_url)
+    if is_url and (part := _holds_bare_at(url)):
+        problem = f"database.url: there is an '@' in the {part}; {_ENCODE}, one that belongs there as %40, too"
+        raise ConfigurationError(problem, key="database.url", source=source)
+    check(parameters, key="database.url", source=source)
     return parameters
 
 
-def check(
-    parameters: Mapping[str, str], *, key: str | None = None, source: str | None = None, is_url: bool = False
-) -> None:
+def _holds_bare_at(url: str) -> str | None:
+    """Return the part of a URL in which an '@' is not encoded: that is the tail of a password with an '@' or '/'."""
+    place = url.partition("://")[2].partition("?")[0]
+    authority, _, path = place.partition("/")
+    if "@" in path:
+        return "database"
+    # libpq takes the first one for the end of the password.
+    return "host" if authority.count("@") > 1 else None
+
+
+def check(parameters: Mapping[str, str], *, key: str | None = None, source: str | None = None) -> None:
     """Refuse what libpq stumbles over only later, and what would show a password as a host name."""
 
     def refuse(part: str, problem: str) -> ConfigurationError:
@@ -186,9 +197,8 @@ def check(
         value = parameters.get(name, "")
         if looks_secret(value):
             raise refuse(part, f"the {part} is a whole address; give that as database.url")
-        # In a URL this is the tail of a password. Key=value pairs need no encoding: there a database may
-        # hold an "@", and a host that begins with one is an abstract Unix socket.
-        if "@" in value and (is_url or (part == "host" and any("@" in item[1:] for item in value.split(",")))):
+        # A database may hold an "@", and a host that begins with one is an abstract Unix socket.
+        if part == "host" and any("@" in item[1:] for item in value.split(",")):
             raise refuse(part, f"there is an '@' in the {part}; {_ENCODE}")
     for port in ports:
         if port and not (re.fullmatch("[0-9]{1,5}", port) and 1 <= int(port) <= 65_535):

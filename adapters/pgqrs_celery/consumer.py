@@ -101,7 +101,7 @@ class ResultConsumer(BaseResultConsumer):
             raise TimeoutError
 
     def drain_events_until(self, p: Any, timeout: float | None = None, on_interval: Any = None) -> Iterator[Any]:
-        """Wait until ``p`` is ready; as Celery does, but not beyond ``timeout``."""
+        """Wait until ``p`` is ready; as Celery does, but not beyond ``timeout``, and with a last read before giving up."""
         deadline = None if timeout is None else time.monotonic() + timeout
 
         def wait(timeout: float | None = None) -> None:
@@ -112,7 +112,14 @@ class ResultConsumer(BaseResultConsumer):
         drained: Iterator[Any] = self.drainer.drain_events_until(
             p, timeout=timeout, interval=interval, on_interval=on_interval, wait=wait
         )
-        return drained
+        try:
+            yield from drained
+        except TimeoutError:
+            # The connection that listens may hang.
+            self._listener.read_once_more()
+            self._deliver()
+            if not p.ready:
+                raise
 
     def _look(self) -> None:
         """Read all that is newly waited for, of all threads, in one statement; let the listener watch the rest."""

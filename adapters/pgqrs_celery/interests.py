@@ -69,6 +69,11 @@ class Interests:
     def __len__(self) -> int:
         return len(self._wanted)
 
+    @property
+    def wanted(self) -> list[str]:
+        """The tasks whose results are waited for."""
+        return list(self._wanted)
+
     def add(self, task_ids: Iterable[str], watcher: Watcher) -> None:
         """Let ``watcher`` receive the rows of these tasks, each time they have changed."""
         for task_id in task_ids:

@@ -24,11 +24,13 @@ from pgqrs_core.errors import PgqrsError
 from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.logs import get_logger
 from pgqrs_core.pipe import Pipe
+from pgqrs_core.polling import LAST_READ, Poller
 from pgqrs_core.supervision import join, start_thread
 from pgqrs_core.wakeups import SPARE
 
 if TYPE_CHECKING:
     from pgqrs_core.drivers.sync import SyncLink
+    from pgqrs_core.effects import Rows
     from pgqrs_core.engine import Engine
 
 __all__ = ["Listener"]
@@ -68,6 +70,7 @@ class Listener:
         self._called_at = 0.0
         self._closing = False
         self._arrived: list[str] = []
+        self._poller = Poller(self._poll, name="pgqrs-celery-poll", log=_log)
         #: Rises whenever something has changed for anybody who waits.
         self.generation = 0
         #: Another one when everything has been forgotten: what is still wanted must be watched again.
@@ -84,6 +87,7 @@ class Listener:
             self._interests.add(task_ids, watcher)
             self._start()
             self._nudge()
+        self._poller.start()
 
     def unwatch(self, task_ids: Iterable[str], watcher: Watcher) -> None:
         """Take that back."""
@@ -97,6 +101,10 @@ class Listener:
             self._news.wait_for(lambda: self.generation != seen, timeout)
             return self.generation
 
+    def read_once_more(self) -> None:
+        """Read all that is waited for, on another connection: this one may hang. Waits `LAST_READ` seconds at most."""
+        self._poller.poll(LAST_READ)
+
     def changed(self) -> None:
         """Wake all who wait: something has changed for one of them."""
         with self._news:
@@ -104,12 +112,14 @@ class Listener:
             self._news.notify_all()
 
     def close(self) -> None:
-        """End the thread and its connection. The next wait starts them again."""
+        """End the threads and the connection. The next wait starts them again."""
         with self._news:
             self._closing = True
             self._nudge()
             thread = self._thread
+            poller, self._poller = self._poller, Poller(self._poll, name="pgqrs-celery-poll", log=_log)
         join(thread)
+        poller.close()
 
     @property
     def is_connected(self) -> bool:
@@ -196,7 +206,17 @@ class Listener:
         if not plan.read:
             self._sleep(link, min(plan.sleep, self._linger))
             return
-        rows = run(connection, operations.read_results, plan.read)
+        self._hand_on(run(connection, operations.read_results, plan.read))
+
+    def _poll(self) -> bool:
+        """Read all that is waited for beside this connection; tell whether anything is."""
+        with self._news:
+            wanted = self._interests.wanted
+        if wanted:
+            self._hand_on(self._engine.run(operations.read_results, wanted))
+        return bool(wanted)
+
+    def _hand_on(self, rows: Rows) -> None:
         with self._news:
             if self._interests.rows(rows, _is_final):
                 self.generation += 1

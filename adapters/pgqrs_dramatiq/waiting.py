@@ -2,7 +2,8 @@
 
 Whoever waits is noted in the database, so that the writer sends a NOTIFY in its own transaction, to the one connection on
 which this process listens. One thread then reads for all who wait, and wakes each by a lock of C, which no exception of
-Dramatiq's can leave half held. A notification that is lost is made up for by the poll that runs every half minute.
+Dramatiq's can leave half held. A notification that is lost, or a connection that hangs, is made up for by polls on another
+connection, every few seconds and before a wait ends.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from pgqrs_core.errors import PgqrsError
 from pgqrs_core.interrupts import FAILURES
 from pgqrs_core.logs import error_text, get_logger
 from pgqrs_core.messages import Queue, QueueOptions
+from pgqrs_core.polling import LAST_READ, Poller
 from pgqrs_core.sql import Query
 from pgqrs_core.subscriptions import Subscription
 from pgqrs_core.supervision import start_timer
@@ -107,6 +109,7 @@ class Awaiter:
         wakeups = self._engine.wakeups
         wakeups.probes[self._listener] = kind.probe
         self._subscription = Subscription(wakeups, lambda: self._deputies.submit(self._look))
+        self._poller = Poller(self._poll, name="pgqrs-dramatiq-poll", log=_log)
         self._lock = threading.Lock()
         self._waiting: dict[str, set[_Latch]] = {}
         self._closed = False
@@ -121,11 +124,12 @@ class Awaiter:
             try:
                 if latch.wait(until if deadline is None else min(deadline, until)):
                     return latch.value
+                if deadline is not None and time.monotonic() >= deadline:
+                    # It may be there although nothing was heard of it.
+                    self._database.call(lambda: self._poller.poll(LAST_READ))
+                    return latch.value
             finally:
                 self._deputies.submit(lambda latch=latch: self._end(key, latch))  # type: ignore[misc]
-            if deadline is not None and time.monotonic() >= deadline:
-                # It may have come at the last moment.
-                return latch.value
 
     def close(self) -> None:
         """Wake all who wait, without a value; they begin anew."""
@@ -136,6 +140,7 @@ class Awaiter:
             self._subscription.close()
         for latch in latches:
             latch.open(_CLOSED)
+        self._poller.close()
 
     def _begin(self, key: str, latch: _Latch) -> bool:
         """Wait from now on, unless the value is there already."""
@@ -154,7 +159,9 @@ class Awaiter:
             waits = latch in self._waiting.get(key, ())
             if waits:
                 self._subscription.rest([self._number])
-        if not waits:
+        if waits:
+            self._poller.start()
+        else:
             # Whoever handed it out, here or elsewhere, may have done so before the note was made.
             self._deputies.submit(lambda: self._forget([key]))
         return not waits
@@ -190,6 +197,15 @@ class Awaiter:
         with self._lock:
             if self._waiting and not self._closed:
                 self._subscription.rest([self._number])
+
+    def _poll(self) -> bool:
+        """Read for all who wait, beside the connection that listens; tell whether any do."""
+        with self._lock:
+            keys = list(self._waiting)
+        if keys:
+            self._deliver(self._engine.run(operations.read_keys, keys, self._kind.read))
+            self._forget(keys)
+        return bool(keys)
 
     def _deliver(self, rows: Any) -> None:
         """Wake those who wait for these rows."""

@@ -22,6 +22,7 @@ from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Delivery, Lease, Queue, QueueOptions
 from pgqrs_core.operations.claim import is_last
 from pgqrs_core.pace import GATHER, Pace
+from pgqrs_core.polling import PollSchedule
 from pgqrs_core.settling import Verdict
 from pgqrs_core.subscriptions import Subscription
 from pgqrs_kombu import mail
@@ -67,10 +68,14 @@ class Intake:
         self._last: Lease | None = None
         #: Whether what was claimed ahead is to be given back: something older went back.
         self.recalled = False
+        #: When ephemeral queues are looked at although nothing was heard of them.
+        self._polls = PollSchedule()
 
     def add(self, source: Source) -> None:
         """Begin to consume."""
         self._sources.append(source)
+        if source.mailbox is not None:
+            self._polls.begin()
         if not self._listening:
             self._listening = True
             self._broker.engine.wakeups.probes[0] = queries["topology_probe"]
@@ -166,6 +171,20 @@ class Intake:
         # Beside a last attempt nothing is fetched, and nothing else says that it has gone back.
         return due or self._subscription.is_over() or (self.is_hungry and not self._is_alone())
 
+    def poll(self, *, last: bool = False) -> bool:
+        """Look at ephemeral queues once more if it is time to: the wake-up connection may hang. Tell whether to fetch.
+
+        Args:
+            last: the caller is about to give up. Then one look is due since the wait began, or something came.
+        """
+        if not (self._polls.is_due or (last and self._polls.is_untried)):
+            return False
+        idle = [source for source in self._sources if source.mailbox is not None and not source.look]
+        for source in idle:
+            source.look = True
+        self._polls.polled(0.0)
+        return bool(idle)
+
     @property
     def next_look(self) -> float | None:
         """In how many seconds `check` should be called for a queue that is looked at without a bell, if there is one."""
@@ -219,6 +238,8 @@ class Intake:
         self._ready.extendleft((wanted[number], delivery, now) for number, delivery in reversed(found))
         for source in wanted.values():
             source.look = len(found) >= MOST
+        if found:
+            self._polls.begin()
         return len(found) >= MOST
 
     def _fetch_tasks(self, channel: Any) -> bool:

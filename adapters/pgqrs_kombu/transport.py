@@ -219,13 +219,16 @@ class Transport(virtual.Transport):  # type: ignore[misc]
                 return
             left = _CHECK if deadline is None else deadline - time.monotonic()
             if left <= 0:
+                if intake.poll(last=True):
+                    self._news = True
+                    continue
                 raise TimeoutError
             if more:
                 continue
             pause = STALE if intake.has_ready else _CHECK
             look = intake.next_look
             self._event.wait(min(left, pause if look is None else min(pause, look)))
-            if intake.check():
+            if intake.check() or intake.poll():
                 self._news = True
 
     # With an event loop

@@ -17,7 +17,7 @@ from pgqrs_core.drivers.patience import AsyncConnection
 from pgqrs_core.drivers.shelf import Shelf, Slot
 from pgqrs_core.drivers.statements import Statements
 from pgqrs_core.effects import Effect, Execute, Op, Rows, Transact, Wait
-from pgqrs_core.errors import NotPermitted, PgqrsError, ReadOnly, ServerError, TableLocked, TimedOut, Unavailable
+from pgqrs_core.errors import NotPermitted, PgqrsError, ReadOnly, ServerError, TableLocked, Unavailable
 from pgqrs_core.figures import PoolUsage
 
 __all__ = ["Connections"]
@@ -160,7 +160,7 @@ class Connections:
 
         Raises:
             Unavailable: the server cannot be reached.
-            TimedOut: none became free in time.
+            TimedOut: none became free in time; the error says whether they are in use, or being opened.
         """
         began = time.monotonic()
         while True:
@@ -176,11 +176,8 @@ class Connections:
             reserved = self._shelf.reserve(relaxed=relaxed, waited=waited)
             if reserved is not None:
                 return await self._open_in(*reserved)
-            if waited >= self._patience:
-                raise TimedOut(
-                    f"no connection to {self.target} became free in {self._patience:g} s; raise max_connections",
-                    target=self.target,
-                )
+            if self._shelf.is_too_late(waited, self._patience):
+                raise self._shelf.none_in_time(self.target, waited)
             await self._wait_for_one(self._shelf.turn(relaxed=relaxed, waited=waited, patience=self._patience))
 
     async def put(self, link: AsyncLink) -> None:
@@ -232,6 +229,7 @@ class Connections:
         except BaseException:
             self._free(slot)
             raise
+        slot.opening_since = None
         link.slot = slot
         return link
 

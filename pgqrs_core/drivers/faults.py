@@ -43,6 +43,9 @@ _DENIED: Final = "42501"
 #: A standby where the primary was, or a session that is read-only by its settings.
 _READ_ONLY: Final = "25006"
 
+#: Where a standby refuses a table that is not written to the log, as ``waiters``. The SQLSTATE is that of a changed plan.
+_UNLOGGED_ON_STANDBY: Final = ("0A000", "get_relation_info")
+
 # Administrator commands, crash, start-up, shutdown, a dropped database; too many connections.
 _GONE: Final = frozenset({"57P01", "57P02", "57P03", "57P04", "57P05", "53300"})
 
@@ -59,7 +62,7 @@ def translate(error: psycopg.Error, *, target: str, broken: bool) -> PgqrsError:
     reason = error.diag.message_primary or str(error).strip().split("\n")[0] or type(error).__name__
     if state == "57014":
         return TimedOut(f"{target}: {reason}", target=target)
-    if state == _READ_ONLY:
+    if state == _READ_ONLY or (state, error.diag.source_function) == _UNLOGGED_ON_STANDBY:
         return ReadOnly(reason, target=target)
     ends = error.diag.severity_nonlocalized in _ENDING
     if broken or ends or state in _GONE or (state or "").startswith("08"):

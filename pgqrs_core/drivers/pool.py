@@ -23,7 +23,7 @@ from pgqrs_core.drivers.shelf import Shelf, Slot
 from pgqrs_core.drivers.statements import Statements
 from pgqrs_core.drivers.sync import SyncLink
 from pgqrs_core.effects import Effect, Execute, Op, Rows, Transact, Wait
-from pgqrs_core.errors import NotPermitted, PgqrsError, ReadOnly, ServerError, TableLocked, TimedOut, Unavailable
+from pgqrs_core.errors import NotPermitted, PgqrsError, ReadOnly, ServerError, TableLocked, Unavailable
 from pgqrs_core.figures import PoolUsage
 
 __all__ = ["Connections"]
@@ -181,7 +181,7 @@ class Connections:
 
         Raises:
             Unavailable: the server cannot be reached.
-            TimedOut: none became free in time.
+            TimedOut: none became free in time; the error says whether they are in use, or being opened.
         """
         began = 0.0
         while True:
@@ -194,7 +194,8 @@ class Connections:
                 if link is None:
                     reserved = self._shelf.reserve(relaxed=relaxed, waited=waited)
                     turn = threading.Lock()
-                    if reserved is None and waited < self._patience:
+                    late = reserved is None and self._shelf.is_too_late(waited, self._patience)
+                    if reserved is None and not late:
                         turn.acquire()
                         self._waiting.append(turn)
             if link is not None:
@@ -204,11 +205,8 @@ class Connections:
             elif reserved is not None:
                 slot, surplus = reserved
                 return self._open_in(slot, surplus)
-            elif waited >= self._patience:
-                raise TimedOut(
-                    f"no connection to {self.target} became free in {self._patience:g} s; raise max_connections",
-                    target=self.target,
-                )
+            elif late:
+                raise self._shelf.none_in_time(self.target, waited)
             else:
                 began = began or time.monotonic()
                 pause = self._shelf.turn(relaxed=relaxed, waited=waited, patience=self._patience)
@@ -259,6 +257,7 @@ class Connections:
         except BaseException:
             self._free(slot)
             raise
+        slot.opening_since = None
         link.slot = slot
         return link
 

@@ -13,6 +13,7 @@ from weakref import WeakSet
 import psycopg
 
 from pgqrs_core.drivers.session import Link
+from pgqrs_core.errors import TimedOut
 from pgqrs_core.figures import PoolUsage
 
 __all__ = ["GRACE", "LONGEST_TURN", "Shelf", "Slot"]
@@ -24,6 +25,9 @@ LONGEST_TURN: Final = 1.0
 #: Seconds for which a place is reserved for a caller that waits for the first relaxed connection.
 _RESERVED: Final = 2 * LONGEST_TURN
 
+#: Seconds between two looks of a caller that waits for a connection which is being opened beyond its patience.
+_BEYOND: Final = 0.1
+
 C = TypeVar("C", bound="psycopg.BaseConnection[Any]")
 K = TypeVar("K")
 
@@ -31,10 +35,12 @@ K = TypeVar("K")
 class Slot:
     """A place among the connections of a pool."""
 
-    __slots__ = ("__weakref__", "relaxed")
+    __slots__ = ("__weakref__", "opening_since", "relaxed")
 
     def __init__(self, *, relaxed: bool) -> None:
         self.relaxed = relaxed
+        #: When the attempt to connect began, by the monotonic clock; None once it has succeeded.
+        self.opening_since: float | None = time.monotonic()
 
 
 class Shelf(Generic[C, K]):
@@ -114,10 +120,34 @@ class Shelf(Generic[C, K]):
         self._reserved_until = time.monotonic() + _RESERVED
         return None
 
+    @property
+    def opening(self) -> int:
+        """How many connections are being opened at this moment."""
+        return sum(slot.opening_since is not None for slots in self._slots.values() for slot in list(slots))
+
+    def is_too_late(self, waited: float, patience: float) -> bool:
+        """Tell whether a caller has waited long enough: twice as long while a connection is being opened.
+
+        The first of several hosts may not answer, and the next one is tried after the time-out of one connection.
+        """
+        return waited >= (2 * patience if self.opening else patience)
+
+    def none_in_time(self, target: str, waited: float) -> TimedOut:
+        """Return the error for a caller that got no connection, with the reason."""
+        reason = (
+            f"{self.opening} of {self._limit} are being opened, and the server, or one of several hosts in the address, "
+            "does not answer; connection_timeout_seconds is the time for each host"
+            if self.opening
+            else f"all {self._limit} are in use; raise max_connections"
+        )
+        return TimedOut(f"no connection to {target} became free in {waited:.3g} s: {reason}", target=target)
+
     def turn(self, *, relaxed: bool | None, waited: float, patience: float) -> float:
         """Return for how many seconds to wait now, ``patience`` being the longest wait altogether."""
         longest = min(GRACE, patience) if relaxed is None and waited < GRACE else patience
-        return min(max(longest - waited, 0.0), LONGEST_TURN)
+        left = longest - waited
+        # Beyond the patience there is only a connection that is being opened to wait for.
+        return min(left, LONGEST_TURN) if left > 0 else _BEYOND
 
     def free(self, slot: Slot) -> None:
         """Free the place of a connection that was closed, or could not be opened."""

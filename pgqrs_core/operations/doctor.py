@@ -12,7 +12,15 @@ from typing import Final
 import msgspec
 
 from pgqrs_core.effects import Execute, Op
-from pgqrs_core.errors import SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld, ServerError
+from pgqrs_core.errors import (
+    NotPermitted,
+    ReadOnly,
+    SchemaError,
+    SchemaMissing,
+    SchemaTooNew,
+    SchemaTooOld,
+    ServerError,
+)
 from pgqrs_core.operations import doctor_queues, doctor_server
 from pgqrs_core.operations.findings import Finding, span
 from pgqrs_core.operations.schema import SUPPORTED, check_schema, version
@@ -58,8 +66,13 @@ def examine(given: Circumstances) -> Op[list[Finding]]:
 def _contained(name: str, check: Op[list[Finding]]) -> Op[list[Finding]]:
     try:
         return (yield from check)
-    except ServerError as error:
+    except NotPermitted as error:
         return [Finding(name, "warn", f"could not be checked: {error}", "Check as a role with more rights.")]
+    except ReadOnly as error:
+        remedy = "Let the URL of doctor lead to the primary."
+        return [Finding(name, "info", f"cannot be seen on a standby: {error.reason}", remedy)]
+    except ServerError as error:
+        return [Finding(name, "warn", f"could not be checked: {error}")]
 
 
 def _pooler(pooled: bool) -> list[Finding]:

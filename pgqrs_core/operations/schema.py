@@ -63,8 +63,10 @@ def install(
 ) -> Op[list[str]]:
     """Apply what is missing, and return the names of the steps that were applied.
 
+    Nothing is applied where a newer version is installed that this code works with.
+
     Raises:
-        SchemaTooNew: a newer version is installed than this code knows.
+        SchemaTooNew: a newer version is installed, by a step that this code does not work with.
         SchemaError: a step was applied with other contents than it has now.
         TableLocked: a table stayed locked. Run it again; what was done is done.
     """
@@ -86,7 +88,7 @@ def _install_shared(
     rows = yield Execute(queries["applied_migrations"], {"component": component})
     applied = {version: (checksum, safe) for version, checksum, safe in rows}
     newest = migrations[-1].version
-    if applied and max(applied) > newest:
+    if any(number > newest and not safe for number, (_, safe) in applied.items()):
         raise SchemaTooNew(schema, max(applied), newest)
     done: list[str] = []
     for step in migrations:

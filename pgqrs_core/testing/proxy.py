@@ -67,10 +67,19 @@ class Proxy:
         with self._lock:
             return sum(1 for pair in self._pairs if not (pair.over.is_set() or pair.frozen))
 
-    def freeze(self) -> None:
-        """Pass nothing on any more, in either direction, while both sides believe to be connected."""
-        for pair in self._open():
+    def freeze(self, *, listeners: bool = False) -> int:
+        """Pass nothing on any more, in either direction, while both sides believe to be connected.
+
+        Args:
+            listeners: only for connections on which the program has begun to listen, as a firewall forgets idle ones.
+
+        Returns:
+            How many connections that were.
+        """
+        chosen = [pair for pair in self._open() if pair.listens or not listeners]
+        for pair in chosen:
             pair.frozen = True
+        return len(chosen)
 
     def swallow_replies(self) -> None:
         """Pass on what the program says, but not what the server answers."""
@@ -133,6 +142,8 @@ class Proxy:
             while data := source.recv(_CHUNK):
                 if self.delay:
                     time.sleep(self.delay)
+                if not replies and b"listen " in data:
+                    pair.listens = True
                 if pair.frozen:
                     # Not a word of it, nor that it has ended.
                     pair.over.wait()
@@ -150,6 +161,8 @@ class _Pair:
         self._sockets: tuple[_Side, ...] = (client, server)
         self.frozen = False
         self.is_mute = False
+        #: Whether the program has sent a LISTEN.
+        self.listens = False
         self.over = threading.Event()
 
     def close(self) -> None:

@@ -606,6 +606,20 @@ def test_the_target_names_server_and_database(url: str, target: str) -> None:
     assert load(url=url).target == target
 
 
+@pytest.mark.parametrize("scheme", ["postgresql", "pgqrs"])
+def test_a_database_may_hold_an_at_sign_that_is_encoded(scheme: str) -> None:
+    assert parameters(load(url=f"{scheme}://u:p%40%2F@h/shop%40eu%2Fa%3Fb"))["dbname"] == "shop@eu/a?b"
+    assert parameters(load(url=f"{scheme}://h?dbname=shop%40eu"))["dbname"] == "shop@eu"
+    assert parameters(load(url=f"{scheme}://%40socket/d"))["host"] == "@socket"
+
+
+@pytest.mark.parametrize(
+    "url", ["postgresql://u:p/word@h/d", "postgresql://u:p@ss@h/d", "postgresql://u:p@ss/word@h/d"]
+)
+def test_an_at_sign_that_is_not_encoded_is_taken_for_one_of_the_password(url: str) -> None:
+    assert "percent-encode the special characters of its password" in str(failure(url=url))
+
+
 def test_the_target_knows_the_variables_of_libpq(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PGHOST", "a")
     monkeypatch.setenv("PGPORT", "1")

@@ -1298,7 +1298,7 @@ class TestSchema:
 
     def test_installing_over_a_newer_version_is_refused(self) -> None:
         with pytest.raises(SchemaTooNew):
-            play(schema.install("pgqrs", migrations=STEPS), [], [(True,)], [], [(3, "c", True)])
+            play(schema.install("pgqrs", migrations=STEPS), [], [(True,)], [], [(3, "c", False)])
 
     def test_a_plugins_steps_do_not_touch_the_tables_of_queues(self) -> None:
         own = schema.install("pgqrs", component="own", migrations=STEPS[:1])

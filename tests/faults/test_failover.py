@@ -8,76 +8,14 @@ import time
 from collections.abc import Callable, Iterator
 
 import pytest
-from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
-from pgqrs_core.cluster import Cluster, programs
-from pgqrs_core.cluster.datadir import give, make_directory
+from pgqrs_core.cluster import Cluster
 from pgqrs_core.errors import EnqueueUnknown, Unavailable
 from pgqrs_core.operations import schema
 from tests.postgres.harness import AsyncHarness, Harness, SyncHarness, meanwhile
+from tests.support.standby import Pair, set_globally
 
 from .crowd import Crowd, ask, until
-
-
-class Pair:
-    """A primary and its standby."""
-
-    def __init__(self, primary: Cluster) -> None:
-        self.primary = primary
-        self.directory = primary.directory / "standby"
-        make_directory(self.directory, primary.account)
-        target = self.directory / "data"
-        target.mkdir(mode=0o700)
-        give(target, primary.account)
-        done = programs.run(
-            [
-                *(primary.bindir / "pg_basebackup", "--dbname", primary.dsn_for("postgres"), "--pgdata", target),
-                *("--write-recovery-conf", "--checkpoint=fast", "--no-sync"),
-            ],
-            primary.account,
-            timeout=60,
-        )
-        assert done.returncode == 0, done.stdout
-        self.standby = Cluster(
-            primary.bindir, self.directory, password=primary.password, options=primary.options, durable=False
-        )
-        self.standby.start()
-        until(lambda: self.replicating(), "the standby follows")
-
-    def replicating(self) -> bool:
-        return bool(ask(self.primary.dsn, "select 1 from pg_stat_replication where state = 'streaming'"))
-
-    @property
-    def dsn(self) -> str:
-        """Both hosts, for whoever wants the one that takes writes."""
-        first, second = (conninfo_to_dict(one.dsn) for one in (self.primary, self.standby))
-        both = {key: f"{first[key]},{second[key]}" for key in ("host", "port")}
-        return make_conninfo(**{**first, **both, "target_session_attrs": "read-write", "connect_timeout": 3})
-
-    def wait_for_standby(self) -> None:
-        """Let commits wait for the standby from now on."""
-        set_globally(self.primary, "synchronous_standby_names", "*")
-        until(
-            lambda: ask(self.primary.dsn, "select 1 from pg_stat_replication where sync_state = 'sync'"),
-            "the standby is synchronous",
-        )
-
-    def fail_over(self) -> None:
-        """Kill the primary, and promote the standby."""
-        self.primary.kill()
-        ask(self.standby.dsn, "select pg_promote()")
-        until(lambda: not ask(self.standby.dsn, "select pg_is_in_recovery()")[0][0], "the standby is promoted")
-
-    def fall_behind(self) -> int:
-        """Send the standby nothing any more; return the process that would."""
-        sender: int = ask(self.primary.dsn, "select pid from pg_stat_replication")[0][0]
-        os.kill(sender, signal.SIGSTOP)
-        return sender
-
-
-def set_globally(cluster: Cluster, name: str, value: str) -> None:
-    ask(cluster.dsn, f"alter system set {name} = '{value}'")
-    ask(cluster.dsn, "select pg_reload_conf()")
 
 
 @pytest.fixture

@@ -231,6 +231,12 @@ class TestUpgrading:
         with pytest.raises(SchemaTooNew):
             install(engine)
 
+    def test_old_code_has_nothing_to_install_over_a_newer_version_that_it_works_with(self, engine: SyncHarness) -> None:
+        install(engine, Migration(SECOND.version, "second", "x", True, SECOND.blocks))
+
+        assert install(engine) == []
+        assert engine.run(schema.version, "pgqrs") == SECOND.version
+
     @pytest.mark.parametrize("safe", [True, False])
     def test_old_code_runs_on_a_newer_version_only_if_every_new_step_is_safe(
         self, engine: SyncHarness, safe: bool

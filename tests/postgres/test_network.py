@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 import pytest
-from harness import ask, meanwhile, until
+from harness import AsyncHarness, ask, meanwhile, until
+from psycopg.conninfo import conninfo_to_dict, make_conninfo
 
 from pgqrs_core.effects import Execute, Op
-from pgqrs_core.errors import EnqueueUnknown, Unavailable
+from pgqrs_core.errors import EnqueueUnknown, TimedOut, Unavailable
 from pgqrs_core.operations import queues, schema, settle
 from pgqrs_core.sql import Query
 from pgqrs_core.testing import Proxy
@@ -128,3 +132,71 @@ def test_a_body_larger_than_all_buffers_gets_through(open_harness: Callable[...,
     far.send(body, queue="large")
 
     assert far.bodies(queue="large") == [body]
+
+
+@pytest.fixture
+def silent_port() -> Iterator[int]:
+    """The port of something that takes connections and never says a word, as if a firewall swallowed the packets."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        yield listener.getsockname()[1]
+
+
+def behind(silent_port: int, dsn: str) -> str:
+    """An address of two hosts, of which the first is silent; or of the silent one alone."""
+    real = conninfo_to_dict(dsn)
+    hosts = {"host": f"127.0.0.1,{real.get('host', '')}", "port": f"{silent_port},{real.get('port', 5432)}"}
+    return make_conninfo("", **{**real, **hosts})
+
+
+def get_twice(harness: Harness, *, relaxed: bool) -> list[BaseException | None]:
+    """Take a connection and give it back, in two threads or tasks at once; return what each raised, the first one first."""
+    connections = harness.engine.connections
+    if isinstance(harness, AsyncHarness):
+
+        async def use() -> None:
+            await connections.put(await connections.get(relaxed=relaxed))
+
+        async def both() -> list[Any]:
+            return await asyncio.gather(use(), use(), return_exceptions=True)
+
+        return harness.do(both)  # type: ignore[no-any-return]
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(lambda: connections.put(connections.get(relaxed=relaxed)))
+        until(lambda: connections.total == 1, "a connection is being opened")
+        second = pool.submit(lambda: connections.put(connections.get(relaxed=relaxed)))
+        return [first.exception(), second.exception()]
+
+
+@pytest.mark.parametrize("relaxed", [True, False])
+def test_a_caller_waits_for_the_second_of_two_hosts_if_the_first_is_silent(
+    open_harness: Callable[..., Harness], silent_port: int, pgqrs_dsn: str, relaxed: bool
+) -> None:
+    harness = open_harness(behind(silent_port, pgqrs_dsn), max_connections=2, connection_timeout_seconds=2)
+
+    assert get_twice(harness, relaxed=relaxed) == [None, None]
+
+
+def test_a_caller_is_not_told_to_raise_max_connections_where_no_host_answers(
+    open_harness: Callable[..., Harness], silent_port: int
+) -> None:
+    # libpq waits for 2 seconds at least.
+    url = f"postgresql://127.0.0.1:{silent_port},127.0.0.1:{silent_port},127.0.0.1:{silent_port}/x?sslmode=disable"
+    harness = open_harness(url, max_connections=2, connection_timeout_seconds=1)
+
+    first, second = get_twice(harness, relaxed=False)
+
+    assert isinstance(first, Unavailable)
+    assert isinstance(second, TimedOut)
+    assert "1 of 1 are being opened" in str(second)
+    assert "max_connections" not in str(second)
+
+
+def test_a_caller_is_told_to_raise_max_connections_where_all_are_in_use(harness: Harness) -> None:
+    far = type(harness)(harness.dsn, max_connections=2, connection_timeout_seconds=1)
+    try:
+        link = far.do(far.engine.connections.get, relaxed=False)
+        with pytest.raises(TimedOut, match="all 1 are in use; raise max_connections"):
+            far.do(far.engine.connections.get, relaxed=False)
+        far.do(far.engine.connections.put, link)
+    finally:
+        far.close()

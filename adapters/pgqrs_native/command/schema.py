@@ -58,13 +58,20 @@ def install(
             return
         ask(" ".join(_plan(plan)), yes=yes)
     applied = admin.install(roles=roles, role_prefix=role_prefix)
+    version = admin.schema_version()
     if session.out.json:
         made = {"roles": admin.roles()} if roles else {}
-        session.out.document({"schema": schema, "version": SUPPORTED, "applied": applied, **made})
-    elif applied:
-        session.out.say(f"installed in schema {schema!r}, now version {SUPPORTED}: {', '.join(_summary(applied))}")
-    else:
-        session.out.say(f"schema {schema!r} is up to date (version {SUPPORTED})")
+        session.out.document({"schema": schema, "version": version, "applied": applied, **made})
+        return
+    if applied:
+        session.out.say(f"installed in schema {schema!r}, now version {version}: {', '.join(_summary(applied))}")
+    elif version == SUPPORTED:
+        session.out.say(f"schema {schema!r} is up to date (version {version})")
+    if version > SUPPORTED:
+        session.out.say(
+            f"schema {schema!r} has version {version}, newer than this code ({SUPPORTED}), which works with it: "
+            "nothing is installed or taken back"
+        )
 
 
 def _show_plan(session: Session, plan: RolesPlan) -> None:
