@@ -48,14 +48,24 @@ class Claimed(Struct, frozen=True):
 
 
 def start_chord(group_id: str, header: bytes | None, content_type: str, expires: float | None) -> Op[None]:
-    """Note a chord that is about to be sent, with the structure of its header's results where groups are nested."""
+    """Note a chord that is about to be sent, with the structure of its header's results where groups are nested.
+
+    One of the same id that is over begins anew, for which a producer lacks the right; one on its way goes on.
+    """
     params = {"group_id": group_id, "header": header, "content_type": content_type, "expires": expires}
-    yield Execute(queries["start_chord"], params)
+    if not (yield Execute(queries["start_chord"], params)):
+        found = yield Execute(queries["look_at_chord"], {"group_id": group_id})
+        if not found or found[0][1]:
+            yield Execute(queries["restart_chord"], params)
 
 
 def size_chord(group_id: str, size: int, expires: float | None) -> Op[None]:
-    """Say how many header tasks there are."""
-    yield Execute(queries["size_chord"], {"group_id": group_id, "size": size, "expires": expires})
+    """Say how many header tasks there are. To change it afterwards takes the rights of a consumer."""
+    params = {"group_id": group_id, "size": size, "expires": expires}
+    if not (yield Execute(queries["size_new_chord"], params)):
+        found = yield Execute(queries["look_at_chord"], {"group_id": group_id})
+        if [tuple(row) for row in found] != [(size, False)]:
+            yield Execute(queries["size_chord"], params)
 
 
 def add_to_chord(group_id: str, expires: float | None) -> Op[None]:

@@ -44,9 +44,13 @@ def forget_result(task_id: str) -> Op[None]:
 
 
 def save_group(group_id: str, result: bytes, content_type: str, expires: float | None) -> Op[None]:
-    """Store the structure of a group's results."""
+    """Store the structure of a group's results. To change it afterwards takes the rights of a consumer."""
     params = {"group_id": group_id, "result": result, "content_type": content_type, "expires": expires}
-    yield Execute(queries["save_group"], params)
+    if (yield Execute(queries["save_group"], params)):
+        return
+    found = yield Execute(queries["read_group"], {"group_id": group_id})
+    if not found or tuple(found[0][:2]) != (result, content_type):
+        yield Execute(queries["replace_group"], params)
 
 
 def read_group(group_id: str) -> Op[tuple[Any, ...] | None]:
@@ -72,12 +76,11 @@ def await_no_more(task_ids: Collection[str], channel: str) -> Op[None]:
 
 def prune() -> Op[int]:
     """Remove what has expired, in small steps; return how many results, groups and chords that were."""
-    yield Execute(queries["prune_waiters"])
     removed = 0
-    for name in ("prune_results", "prune_groups", "prune_chords"):
+    for name in ("prune_waiters", "prune_results", "prune_groups", "prune_chords"):
         while True:
             rows = yield Execute(queries[name], {"limit": PAGE})
-            removed += len(rows)
+            removed += len(rows) if name != "prune_waiters" else 0
             if len(rows) < PAGE:
                 break
     return removed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Collection, Sequence
 from datetime import datetime
 from typing import Any, Final, NamedTuple
@@ -10,6 +11,7 @@ import msgspec
 
 from pgqrs_core.arrays import texts
 from pgqrs_core.effects import Execute, Op, Rows
+from pgqrs_core.errors import NotPermitted
 from pgqrs_core.messages import Queue
 from pgqrs_core.sql import Query
 from pgqrs_dramatiq.sql import queries
@@ -32,6 +34,9 @@ __all__ = [
 ]
 
 _PAGE: Final = 1_000
+#: What a group's callbacks are counted under, and how many messages they may wait for: as the view of new barriers has it.
+_RANDOM: Final = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
+_MOST_PARTIES: Final = 1_000_000_000
 #: Bounds of what has none: the values are bigint, and sums stay within.
 _FAR: Final = 2**62
 
@@ -95,8 +100,20 @@ def await_no_more(keys: Collection[str], listener: int) -> Op[None]:
 
 
 def add_limit(key: str, value: int, ttl: float) -> Op[bool]:
-    """Set a counter unless it is there; tell whether it was set."""
-    return bool((yield Execute(queries["add_limit"], {"key": key, "value": value, "ttl": ttl})))
+    """Set a counter unless it is there; tell whether it was set.
+
+    A producer may set that of a group's callbacks, which has a random name, and no other.
+    """
+    params = {"key": key, "value": value, "ttl": ttl}
+    if _RANDOM.fullmatch(key) and 1 <= value <= _MOST_PARTIES:
+        if (yield Execute(queries["add_barrier"], params)):
+            return True
+        try:
+            # It is there; if it has expired it counts as absent.
+            return bool((yield Execute(queries["add_limit"], params)))
+        except NotPermitted:
+            return False
+    return bool((yield Execute(queries["add_limit"], params)))
 
 
 def change_limit(key: str, amount: int, ttl: float, *, minimum: int = -_FAR, maximum: int = _FAR) -> Op[bool]:
@@ -125,12 +142,11 @@ def publish_event(key: str, ttl: float, channel: str) -> Op[None]:
 
 def prune() -> Op[int]:
     """Remove what has expired, in small steps; return how many results and counters that were."""
-    yield Execute(queries["prune_waiters"])
     removed = 0
-    for name in ("prune_results", "prune_limits"):
+    for name in ("prune_waiters", "prune_results", "prune_limits"):
         while True:
             rows = yield Execute(queries[name], {"limit": _PAGE})
-            removed += len(rows)
+            removed += len(rows) if name != "prune_waiters" else 0
             if len(rows) < _PAGE:
                 break
     return removed

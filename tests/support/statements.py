@@ -230,6 +230,9 @@ _CORE.update(
 )
 _CELERY: Final[dict[str, Entry]] = {
     "start_chord": Entry({"group_id": f"k{_ONE}", "header": b"x", "content_type": "c", **_EXPIRES}),
+    "look_at_chord": Entry({"group_id": f"k{_ONE}"}),
+    "restart_chord": Entry({"group_id": f"k{_ONE}", "header": b"x", "content_type": "c", **_EXPIRES}),
+    "size_new_chord": Entry({"group_id": f"k{_ONE}", "size": 3, **_EXPIRES}),
     "size_chord": Entry({"group_id": f"k{_ONE}", "size": 3, **_EXPIRES}),
     "add_to_chord": Entry({"group_id": f"k{_ONE}", **_EXPIRES}),
     "return_part": Entry(
@@ -267,6 +270,7 @@ _CELERY: Final[dict[str, Entry]] = {
     "read_results": Entry({"ids": _KEYS}, rows=BATCH),
     "forget_result": Entry({"task_id": f"k{_ONE}"}),
     "save_group": Entry({"group_id": f"k{_ONE}", "result": b"x", "content_type": "c", **_EXPIRES}),
+    "replace_group": Entry({"group_id": f"k{_ONE}", "result": b"x", "content_type": "c", **_EXPIRES}),
     "read_group": Entry({"group_id": f"k{_ONE}"}),
     "delete_group": Entry({"group_id": f"k{_ONE}"}),
     "await_results": Entry({"ids": _KEYS, "channel": "c1", "seconds": 1.0}, rows=BATCH),
@@ -275,6 +279,7 @@ _CELERY: Final[dict[str, Entry]] = {
     "prune_groups": Entry(_LIMIT, rows=BATCH, front=True),
 }
 _DRAMATIQ: Final[dict[str, Entry]] = {
+    "add_barrier": Entry({"key": f"{_ONE:08}-0000-0000-0000-000000000000", "value": 1, "ttl": 1.0}),
     "add_limit": Entry({"key": f"k{_ONE}", "value": 1, "ttl": 1.0}),
     "change_limit": Entry({"key": f"k{_ONE}", "amount": 1, "minimum": 0, "maximum": 9, "ttl": 1.0}),
     "change_limit_of_sum": Entry(

@@ -3,7 +3,19 @@
 -- statement fail that stores what a task returned.
 
 -- name: start_chord producer
--- Note a chord that is about to be sent. One of the same id that is over begins anew.
+-- Note a chord that is about to be sent. No row: there is one of this id.
+insert into {schema}.celery_chords (group_id, header, content_type, expires_at)
+values (%(group_id)s, %(header)s, %(content_type)s,
+  statement_timestamp() + %(expires)s::float8 * interval '1 second')
+on conflict do nothing
+returning true;
+
+-- name: look_at_chord producer glance
+-- The size of a chord, and whether it is over.
+select size, finished_at is not null from {schema}.celery_chords where group_id = %(group_id)s;
+
+-- name: restart_chord consumer
+-- Begin a chord anew that is over; one that is on its way goes on.
 with cleared as (
   delete from {schema}.celery_chord_parts
   where group_id = %(group_id)s
@@ -18,8 +30,16 @@ on conflict (group_id) do update set
   done = case when c.finished_at is null then c.done else 0 end,
   header = excluded.header, content_type = excluded.content_type, finished_at = null, expires_at = excluded.expires_at;
 
--- name: size_chord producer
--- Say how many header tasks there are. It comes before the last of them is sent.
+-- name: size_new_chord producer
+-- Say how many header tasks there are. It comes before the last of them is sent. No row: it was said before, or there is no
+-- such chord on its way.
+update {schema}.celery_new_chords
+set size = %(size)s::int, expires_at = statement_timestamp() + %(expires)s::float8 * interval '1 second'
+where group_id = %(group_id)s
+returning true;
+
+-- name: size_chord consumer
+-- The same for any chord.
 insert into {schema}.celery_chords as c (group_id, size, expires_at)
 values (%(group_id)s, %(size)s, statement_timestamp() + %(expires)s::float8 * interval '1 second')
 on conflict (group_id) do update set
@@ -28,8 +48,8 @@ on conflict (group_id) do update set
   done = case when c.finished_at is null then c.done else 0 end,
   finished_at = null, expires_at = excluded.expires_at;
 
--- name: add_to_chord producer
--- One header task more than its size says.
+-- name: add_to_chord consumer
+-- One header task more than its size says: a header task that runs asks for it.
 insert into {schema}.celery_chords as c (group_id, added, expires_at)
 values (%(group_id)s, 1, statement_timestamp() + %(expires)s::float8 * interval '1 second')
 on conflict (group_id) do update set added = least(c.added + 1::bigint, 1000000000);

@@ -38,12 +38,20 @@ select r.task_id, r.status, r.result, r.content_type, r.traceback, r.children, r
 from {schema}.celery_results r
 where r.task_id = any (%(ids)s::text[]) and (r.expires_at is null or r.expires_at > statement_timestamp());
 
--- name: forget_result producer
+-- name: forget_result consumer
 -- A task whose result is forgotten is pending, as one that nobody has heard of.
 delete from {schema}.celery_results where task_id = %(task_id)s;
 
 -- name: save_group producer
--- Keep the structure of a group's results; saved again, it is replaced.
+-- Keep the structure of a group's results. No row: there is one of this id.
+insert into {schema}.celery_groups (group_id, result, content_type, expires_at)
+values (%(group_id)s, %(result)s, %(content_type)s,
+  statement_timestamp() + %(expires)s::float8 * interval '1 second')
+on conflict do nothing
+returning true;
+
+-- name: replace_group consumer
+-- Saved again, it is replaced.
 insert into {schema}.celery_groups as g (group_id, result, content_type, expires_at)
 values (%(group_id)s, %(result)s, %(content_type)s,
   statement_timestamp() + %(expires)s::float8 * interval '1 second')
@@ -55,7 +63,7 @@ on conflict (group_id) do update set result = excluded.result, content_type = ex
 select result, content_type, date_done from {schema}.celery_groups
 where group_id = %(group_id)s and (expires_at is null or expires_at > statement_timestamp());
 
--- name: delete_group producer
+-- name: delete_group consumer
 -- Forget the structure; the results of the tasks stay.
 delete from {schema}.celery_groups where group_id = %(group_id)s;
 
@@ -68,12 +76,16 @@ from unnest(%(ids)s::text[]) wanted(task_id)
 on conflict (task_id, channel) do update set until = excluded.until;
 
 -- name: await_no_more producer
--- Take back what `await_results` asked for.
-delete from {schema}.celery_waiters where task_id = any (%(ids)s::text[]) and channel = %(channel)s;
+-- Take back what `await_results` asked for: an update of this view deletes.
+update {schema}.celery_ended_waits set until = null where task_id = any (%(ids)s::text[]) and channel = %(channel)s;
 
 -- name: prune_waiters consumer
--- Rows of processes that died without saying so.
-delete from {schema}.celery_waiters where until < statement_timestamp() - interval '1 minute';
+-- Remove up to `limit` rows of processes that died without saying so. One that another session holds stays.
+with gone as materialized (
+  select ctid as place from {schema}.celery_waiters
+  where until < statement_timestamp() - interval '1 minute' limit %(limit)s for update skip locked
+)
+delete from {schema}.celery_waiters w where w.ctid = any (array(select place from gone)) returning 1;
 
 -- name: prune_results consumer
 -- Remove up to `limit` results that have expired.

@@ -28,8 +28,9 @@ on conflict (key, listener) do update set until = excluded.until
   where w.until < excluded.until - interval '60 seconds';
 
 -- name: await_no_more producer relaxed
--- Take back what `await` asked for. Adding 0 keeps the planner from reading all that this listener waits for.
-delete from {schema}.dramatiq_waiters where key = any (%(keys)s::text[]) and listener + 0 = %(listener)s;
+-- Take back what `await` asked for: an update of this view deletes. Adding 0 keeps the planner from reading all that this
+-- listener waits for.
+update {schema}.dramatiq_ended_waits set until = null where key = any (%(keys)s::text[]) and listener + 0 = %(listener)s;
 
 -- name: results_probe producer
 -- Is a result there that this process waits for? What a lost notification would have said.
@@ -49,5 +50,9 @@ with gone as materialized (
 delete from {schema}.dramatiq_results r where r.ctid = any (array(select place from gone)) returning 1;
 
 -- name: prune_waiters consumer relaxed
--- Rows of processes that died without saying so.
-delete from {schema}.dramatiq_waiters where until < statement_timestamp() - interval '1 minute';
+-- Remove up to `limit` rows of processes that died without saying so. One that another session holds stays.
+with gone as materialized (
+  select ctid as place from {schema}.dramatiq_waiters
+  where until < statement_timestamp() - interval '1 minute' limit %(limit)s for update skip locked
+)
+delete from {schema}.dramatiq_waiters w where w.ctid = any (array(select place from gone)) returning 1;
