@@ -1,8 +1,8 @@
 """What each role may do with each table, view, sequence and function of an installation: tried, decided, documented.
 
-``rights.yaml`` beside this file is what was decided: whatever is not in it must be refused. A new table, column or grant fails
-`test_rights.py` until it is decided there. Run ``python -m tests.security.rights`` afterwards, which writes the tables of
-``docs/security.md`` from it.
+``rights.yaml`` beside this file is what was decided: whatever is not in it must be refused. A new table, column or grant
+fails `test_rights.py` until it is decided there. Run ``python -m tests.security.rights`` afterwards, which writes the table
+of ``docs/security.md`` from it.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import psycopg
 import yaml
 from psycopg import sql
 
-__all__ = ["DECIDED", "PAGE", "ROLES", "Relation", "documented", "find_relations", "read_decided", "tried"]
+__all__ = ["DECIDED", "PAGE", "ROLES", "Relation", "documented", "find_relations", "page_with", "read_decided", "tried"]
 
 DECIDED: Final = Path(__file__).with_name("rights.yaml")
 PAGE: Final = Path(__file__).parents[2] / "docs" / "security.md"
@@ -51,14 +51,14 @@ class Relation:
     @property
     def entry(self) -> str:
         """Its name, but a queue's with ``<queue>`` in place of ``jobs``."""
-        return re.sub(r"^([qav])_jobs\b", r"\1_<queue>", self.name)
+        return re.sub(r"^([qav])_jobs(?=_|$)", r"\1_<queue>", self.name)
 
 
 def find_relations(connection: psycopg.Connection[Any], schema: str = "pgqrs") -> list[Relation]:
     """Return everything in the schema that has rights, whatever made it."""
     rows = connection.execute(
-        "select c.relname::text, c.relkind::text, array(select a.attname::text from pg_attribute a where a.attrelid = c.oid "
-        "and a.attnum > 0 and not a.attisdropped order by a.attnum) from pg_class c "
+        "select c.relname::text, c.relkind::text, array(select a.attname::text from pg_attribute a "
+        "where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped order by a.attnum) from pg_class c "
         "where c.relnamespace = %s::regnamespace and c.relkind not in ('i', 'I', 't', 'c') order by 1",
         (schema,),
     ).fetchall()
@@ -97,27 +97,43 @@ def _attempts(relation: Relation, schema: str) -> Iterator[tuple[str, str | None
         )
 
 
-def tried(
-    connection: psycopg.Connection[Any], roles: Mapping[str, str], schema: str = "pgqrs"
-) -> dict[str, dict[str, dict[str, list[str] | bool]]]:
+def tried(connection: psycopg.Connection[Any], roles: Mapping[str, str], schema: str = "pgqrs") -> Rights:
     """Try everything as each of ``roles``, by name in ``rights.yaml``; return what was not refused."""
-    found: dict[str, dict[str, dict[str, list[str] | bool]]] = {}
+    found: Rights = {}
     relations = find_relations(connection, schema)
     for duty, role in roles.items():
         for relation in relations:
-            done: dict[str, list[str] | bool] = {}
+            done: dict[str, Any] = {}
             for action, column, statement in _attempts(relation, schema):
                 if not _succeeds(connection, role, statement):
                     continue
                 if column is None:
                     done[action] = True
+                elif action == "lock":
+                    # The strongest, for PostgreSQL 16 changed which weaker ones come with it.
+                    done["lock"] = column
                 else:
-                    columns = done.setdefault(action, [])
-                    assert isinstance(columns, list)
-                    columns.append(column)
+                    done.setdefault(action, []).append(column)
             if done:
                 found.setdefault(relation.entry, {})[duty] = done
+        for name, arguments in _functions(connection, schema):
+            if _may(connection, role, "has_function_privilege(%s, %s, 'execute')", f"{schema}.{name}({arguments})"):
+                found.setdefault(f"{name}()", {})[duty] = {"execute": True}
+        if _may(connection, role, "has_schema_privilege(%s, %s, 'create')", schema):
+            found.setdefault("schema", {})[duty] = {"create": True}
     return found
+
+
+def _functions(connection: psycopg.Connection[Any], schema: str) -> list[tuple[Any, ...]]:
+    return connection.execute(
+        "select proname::text, pg_get_function_identity_arguments(oid) from pg_proc where pronamespace = %s::regnamespace",
+        (schema,),
+    ).fetchall()
+
+
+def _may(connection: psycopg.Connection[Any], role: str, call: str, what: str) -> bool:
+    row = connection.execute(f"select {call}".encode(), (role, what)).fetchone()
+    return bool(row and row[0])
 
 
 def _succeeds(connection: psycopg.Connection[Any], role: str, statement: sql.Composed) -> bool:
@@ -137,24 +153,34 @@ def read_decided() -> Rights:
     return rights
 
 
-def documented(decided: Rights, columns: Mapping[str, Sequence[str]]) -> str:
+def documented(decided: Rights) -> str:
     """Return the table of the page: a line for each relation and role that may do anything with it."""
-    lines = ["| table | role | reads | adds | changes | removes rows |", "|---|---|---|---|---|---|"]
-    for relation, roles in decided.items():
-        if "lock" not in str(roles) and "select" not in str(roles) and "insert" not in str(roles):
-            continue
+    lines = [
+        "| table or view | role | reads | adds | changes | removes rows | locks up to |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for relation, roles in sorted(decided.items()):
         for role, actions in roles.items():
-            cells = [
-                _shown(actions.get(action, []), columns.get(relation, ())) for action in ("select", "insert", "update")
-            ]
+            cells = [_shown(actions.get(action, ())) for action in ("select", "insert", "update")]
+            others = [action for action in actions if action in {"next number", "read number", "set number", "execute"}]
+            cells[0] = ", ".join(others) if others else cells[0]
             lines.append(
-                f"| `{relation}` | {role} | {' | '.join(cells)} | {'yes' if actions.get('delete') else '–'} |"
+                f"| `{relation}` | {role} | {' | '.join(cells)} | {'yes' if actions.get('delete') else '–'} "
+                f"| {actions.get('lock', '–')} |"
             )
     return "\n".join(lines) + "\n"
 
 
-def _shown(columns: Sequence[str], of: Sequence[str]) -> str:
-    own = [column for column in columns if column != "ctid"]
-    if not own:
-        return "–"
-    return "all" if of and set(own) == set(of) else ", ".join(f"`{column}`" for column in own)
+def _shown(columns: Sequence[str]) -> str:
+    return ", ".join(f"`{column}`" for column in columns if column != "ctid") or "–"
+
+
+def page_with(table: str) -> str:
+    """Return the page with this table in its place."""
+    page = PAGE.read_text(encoding="utf-8")
+    before, _, rest = page.partition(BEGIN)
+    return before + BEGIN + "\n" + table + "\n" + END + rest.partition(END)[2]
+
+
+if __name__ == "__main__":
+    PAGE.write_text(page_with(documented(read_decided())), encoding="utf-8")
