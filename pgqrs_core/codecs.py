@@ -23,13 +23,26 @@ if TYPE_CHECKING:
     from pgqrs_core.events import ConsumeBatch, Draft
     from pgqrs_core.messages import Delivery
 
-__all__ = ["CHOICE", "ENCODING", "STAGES", "Codec", "CodecStack", "Encoded", "Envelope", "Stage"]
+__all__ = [
+    "CHOICE",
+    "ENCODING",
+    "PROTECTING",
+    "STAGES",
+    "Codec",
+    "CodecStack",
+    "Encoded",
+    "Envelope",
+    "Stage",
+    "names_in",
+]
 
 Stage: TypeAlias = Literal["transform", "compress", "sign", "encrypt"]
 Encoded: TypeAlias = "tuple[bytes, dict[str, Any]]"
 
 #: In the order in which they are applied. Ciphertext does not compress; a signature should not be readable.
 STAGES: Final[tuple[Stage, ...]] = ("transform", "compress", "sign", "encrypt")
+#: Those whose codecs also encode what adapters keep beside the queues, see `pgqrs_core.kept`.
+PROTECTING: Final[frozenset[Stage]] = frozenset(("sign", "encrypt"))
 #: The header that records what was done to a body. Handlers do not see it.
 ENCODING: Final = "pgqrs_encoding"
 #: The header by which a producer chooses for one message: ``{"zstd": False}``. It is not stored.
@@ -62,7 +75,11 @@ class Envelope(msgspec.Struct, frozen=True):
 
 @runtime_checkable
 class Codec(Protocol):
-    """What a plugin returns from ``pgqrs_codecs``. Used from any thread, concurrently."""
+    """What a plugin returns from ``pgqrs_codecs``. Used from any thread, concurrently.
+
+    A codec of the stages ``sign`` and ``encrypt`` may have an attribute ``strict``: True where messages of any queue must
+    be encoded. Then what adapters keep beside the queues must be, too: it belongs to no queue.
+    """
 
     #: Recorded in every message, so never changed once released, and unique among the loaded plugins.
     name: str
@@ -103,6 +120,20 @@ class CodecStack:
         """The names of the codecs, in the order in which they are applied."""
         return tuple(self._by_name)
 
+    @property
+    def protecting(self) -> tuple[tuple[str, Codec], ...]:
+        """The active codecs that sign or encrypt, with their plugins, in the order in which they are applied."""
+        return tuple(entry for entry in self._in_turn if entry[1].active and entry[1].stage in PROTECTING)
+
+    @property
+    def strict(self) -> tuple[str, ...]:
+        """The names of those of them that refuse what they have not encoded, in some queue."""
+        return tuple(codec.name for _, codec in self.protecting if getattr(codec, "strict", False))
+
+    def required(self, *names: str) -> list[str]:
+        """Return the names of the codecs that are required in any of these queues or exchanges."""
+        return [codec.name for codec in self._active if any(map(codec.required, names))]
+
     def concerns_drafts(self, queue: str, drafts: Sequence[Draft]) -> bool:
         """Return whether any of these messages is to be encoded, or says something about it."""
         for draft in drafts:
@@ -113,14 +144,19 @@ class CodecStack:
             for codec in self._active
         )
 
-    def concerns(self, queue: str, deliveries: Sequence[Delivery]) -> bool:
+    def concerns(self, queue: str, deliveries: Sequence[Delivery], names: Sequence[str] = ()) -> bool:
         """Return whether any of these messages is encoded, or should be."""
-        if self._required(queue):
+        if self.required(queue, *names):
             return True
         return any(item.raw_headers is not None and ENCODING in item.raw_headers for item in deliveries)
 
-    def encode(self, drafts: Sequence[Draft]) -> None:
+    def encode(self, drafts: Sequence[Draft], *, address: str = "", names: Sequence[str] = ()) -> None:
         """Encode drafts in place.
+
+        Args:
+            drafts: the messages.
+            address: what a seal binds in the place of the queue's name.
+            names: those by whose rules they are encoded, in the place of the queue's name.
 
         Raises:
             InvalidArgument: the header of a choice is malformed, names an unknown codec, or refuses a required one.
@@ -131,16 +167,60 @@ class CodecStack:
             choice = self._choice(headers.pop(CHOICE, {}))
             # As they will be read: with texts as keys, lists for tuples.
             headers = decode_headers(encode_headers(headers))
+            ruling = names or (draft.queue,)
             stack: list[dict[str, Any]] = []
             for plugin, codec in self._in_turn:
-                if not self._is_wanted(plugin, codec, draft, choice.get(codec.name)):
+                if not self._is_wanted(plugin, codec, ruling, len(draft.body), choice.get(codec.name)):
                     continue
-                around = Envelope(draft.queue, draft.content_type, _with(headers, stack))
+                around = Envelope(address or draft.queue, draft.content_type, _with(headers, stack))
                 encoded = _encoded(plugin, codec, draft.body, around)
                 if encoded is not None:
                     draft.body = encoded[0]
                     stack = [*stack, {"codec": codec.name, **encoded[1]}]
+                elif codec.active and any(map(codec.required, ruling)):
+                    raise PluginError(plugin, f"codec {codec.name!r} left a message as it was that must be encoded")
             draft.headers = _with(headers, stack) or None
+
+    def protect(self, body: bytes, around: Envelope) -> tuple[bytes, list[dict[str, Any]]]:
+        """Return a body as the codecs that protect leave it, and their entries; without any, none.
+
+        Raises:
+            PluginError: a codec failed, or left it as it was.
+        """
+        stack: list[dict[str, Any]] = []
+        for plugin, codec in self.protecting:
+            encoded = _encoded(
+                plugin, codec, body, msgspec.structs.replace(around, headers=_with(around.headers, stack))
+            )
+            if encoded is None:
+                raise PluginError(plugin, f"codec {codec.name!r} left as it was what must be encoded")
+            body = encoded[0]
+            stack = [*stack, {"codec": codec.name, **encoded[1]}]
+        return body, stack
+
+    def undo(self, stack: object, body: bytes, around: Envelope) -> bytes:
+        """Return a body as it was before the codecs that these entries name.
+
+        Args:
+            stack: the entries, as they were read from wherever.
+            body: the encoded body.
+            around: what surrounds it, without the entries.
+
+        Raises:
+            DecodeError: they are malformed or too many, or it does not open.
+            DecoderMissing: a codec or key is not loaded here.
+            PluginError: a codec lacks its library, or returned something else than bytes.
+        """
+        if not isinstance(stack, list) or not all(
+            isinstance(entry, dict) and isinstance(entry.get("codec"), str) for entry in stack
+        ):
+            raise DecodeError(around.content_type, f"its header {ENCODING!r} is malformed")
+        if len(stack) > _MOST_LAYERS:
+            raise DecodeError(around.content_type, f"it has {len(stack)} layers; at most {_MOST_LAYERS} are allowed")
+        for place in reversed(range(len(stack))):
+            inner = msgspec.structs.replace(around, headers=_with(around.headers, stack[:place]))
+            body = self._undone(stack[place], body, inner)
+        return body
 
     def decode(self, batch: ConsumeBatch) -> None:
         """Decode deliveries in place; what cannot be decoded, or is not encoded as it must be, is buried with the reason.
@@ -150,14 +230,13 @@ class CodecStack:
         Raises:
             PluginError: a codec lacks its library, or returned something else than bytes.
         """
-        queue = batch.address or batch.queue
-        required = self._required(queue)
+        required = self.required(*(batch.names or (batch.queue,)))
         count, before, left = len(batch.deliveries), len(batch.buried), len(batch.postponed)
         for delivery in batch.deliveries:
             if not required and (delivery.raw_headers is None or ENCODING not in delivery.raw_headers):
                 continue
             try:
-                self._decode(queue, delivery, required)
+                self._decode(batch, delivery, required)
             except DecoderMissing as error:
                 batch.postpone(delivery, str(error))
             except PayloadError as error:
@@ -170,27 +249,18 @@ class CodecStack:
             text = "queue %r: %d of %d messages need a codec or key that is not loaded here; the first, %d: %s"
             _logger.warning(text, batch.queue, len(unknown), count, unknown[0][0].id, unknown[0][1])
 
-    def _required(self, queue: str) -> list[str]:
-        return [codec.name for codec in self._active if codec.required(queue)]
-
-    def _decode(self, queue: str, delivery: Delivery, required: list[str]) -> None:
+    def _decode(self, batch: ConsumeBatch, delivery: Delivery, required: list[str]) -> None:
         try:
             headers = delivery.headers
             stack = headers.pop(ENCODING, [])
-            names = [entry["codec"] for entry in stack]
-            if not all(isinstance(name, str) for name in names):
-                raise TypeError("names of codecs are texts")
-        # Whoever wrote it by other means than ours may have written anything.
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        # Another program may have written anything.
+        except (ValueError, TypeError, AttributeError, RecursionError) as error:
             raise DecodeError(delivery.content_type, f"its header {ENCODING!r} is malformed") from error
-        if missing := [name for name in required if name not in names]:
-            raise DecodeError(delivery.content_type, f"it lacks what queue {queue!r} requires: {', '.join(missing)}")
-        if len(stack) > _MOST_LAYERS:
-            raise DecodeError(delivery.content_type, f"it has {len(stack)} layers; at most {_MOST_LAYERS} are allowed")
-        body = delivery.body
-        for place in reversed(range(len(stack))):
-            around = Envelope(queue, delivery.content_type, _with(headers, stack[:place]))
-            body = self._undone(stack[place], body, around)
+        if missing := [name for name in required if name not in names_in(stack)]:
+            reason = f"it lacks what queue {batch.queue!r} requires: {', '.join(missing)}"
+            raise DecodeError(delivery.content_type, reason)
+        around = Envelope(batch.address or batch.queue, delivery.content_type, headers)
+        body = self.undo(stack, delivery.body, around)
         if stack:
             delivery.stored = delivery.raw_headers, delivery.body
             delivery.headers, delivery.body = headers, body
@@ -226,19 +296,25 @@ class CodecStack:
                 raise InvalidArgument(f"header {CHOICE}", name, f"of codecs that are loaded; known are: {known}")
         return given
 
-    def _is_wanted(self, plugin: str, codec: Codec, draft: Draft, chosen: bool | None) -> bool:
-        required = codec.active and codec.required(draft.queue)
+    def _is_wanted(self, plugin: str, codec: Codec, names: Sequence[str], size: int, chosen: bool | None) -> bool:
+        required = codec.active and any(map(codec.required, names))
         if chosen is False and required:
-            what = f"free of {codec.name!r}: False, for queue {draft.queue!r} requires it"
+            what = f"free of {codec.name!r}: False, for queue {names[0]!r} requires it"
             raise InvalidArgument(f"header {CHOICE}", {codec.name: False}, what)
         if chosen is not None:
             return chosen
         try:
-            return required or (codec.active and codec.wants(draft.queue, len(draft.body)))
+            return required or (codec.active and any(codec.wants(name, size) for name in names))
         except Exception as error:
             if is_interrupt(error):
                 raise
             raise PluginError(plugin, f"codec {codec.name!r}: wants: {type(error).__name__}: {error}") from error
+
+
+def names_in(stack: object) -> list[str]:
+    """Return the names of the codecs in entries that were read from wherever."""
+    entries = stack if isinstance(stack, list) else []
+    return [entry["codec"] for entry in entries if isinstance(entry, dict) and isinstance(entry.get("codec"), str)]
 
 
 def _with(headers: dict[str, Any], stack: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -256,8 +332,6 @@ def _encoded(plugin: str, codec: Codec, body: bytes, around: Envelope) -> Encode
         reason = f"codec {codec.name!r}: encode failed: {type(error).__name__}: {error}"
         raise PluginError(plugin, reason) from error
     if encoded is None:
-        if codec.active and codec.required(around.queue):
-            raise PluginError(plugin, f"codec {codec.name!r} left a message as it was that must be encoded")
         return None
     pair: Any = encoded
     if not (isinstance(pair, tuple) and list(map(type, pair)) == [bytes, dict]):

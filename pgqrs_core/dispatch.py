@@ -164,12 +164,14 @@ class Hooks:
         """Return whether `before_enqueue` has anything to do; without plugins this is all that a batch costs."""
         return self.transforms_enqueue or self.codecs.concerns_drafts(queue, drafts)
 
-    def concern_consume(self, queue: str, deliveries: Sequence[Delivery]) -> bool:
-        """Return whether `before_consume` has anything to do."""
-        return self.transforms_consume or self.codecs.concerns(queue, deliveries)
+    def concern_consume(self, queue: str, deliveries: Sequence[Delivery], names: Sequence[str] = ()) -> bool:
+        """Return whether `before_consume` has anything to do; ``names`` are those by whose rules it decodes, too."""
+        return self.transforms_consume or self.codecs.concerns(queue, deliveries, names)
 
-    def before_enqueue(self, batch: EnqueueBatch) -> None:
+    def before_enqueue(self, batch: EnqueueBatch, *, encode: bool = True) -> None:
         """Let each plugin change or veto a batch that is about to be written, then encode it.
+
+        Without ``encode`` the caller does that, once it knows where each message goes.
 
         Raises:
             InvalidArgument: The batch could not be written as it came; no plugin was called.
@@ -188,7 +190,8 @@ class Hooks:
                     _check_draft(draft, batch.queue)
             except InvalidArgument as error:
                 raise call.failed(hook, f"it left a draft that cannot be written: {error}") from error
-        self.codecs.encode(batch.drafts)
+        if encode:
+            self.codecs.encode(batch.drafts)
 
     def before_consume(self, batch: ConsumeBatch) -> None:
         """Decode messages that were just claimed, and let each plugin change, drop, dead-letter or postpone them.

@@ -8,7 +8,8 @@ object             may set   fields                              meaning
                              priority delay at ttl
                              idempotency_key durable``
 ``ConsumeBatch``   methods   ``queue adapter deliveries          just claimed, not yet decoded
-                             dropped buried postponed address``
+                             dropped buried postponed address
+                             names``
 ``Enqueued``       frozen    ``queue adapter ids count bytes     written and committed
                              seconds``
 ``Claimed``        frozen    ``queue adapter deliveries          just claimed, not yet decoded
@@ -114,7 +115,8 @@ class ConsumeBatch(msgspec.Struct):
         dropped: Pairs of delivery and reason: will be deleted without having been handled.
         buried: Pairs of delivery and reason: will be dead-lettered.
         postponed: Pairs of delivery and reason: will come again later, perhaps to another process.
-        address: Where they were sent to, where that is not the queue but an exchange; else empty.
+        address: What their seals bind in the place of the queue's name, where that is something else; else empty.
+        names: By whose rules codecs are required, where that is not the queue alone: a mailbox and its exchanges.
     """
 
     queue: str
@@ -124,6 +126,7 @@ class ConsumeBatch(msgspec.Struct):
     buried: list[tuple[Delivery, str]] = []
     postponed: list[tuple[Delivery, str]] = []
     address: str = ""
+    names: Sequence[str] = ()
 
     def drop(self, delivery: Delivery, reason: str) -> None:
         """Delete a message without handling it.

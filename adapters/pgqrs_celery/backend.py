@@ -35,6 +35,8 @@ __all__ = ["PgqrsBackend", "housekeeping"]
 
 logger = get_logger(__name__)
 
+#: As what the structure of a group is kept, see `pgqrs_core.kept`.
+_GROUP: Final = "group"
 #: Seconds for which a task that has ended waits for a server that is away.
 _OUTAGE: Final = 30.0
 
@@ -222,6 +224,7 @@ class PgqrsBackend(ChordsMixin, AsyncBackendMixin, Backend):
 
     def _save_group(self, group_id: object, result: Any) -> Any:
         value = ensure_bytes(self.encode(result.as_tuple()))
+        value = self.store.seal(value, self.content_type, _GROUP, group=id_of(group_id))
         self.store.run(operations.save_group, id_of(group_id), value, self.content_type, self.expires)
         return result
 
@@ -230,7 +233,8 @@ class PgqrsBackend(ChordsMixin, AsyncBackendMixin, Backend):
         if row is None:
             return None
         value, content_type, date_done = row
-        structure = decode(value, content_type, self.accept)
+        opened = self.store.open(value, content_type, _GROUP, group=id_of(group_id))
+        structure = decode(opened, content_type, self.accept)
         return {
             "taskset_id": id_of(group_id),
             "result": result_from_tuple(structure, self.app),

@@ -36,7 +36,7 @@ class Part(Struct, frozen=True):
 
 
 class Claimed(Struct, frozen=True):
-    """A complete chord, and all that its claimer needs. ``parts``: task id, status, result, content type."""
+    """A complete chord, and all that its claimer needs. ``parts``: place, task id, status, result, content type."""
 
     group_id: str
     claim: int

@@ -14,11 +14,12 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from celery import maybe_signature, states
 from celery.exceptions import BackendStoreError, ChordError
 from celery.result import GroupResult, allow_join_result, result_from_tuple
+from celery.utils import abstract
 from celery.utils.functional import _regen
 from celery.utils.log import get_logger
 from kombu.exceptions import EncodeError
@@ -30,12 +31,17 @@ from pgqrs_celery.compat import publish_callback
 from pgqrs_celery.encoding import decode, id_of, small
 from pgqrs_celery.operations import store_result
 from pgqrs_celery.publishing import publishing_in, shares_database
-from pgqrs_core.errors import Unavailable
+from pgqrs_core.errors import DecodeError, DecoderMissing, PgqrsError, Unavailable
+from pgqrs_core.logs import error_text
 
 __all__ = ["ChordsMixin"]
 
 logger = get_logger(__name__)
 
+#: As what the parts of a chord are kept, see `pgqrs_core.kept`.
+_BODY: Final = "chord body"
+_HEADER: Final = "chord header"
+_PART: Final = "chord part"
 #: Where a header task without a place in its group goes: behind all that have one.
 _LAST = 2**31 - 1
 
@@ -86,7 +92,8 @@ class ChordsMixin:
         # The structure is needed to join nested groups; the parts are enough for everything else. It is taken from the
         # members: a GroupResult made here would stay among the pending results.
         if not isinstance(members, _regen) and any(isinstance(member, GroupResult) for member in members):
-            header = self._encoded(((id_of(group_id), None), [member.as_tuple() for member in members]))
+            structure = ((id_of(group_id), None), [member.as_tuple() for member in members])
+            header = self.store.seal(self._encoded(structure), self.content_type, _HEADER, group=id_of(group_id))
         self._retried(operations.start_chord, id_of(group_id), header, self.content_type, self.chord_expires)
 
     def set_chord_size(self, group_id: Any, chord_size: int) -> None:
@@ -102,10 +109,11 @@ class ChordsMixin:
         if not request.group or not request.id:
             return
         place = small(request.group_index)
+        place = _LAST if place is None else place
+        group_id, task_id = id_of(request.group), id_of(request.id)
         value = self._encoded(self.encode_result(result, state))  # type: ignore[attr-defined]
-        part = Part(
-            id_of(request.group), _LAST if place is None else place, id_of(request.id), state, value, self.content_type
-        )
+        value = self.store.seal(value, self.content_type, _PART, group=group_id, place=place, task=task_id, state=state)
+        part = Part(group_id, place, task_id, state, value, self.content_type)
         claimed = self._ensure_retryable(  # type: ignore[attr-defined]
             self._count,
             part,
@@ -118,16 +126,45 @@ class ChordsMixin:
             self._conclude(chord, maybe_signature(request.chord, app=self.app), error)
 
     def take_over_chords(self) -> int:
-        """Publish the bodies of chords whose claimers did not come to it; return how many chords that were."""
+        """Publish the bodies of chords whose claimers did not come to it; return how many chords that were.
+
+        One that cannot be taken over does not keep the others from it.
+        """
         taken = 0
         for group_id in self.store.run(operations.abandoned):
             chord = self.store.run(operations.claim_chord, group_id, claim=_number(), seconds=self._claim_seconds)
-            if chord is not None:
-                logger.warning("taking over chord %s, whose body was not published in time", group_id)
-                body = decode(chord.body, chord.body_type, self.accept)
-                self._conclude(chord, maybe_signature(body, app=self.app))
-                taken += 1
+            if chord is None:
+                continue
+            try:
+                taken += self._take_over(chord)
+            except Exception as error:
+                if isinstance(error, PgqrsError) and error.retryable:
+                    raise
+                # Its claim runs out, and it is tried again.
+                logger.warning("chord %r cannot be taken over now: %s", group_id, error_text(error))
         return taken
+
+    def _take_over(self, chord: Claimed) -> bool:
+        """Conclude a chord with its kept body; give it up where that is not what a worker of ours has kept."""
+        try:
+            assert chord.body is not None
+            opened = self.store.open(chord.body, chord.body_type or "", _BODY, group=chord.group_id)
+            body = maybe_signature(decode(opened, chord.body_type or "", self.accept), app=self.app)
+            if not isinstance(body, abstract.CallableSignature):
+                raise DecodeError(chord.body_type or "", "it is no signature of a task")
+        except DecoderMissing as error:
+            # Another worker may have the key.
+            logger.warning("chord %r is left to a worker that can read its body: %s", chord.group_id, error)
+            return False
+        except Exception as error:
+            # Not the errbacks of a body that cannot be trusted, nor a result under its id.
+            text = "Chord %r failed: its kept body is refused, and nothing of it is published: %s"
+            logger.error(text, chord.group_id, error_text(error))  # noqa: TRY400 - the text says it all
+            self.store.run(operations.finish_chord, chord)
+            return False
+        logger.warning("taking over chord %s, whose body was not published in time", chord.group_id)
+        self._conclude(chord, body)
+        return True
 
     @contextmanager
     def _held(self, task_id: Any, request: Any) -> Iterator[None]:
@@ -199,7 +236,7 @@ class ChordsMixin:
 
     def _keep_body(self, chord: Claimed, body: Any) -> None:
         try:
-            encoded = self._encoded(body)
+            encoded = self.store.seal(self._encoded(body), self.content_type, _BODY, group=chord.group_id)
         except EncodeError:
             # Then only another run of a header task can take over.
             logger.debug("the body of chord %s cannot be kept", chord.group_id, exc_info=True)
@@ -234,17 +271,19 @@ class ChordsMixin:
             ChordError: one of them failed.
         """
         if chord.header is None:
-            return [self._value(*part) for part in chord.parts]
+            return [self._value(chord.group_id, *part) for part in chord.parts]
         assert chord.content_type is not None
-        header = result_from_tuple(decode(chord.header, chord.content_type, self.accept), self.app)
+        opened = self.store.open(chord.header, chord.content_type, _HEADER, group=chord.group_id)
+        header = result_from_tuple(decode(opened, chord.content_type, self.accept), self.app)
         # All have returned; joining a group that is not known to be ready would wait.
         header.on_ready()
         with allow_join_result():
             values: list[Any] = header.join_native(timeout=self.app.conf.result_chord_join_timeout, propagate=True)
         return values
 
-    def _value(self, task_id: str, status: str, result: bytes, content_type: str) -> Any:
-        value = decode(result, content_type, self.accept)
+    def _value(self, group_id: str, place: int, task_id: str, status: str, result: bytes, content_type: str) -> Any:
+        opened = self.store.open(result, content_type, _PART, group=group_id, place=place, task=task_id, state=status)
+        value = decode(opened, content_type, self.accept)
         if status in states.EXCEPTION_STATES:
             value = self.exception_to_python(value)  # type: ignore[attr-defined]
         if status in states.PROPAGATE_STATES:

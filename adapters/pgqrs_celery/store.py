@@ -18,6 +18,7 @@ from pgqrs_core.effects import Op
 from pgqrs_core.engine import Engine
 from pgqrs_core.errors import SchemaMissing
 from pgqrs_core.forks import begin_anew_in_children
+from pgqrs_core.kept import open_kept, seal_kept
 from pgqrs_core.operations import schema
 
 __all__ = ["Store"]
@@ -86,6 +87,19 @@ class Store:
                     yield connection
                 finally:
                     self._local.connection = None
+
+    def seal(self, value: bytes, content_type: str, purpose: str, **identity: object) -> bytes:
+        """Return what is to be kept as the plugins protect it, see `pgqrs_core.kept`."""
+        return seal_kept(self.engine.plugins.hooks.codecs, value, content_type, purpose, **identity)
+
+    def open(self, stored: bytes, content_type: str, purpose: str, **identity: object) -> bytes:
+        """Return what was kept.
+
+        Raises:
+            DecodeError: it is not sealed as it must be, or is not what was kept for this.
+            DecoderMissing: a codec or key is not loaded here.
+        """
+        return open_kept(self.engine.plugins.hooks.codecs, stored, content_type, purpose, **identity)
 
     @property
     def in_transaction(self) -> bool:

@@ -45,6 +45,8 @@ class _Sealing:
         self._keyring = keyring
         self._queues = queues or (lambda queue: False)
         self._required = required
+        #: Whether what adapters keep beside the queues must be sealed, too.
+        self.strict = required and self.active
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} with {self._keyring!r}>"

@@ -91,7 +91,7 @@ returning header, content_type, body, body_type;
 
 -- name: read_parts consumer
 -- What the header tasks returned, in the order of the header.
-select task_id, status, result, content_type from {schema}.celery_chord_parts
+select place, task_id, status, result, content_type from {schema}.celery_chord_parts
 where group_id = %(group_id)s order by place, number;
 
 -- name: keep_body consumer
