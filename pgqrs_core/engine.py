@@ -20,7 +20,6 @@ from pgqrs_core.doorbell import Doorbell
 from pgqrs_core.drivers import aio, async_pool, borrowed, pool, sync
 from pgqrs_core.drivers.commits import Errands
 from pgqrs_core.drivers.statements import Statements
-from pgqrs_core.drivers.versions import check_psycopg
 from pgqrs_core.effects import Effect, Execute, Op, Transact, Wait
 from pgqrs_core.errors import NotPermitted, PgqrsError, ServerError, WrongEventLoop
 from pgqrs_core.figures import EngineFigures, figures_of, note_engine
@@ -32,6 +31,7 @@ from pgqrs_core.operations.enqueue import ring_all
 from pgqrs_core.operations.queues import find_queue
 from pgqrs_core.operations.schema import check_schema
 from pgqrs_core.plugins import Plugins, default_plugins
+from pgqrs_core.requirements import require
 from pgqrs_core.servers import start_if_asked
 from pgqrs_core.wakeups import Wakeups
 
@@ -56,7 +56,7 @@ class _Base:
     _wakeups: Wakeups | AsyncWakeups | None = None
 
     def __init__(self, config: str | Config | None = None, *, plugins: Plugins | None = None) -> None:
-        check_psycopg()
+        require("psycopg")
         self.config, self._server = start_if_asked(Config.from_value(config))
         self.schema: str = self.config.database.schema
         chosen = self.config.plugins

@@ -67,6 +67,8 @@ class Shared:
         self.watch.listening = listen
         #: How to look at the numbers that are no queue of the core's, see `pgqrs_core.watch`; adapters add theirs.
         self.probes: dict[int, Query] = {}
+        #: Numbers on which the connection holds a shared lock while it listens, for others to see that this process lives.
+        self.lifelines: set[int] = set()
 
     def _mark(self, ids: list[int]) -> Execute:
         marked = set(self.watch.marks())
@@ -88,12 +90,16 @@ class Shared:
     def _listen_text(self) -> sql.Composed:
         """Return what makes the connection listen under a new number, and lock it, so that others see that it lives."""
         self._consumer = secrets.randbits(62)
+        # Shared, for the connection before this one may still hold them.
+        lifelines = [
+            sql.SQL("; select pg_advisory_lock_shared({})").format(number) for number in sorted(self.lifelines)
+        ]
         return sql.SQL("{}; listen {}; listen {}; select pg_advisory_lock({})").format(
             sql.SQL(SPARE),
             sql.Identifier(self._channel),
             sql.Identifier(channel_of_sleeper(self._consumer)),
             sql.Literal(self._consumer),
-        )
+        ) + sql.Composed(lifelines)
 
     def _take(self, pgconn: PGconn) -> None:
         """Note the notifications that have arrived, those that came with the answer to a statement included."""

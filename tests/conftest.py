@@ -1,9 +1,15 @@
 """The fixtures are in modules of their own."""
 
 import signal
+from importlib.metadata import version
 
 pytest_plugins = ["pgqrs_core.testing.postgres"]
 
 # Whoever starts the tests in the background of a script lets them, and every program they start, ignore Ctrl-C.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+if version("sqlalchemy").startswith("1."):
+    from sqlalchemy.dialects import registry
+
+    registry.register("postgresql.psycopg", "tests.support.old_sqlalchemy", "Dialect")

@@ -1,4 +1,4 @@
-"""Where the supported versions of Celery, 5.4 to 5.7, differ: what came after 5.4 is made up for here, and nowhere else."""
+"""Where the supported versions of Celery, from 5.4 on, differ: what came later is made up for here, and nowhere else."""
 
 from __future__ import annotations
 

@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING, Any
 from pgqrs_kombu.registration import register
 
 if TYPE_CHECKING:
+    from pgqrs_kombu.compat import BatchPublishError
     from pgqrs_kombu.outbox import batch, in_transaction
 
-__all__ = ["batch", "in_transaction"]
+__all__ = ["BatchPublishError", "batch", "in_transaction"]
 
 register()
 
@@ -20,9 +21,9 @@ register()
 def __getattr__(name: str) -> Any:
     """Import what is asked for: Kombu imports this package always, and a driver should come only with its use."""
     if name in __all__:
-        from pgqrs_kombu import outbox
+        from pgqrs_kombu import compat, outbox
 
-        return getattr(outbox, name)
+        return getattr(compat if name == "BatchPublishError" else outbox, name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

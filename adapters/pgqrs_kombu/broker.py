@@ -70,7 +70,7 @@ class Broker:
         )
         self.upkeep = Upkeep(self)
         self.closing = Closing()
-        #: This process, where the database asks who uses a queue.
+        #: This process, where the database asks who uses a queue; below zero where no lock tells that it lives.
         self.consumer = secrets.randbits(62)
         #: Transports that listen; while there is one, changes of bindings ring.
         self.listeners = 0
@@ -124,6 +124,7 @@ class Broker:
         else:
             engine = self.engine
             engine.run(topology.prepare_schema, engine.schema, engine.plugins, self.options.create_schema)
+            self._be_seen()
             self._ready = True
         self._users.add(user)
 
@@ -241,10 +242,24 @@ class Broker:
         self.upkeep.hold(number)
         return True
 
+    def count_consumers(self, number: int) -> int:
+        """Return how many living processes consume from an ephemeral queue; this one by what it does now."""
+        others = self.engine.run(topology.consumer_count, number, but=self.consumer)
+        return others + self.upkeep.holds(number)
+
     def drop_mailbox(self, number: int) -> None:
         """An ephemeral queue is no longer used by one of those here that did."""
         if self.upkeep.drop(number):
             self.engine.run(topology.leave, self.consumer, [number])
+
+    def _be_seen(self) -> None:
+        """Let others see by a lock that this process lives; where it cannot listen, by its number that there is none."""
+        link = self.engine.connections.get(relaxed=None)
+        self.engine.connections.put(link)
+        if link.pooled or not self.engine.config.queue.enable_listen_notify:
+            self.consumer = -abs(self.consumer)
+        else:
+            self.engine.wakeups.lifelines.add(self.consumer)
 
     def _is_watching(self) -> bool:
         if not self.listeners or self.inherited:

@@ -121,7 +121,7 @@ class Declarations:
                 return queue_declare_ok_t(name, 0, 0)
             consumers = 0
             if known.mailbox is not None:
-                consumers = broker.engine.run(topology.consumer_count, known.mailbox)
+                consumers = broker.count_consumers(known.mailbox)
             try:
                 return queue_declare_ok_t(name, self._count(known), consumers)
             except NotPermitted:

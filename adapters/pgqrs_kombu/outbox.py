@@ -74,8 +74,8 @@ def batch(max_size: int = MAX_SIZE) -> Iterator[Gathering]:
 
     Raises:
         kombu.exceptions.OperationalError: at the end, if the server is away. Nothing was stored.
-        kombu.exceptions.BatchPublishError: at the end, if the server went away during the commit; it may or may not have
-            taken place.
+        pgqrs_kombu.BatchPublishError: at the end, if the server went away during the commit; it may or may not have taken
+            place. Kombu 5.7 and newer have it as `kombu.exceptions.BatchPublishError`.
     """
     outer = current_scope()
     if outer is not None and outer.batch is not None:

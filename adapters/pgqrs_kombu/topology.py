@@ -277,9 +277,9 @@ def delete_if_left(mailbox: int, channel: str) -> Op[None]:
         yield from forget([rows[0][0]], channel, if_unused=True)
 
 
-def consumer_count(mailbox: int) -> Op[int]:
-    """Return how many processes consume from an ephemeral queue."""
-    count: int = (yield Execute(queries["consumer_count"], {"queue_id": mailbox}))[0][0]
+def consumer_count(mailbox: int, *, but: int) -> Op[int]:
+    """Return how many living processes consume from an ephemeral queue, beside the one with the number ``but``."""
+    count: int = (yield Execute(queries["consumer_count"], {"queue_id": mailbox, "consumer": but}))[0][0]
     return count
 
 

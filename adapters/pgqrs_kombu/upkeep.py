@@ -79,6 +79,10 @@ class Upkeep:
             self._broker.engine.wakeups.probes[-number] = queries["mail_probe"]
             self._start()
 
+    def holds(self, number: int) -> bool:
+        """Tell whether an ephemeral queue is kept by this process."""
+        return self._held[number] > 0
+
     def drop(self, number: int) -> bool:
         """Keep it no more; tell whether that was the last reason to."""
         with self._changed:

@@ -79,7 +79,9 @@ def borrow(connection: object) -> Loan[psycopg.Connection[Any]]:
     owner = _owner(connection)
     found = _inside(owner)
     if not isinstance(found, psycopg.Connection) or found.closed:
-        raise InvalidArgument("connection", connection, f"{_EXPECTED}, open and not async")
+        raise InvalidArgument(
+            "connection", connection, f"{_EXPECTED}, open and not async{_other_driver(connection, found)}"
+        )
     return Loan(found, owner)
 
 
@@ -126,6 +128,16 @@ def _inside(owner: Any) -> object:
         owner.ensure_connection()
         return getattr(owner, "connection", None)
     return None
+
+
+def _other_driver(connection: object, found: object) -> str:
+    """Return what to do about a connection of psycopg2, which applications have by default and by mistake."""
+    if not any(_is_from(value, "psycopg2") for value in (connection, found)):
+        return ""
+    return (
+        "; this one is of psycopg2: let SQLAlchemy (2.0 or newer) connect to postgresql+psycopg://, and for Django install "
+        "psycopg, which it then takes"
+    )
 
 
 def _is_from(value: object, package: str) -> bool:

@@ -103,12 +103,13 @@ class KombuDriver:
 
     def send(self, bodies: Sequence[bytes]) -> None:
         from kombu import Producer
+        from pgqrs_kombu import batch
 
         producer = Producer(self.channel)
         if len(bodies) == 1:
             producer.publish(bodies[0], routing_key="jobs")
             return
-        with producer.batch():
+        with batch():
             for body in bodies:
                 producer.publish(body, routing_key="jobs")
 

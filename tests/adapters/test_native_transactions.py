@@ -369,6 +369,13 @@ def test_asynchronous_messages_and_acks_roll_back_with_the_callers_rows(
     assert (left(client), orders(pgqrs_dsn)) == ((0, 1, 0), 0)
 
 
+def test_a_connection_of_psycopg2_is_refused_with_what_to_use(client: Client) -> None:
+    theirs = type("connection", (), {"__module__": "psycopg2.extensions"})()
+
+    with pytest.raises(InvalidArgument, match=r"of psycopg2: .*postgresql\+psycopg://"):
+        client.producer.enqueue("jobs", 1, connection=theirs)
+
+
 def test_each_client_refuses_the_connections_of_the_other(client: Client, pgqrs_dsn: str) -> None:
     async def main() -> None:
         async with (

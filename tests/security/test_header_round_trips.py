@@ -19,6 +19,7 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from kombu import Connection, Consumer, Exchange, Queue
 from pgqrs_dramatiq import PgqrsBroker
+from pgqrs_kombu import batch
 from pgqrs_native import Client
 
 from pgqrs_core.config import Config
@@ -189,7 +190,7 @@ def test_a_batch_keeps_the_headers_of_each(broker: Connection) -> None:
     queue = Queue("batch")(broker.default_channel)
     queue.declare()
     producer = broker.Producer()
-    with producer.batch():
+    with batch():
         for name in (FILE, "good"):
             producer.publish("x", routing_key="batch", headers={"name": name})
     assert [queue.get(no_ack=True).headers["name"] for _ in range(2)] == [FILE, "good"]

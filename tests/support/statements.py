@@ -315,7 +315,7 @@ _KOMBU: Final[dict[str, Entry]] = {
         }
     ),
     "find_declared": Entry({"name": f"k{_ONE}"}),
-    "consumer_count": Entry({"queue_id": _ONE}),
+    "consumer_count": Entry({"queue_id": _ONE, "consumer": _ONE}),
     "is_bound": Entry({**_BINDING, "pattern": None, "arguments": None}),
     "bind": Entry({**_BINDING, "pattern": None, "arguments": None}),
     "unbind": Entry(_BINDING),

@@ -53,8 +53,12 @@ returning q.queue_id, q.ephemeral;
 select queue_id, ephemeral, message_ttl, arguments::text from {schema}.kombu_queues where name = %(name)s;
 
 -- name: consumer_count consumer
--- Consumers that have been heard of lately: a killed one counts until its time is up.
-select count(*) from {schema}.kombu_consumers where queue_id = %(queue_id)s and until > statement_timestamp();
+-- How many other processes that live consume from an ephemeral queue. A process that listens holds a lock on its number
+-- (see wakeups.py): one whose lock is free has died. One that cannot listen, behind a pooler for example, has a number below
+-- zero and holds none; it counts until its time is up.
+select count(*) from {schema}.kombu_consumers
+where queue_id = %(queue_id)s and until > statement_timestamp() and consumer <> %(consumer)s
+  and (consumer < 0 or not pg_try_advisory_xact_lock(consumer));
 
 -- name: is_bound anyone
 -- A row if exactly this binding is there: then there is nothing to write.

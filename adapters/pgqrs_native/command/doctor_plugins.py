@@ -1,4 +1,7 @@
-"""What ``doctor`` says about plugins: what is loaded, broken or set up wrongly. Nothing that they raise ends it."""
+"""What ``doctor`` says about plugins and packages: what is loaded, broken, set up wrongly, or of an unsupported version.
+
+Nothing that plugins raise ends it.
+"""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,6 +10,7 @@ from pgqrs_core.errors import PluginError
 from pgqrs_core.operations.findings import Finding
 from pgqrs_core.pasting import command, shell_quoted
 from pgqrs_core.plugins import Plugins
+from pgqrs_core.requirements import installed_packages
 from pgqrs_native.command.output import plural
 
 __all__ = ["findings"]
@@ -33,6 +37,18 @@ def findings(plugins: Plugins) -> Iterator[Finding]:
     yield from _serializers(plugins)
     for adapter in plugins.adapters:
         yield _adapter(adapter)
+    yield from _versions()
+
+
+def _versions() -> Iterator[Finding]:
+    """Yield what there is to say about the versions of the packages that adapters and drivers work with."""
+    found = list(installed_packages())
+    for one in found:
+        if one.problem is not None:
+            remedy = None if one.is_too_old else "If something fails, go back to what was tested."
+            yield Finding("versions", "warn", one.problem, remedy, (one.remedy,))
+    if all(one.problem is None for one in found):
+        yield Finding("versions", "ok", f"supported: {', '.join(f'{one.package} {one.version}' for one in found)}")
 
 
 def _serializers(plugins: Plugins) -> Iterator[Finding]:

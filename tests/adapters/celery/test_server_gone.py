@@ -12,13 +12,14 @@ import pytest
 from celery import Celery, chain, chord, group
 from celery.result import AsyncResult, GroupResult
 from kombu import Connection, Consumer, Exchange, Producer, Queue
-from kombu.exceptions import BatchPublishError, OperationalError
+from kombu.exceptions import OperationalError
 from kombu.simple import SimpleQueue
-from pgqrs_kombu import batch
+from pgqrs_kombu import BatchPublishError, batch
 
 from pgqrs_core.errors import Unavailable
 from pgqrs_core.testing import Proxy, with_database
 from tests.adapters.kombu.kombu_support import url_of
+from tests.support.versions import needs_batches
 
 #: No retries, which would only take their time.
 AT_ONCE = {"max_retries": 0}
@@ -137,6 +138,7 @@ def test_kombu_raises_an_error_of_the_connection(gone: tuple[Celery, Any, Connec
     assert isinstance(raised.value, OperationalError), repr(raised.value)
 
 
+@needs_batches
 def test_a_producers_batch_says_whether_it_may_be_tried_again(gone: tuple[Celery, Any, Connection]) -> None:
     connection = gone[2]
     with (

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import pytest
+from pgqrs_kombu import batch
 
 from pgqrs_core.testing import Proxy, eventually
 from tests.support.processes import python
@@ -40,6 +41,25 @@ def test_what_a_killed_worker_ran_runs_elsewhere_within_the_lease(crew: Workers)
     two = crew.start("threads", "-c", "1", name="two", options=BRIEF)
     assert crew.wait_for("end a")["begin a"] == 2
     two.stop()
+
+
+IN_USE = "is already using this process mailbox"
+
+
+def test_the_mailbox_of_a_killed_worker_is_taken_over_without_a_warning_and_that_of_a_living_one_with(
+    crew: Workers,
+) -> None:
+    crew.environment.update(PYTHONWARNINGS="default")
+    killed = crew.start("prefork", "-c", "1", name="one")
+    killed.kill()
+    heir = crew.start("prefork", "-c", "1", name="one")
+    log = heir.log
+    assert crew.inspect(heir).ping() == {heir.name: {"ok": "pong"}}
+
+    twin = crew.start("solo", name="one")
+
+    assert IN_USE not in log
+    assert IN_USE in twin.log
 
 
 def test_a_warm_stop_gives_back_what_had_not_begun(crew: Workers) -> None:
@@ -80,9 +100,9 @@ def test_a_restart_of_the_server_amid_tasks_loses_none(
         pytest.importorskip("gevent")
     crew = make_crew(pgqrs_private_cluster.dsn)
     worker = crew.start(pool, "-c", "2", options=BRIEF)
-    with crew.app.producer_pool.acquire(block=True) as producer, producer.batch():
+    with batch():
         for number in range(500):
-            crew.tasks.slow.apply_async((number, 0.005), producer=producer)
+            crew.tasks.slow.delay(number, 0.005)
     eventually(lambda: len(crew.notes()) > 100)
     pgqrs_private_cluster.stop("fast")
     pgqrs_private_cluster.start()

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from amqp.exceptions import PreconditionFailed
 from kombu import Connection, Exchange, Producer, Queue
-from pgqrs_kombu import dead_letters
+from pgqrs_kombu import batch, dead_letters
 
 from pgqrs_core.operations import maintenance
 from pgqrs_core.testing import eventually
@@ -193,7 +193,7 @@ def test_a_queue_holds_its_newest_messages(bench: Bench) -> None:
     producer = Producer(connection)
     for number in range(5):
         producer.publish(number, routing_key="q")
-    with producer.batch():
+    with batch():
         producer.publish(5, routing_key="q")
     assert bench.rows("q") == 3
     assert Inbox(bench.connect(), Queue("q", no_declare=True)).bodies(3) == [3, 4, 5]
@@ -250,7 +250,7 @@ def test_each_of_many_messages_arrives_once_while_several_processes_move_them(be
     end = Queue("end", Exchange("dlx", "fanout"))
     declare(connection, end, Queue("q", queue_arguments={"x-dead-letter-exchange": "dlx", "x-message-ttl": 400}))
     producer = Producer(connection)
-    with producer.batch():
+    with batch():
         for number in range(1_000):
             producer.publish(number, routing_key="q")
     script = (

@@ -10,6 +10,7 @@ from kombu import Exchange, Producer, Queue
 from pgqrs_kombu import batch
 
 from pgqrs_core.testing import eventually
+from tests.support.versions import needs_batches
 
 from .kombu_support import Bench, Inbox, plain
 
@@ -72,7 +73,9 @@ def delete(bench: Bench, name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("way", ["default exchange", "exchange", "batch", "Producer.batch"])
+@pytest.mark.parametrize(
+    "way", ["default exchange", "exchange", "batch", pytest.param("Producer.batch", marks=needs_batches)]
+)
 def test_a_queue_that_somebody_deleted_is_declared_again_by_a_publisher(bench: Bench, way: str) -> None:
     connection = bench.connect()
     producer = Producer(connection)

@@ -204,6 +204,17 @@ def test_an_exclusive_queue_belongs_to_whoever_declared_it_last(bench: Bench) ->
     assert bench.sql("select name from pgqrs.kombu_queues") == []
 
 
+def test_a_consumer_of_this_process_counts_until_its_connection_is_lost(bench: Bench) -> None:
+    lost = bench.connect()
+    Inbox(lost, plain("mail", expires=30))
+    channel = bench.connect().channel()
+
+    before = channel.queue_declare("mail", passive=True).consumer_count
+    lost.collect()
+
+    assert (before, channel.queue_declare("mail", passive=True).consumer_count) == (1, 0)
+
+
 def test_a_queue_without_consumers_expires_with_its_bindings_and_messages(bench: Bench) -> None:
     connection = bench.connect()
     channel = connection.channel()

@@ -12,6 +12,8 @@ import pytest
 from kombu import Producer, Queue
 from pgqrs_kombu import batch, in_transaction
 
+from tests.support.versions import needs_batches
+
 from .kombu_support import Bench
 
 
@@ -29,12 +31,12 @@ def publish(bench: Bench) -> Callable[..., None]:
     return send
 
 
-@pytest.mark.parametrize("kind", ["batch", "producer", "transaction"])
+@pytest.mark.parametrize("kind", ["batch", pytest.param("producer", marks=needs_batches), "transaction"])
 def test_a_task_that_is_started_in_a_block_publishes_by_itself(bench: Bench, publish: Any, kind: str) -> None:
     connection = psycopg.connect(bench.dsn)
     blocks = {
         "batch": batch,
-        "producer": publish.producer.batch,
+        "producer": lambda: publish.producer.batch(),
         "transaction": lambda: in_transaction(connection),
     }
 
@@ -87,6 +89,7 @@ def test_a_transaction_within_a_batch_takes_what_is_published_in_it(bench: Bench
     assert bench.rows("q") == 1
 
 
+@needs_batches
 def test_a_transaction_within_a_producers_batch_takes_what_is_published_in_it(bench: Bench, publish: Any) -> None:
     with psycopg.connect(bench.dsn) as connection:
         with publish.producer.batch():
@@ -98,6 +101,7 @@ def test_a_transaction_within_a_producers_batch_takes_what_is_published_in_it(be
     assert bench.rows("q") == 1
 
 
+@needs_batches
 def test_a_producers_batch_within_a_batch_waits_for_its_end(bench: Bench, publish: Any) -> None:
     with batch():
         with publish.producer.batch():
