@@ -236,13 +236,14 @@ class Config:
             ConfigurationError: A setting is unknown, mistyped or contradictory, or the file cannot be read.
         """
         file = os.fspath(path) if path is not None else env.get("PGQRS_CONFIG")
+        named = bool(file)
         if not file and os.path.lexists(_FILE):
             file = _FILE
         tell_strays(env, SETTINGS)
         levels = (
             read_arguments(overrides, SETTINGS),
             read_environment(env, SETTINGS),
-            read_file(file, SETTINGS) if file else {},
+            read_file(file, SETTINGS, named=named) if file else {},
         )
         values: dict[str, dict[str, Any]] = {section: {} for section in [*SETTINGS, PLUGIN_KEYS]}
         for level in reversed(levels):

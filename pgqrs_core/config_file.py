@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from pgqrs_core.config_sources import Given, Level, Settings, plugin_level, quote, refuse_unknown
+from pgqrs_core.config_trust import read_found_file
 from pgqrs_core.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -17,9 +18,12 @@ if TYPE_CHECKING:
 __all__ = ["read_file"]
 
 
-def read_file(path: str, settings: Settings) -> Level:
-    """Read a YAML file of sections. Values stay nodes until checked, so that errors know their line."""
-    root, loader = _compose(path)
+def read_file(path: str, settings: Settings, *, named: bool = True) -> Level:
+    """Read a YAML file of sections. Values stay nodes until checked, so that errors know their line.
+
+    One that was not ``named`` but found is read only if no other user can have written it.
+    """
+    root, loader = _compose(path, _read(path, named=named))
     level: Level = {}
     owners = {key: section for section, keys in settings.items() for key in keys}
     for section, section_node, line in _pairs(root, path, "the file"):
@@ -39,9 +43,9 @@ def read_file(path: str, settings: Settings) -> Level:
     return level
 
 
-def _read(path: str) -> str:
+def _read(path: str, *, named: bool) -> str:
     try:
-        return Path(path).read_bytes().decode("utf-8-sig")
+        return (Path(path).read_bytes() if named else read_found_file(path)).decode("utf-8-sig")
     except OSError as error:
         raise ConfigurationError(f"cannot be read: {error.strerror}", source=path) from error
     except UnicodeDecodeError as error:
@@ -54,9 +58,8 @@ def _read(path: str) -> str:
     raise problem
 
 
-def _compose(path: str) -> tuple[yaml.Node | None, yaml.SafeLoader]:
+def _compose(path: str, text: str) -> tuple[yaml.Node | None, yaml.SafeLoader]:
     """Parse the file into nodes. Only a line and a reason leave here: YAML's snippets may hold a password."""
-    text = _read(path)
     line: int | None = None
     try:
         loader = yaml.SafeLoader(text)

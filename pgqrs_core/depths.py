@@ -41,11 +41,15 @@ class Depths:
         self._unreadable: Collection[str] = ()
 
     def look(self) -> Sequence[Metrics] | None:
-        """Return the figures of every queue that can be read; None, and a line in the log, if the database is away."""
+        """Return the figures of every queue; None, and a line in the log, if the database is away.
+
+        Those of a queue that cannot be read are zero and have an ``error``; the log says so when that begins.
+        """
         with self._lock:
             # Whoever comes during a look waits for it, and gets its answer.
             if time.monotonic() - self._looked_at >= self._seconds:
-                self._found = self._readable(self._ask())
+                self._found = self._ask()
+                self._tell(self._found or ())
                 self._looked_at = time.monotonic()
             return self._found
 
@@ -56,16 +60,12 @@ class Depths:
             _log.warning("the queues cannot be looked at: %s", error)
             return None
 
-    def _readable(self, found: Sequence[Metrics] | None) -> Sequence[Metrics] | None:
-        """Leave out queues that cannot be read, with a line in the log when that begins."""
-        if found is None:
-            return None
+    def _tell(self, found: Sequence[Metrics]) -> None:
         errors = {one.queue: one.error for one in found if one.error is not None}
         for queue, error in errors.items():
             if queue not in self._unreadable:
-                _log.warning("queue %r cannot be measured, and is left out: %s", queue, error)
+                _log.warning("queue %r cannot be measured, the others are: %s", queue, error)
         self._unreadable = errors.keys()
-        return [one for one in found if one.error is None]
 
 
 def _measure_all() -> Op[list[Metrics]]:

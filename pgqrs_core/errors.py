@@ -39,6 +39,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from pgqrs_core.installing import install_command
 from pgqrs_core.pasting import command, shell_quoted
 from pgqrs_core.wording import show_value
 
@@ -255,7 +256,7 @@ class SchemaTooNew(SchemaError):
     def __init__(self, schema: str, installed: int, supported: int) -> None:
         super().__init__(
             f"schema {schema!r} has version {installed}, this code knows {supported}. "
-            "Upgrade with `pip install --upgrade pgqrs-py`.",
+            f"Upgrade with `{install_command(upgrade=True)}`.",
             schema=schema,
             installed=installed,
             supported=supported,

@@ -54,7 +54,10 @@ _PENDING: Final = 64
 
 _PLACES: Final = {lane: place for place, lane in enumerate(CLAIM_LANES)}
 _READY: Final = tuple(lane for lane in CLAIM_LANES if lane >= 0)
-_START: Final = numbers(0 for _ in CLAIM_LANES)
+#: The ends of bigint. A sequence draws ids from 1 on; a row that was written by hand may have any.
+_LOWEST: Final = -(2**63)
+_HIGHEST: Final = 2**63 - 1
+_START: Final = numbers(_LOWEST if lane >= 0 else 0 for lane in CLAIM_LANES)
 
 
 class Seen(NamedTuple):
@@ -119,7 +122,7 @@ class Marks:
         cheap = self._dry and self._rescan_cost < CHEAP
         self._rescanning = cheap or self._began >= self._rescan_at
         if self._rescanning:
-            self._unread = dict.fromkeys(_READY, 0)
+            self._unread = dict.fromkeys(_READY, _LOWEST)
             self._text = _START
         return self._text
 
@@ -208,7 +211,7 @@ class Marks:
             if reach.covers(lane, self.mark(lane)):
                 del self._unread[lane]
             elif _PLACES[lane] == reach.place:
-                self._unread[lane] = max(self._unread[lane], reach.top + 1)
+                self._unread[lane] = max(self._unread[lane], min(reach.top + 1, _HIGHEST))
 
 
 def _reach(seen: Seen | None, *, full: bool) -> _Reach:
@@ -224,6 +227,6 @@ def highest_ids(places: Iterable[tuple[int, int]]) -> dict[int, int]:
     """Return the highest id per lane of some (lane, id) pairs."""
     highest: dict[int, int] = {}
     for lane, message_id in places:
-        if message_id > highest.get(lane, -1):
+        if message_id > highest.get(lane, message_id - 1):
             highest[lane] = message_id
     return highest

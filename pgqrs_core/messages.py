@@ -182,7 +182,12 @@ def check_number(
 
 
 class Queue(msgspec.Struct, frozen=True):
-    """A queue as stored: its number, its name, the suffix of its tables, its options."""
+    """A queue as stored: its number, its name, the suffix of its tables, its options.
+
+    Attributes:
+        unusable: Which stored options cannot be used, because somebody changed them by hand, and what is wrong with each.
+            Their defaults hold.
+    """
 
     id: int
     name: str
@@ -190,6 +195,7 @@ class Queue(msgspec.Struct, frozen=True):
     options: QueueOptions
     paused_at: datetime | None = None
     created_at: datetime | None = None
+    unusable: tuple[tuple[str, str], ...] = ()
 
 
 class Lease(msgspec.Struct, frozen=True, gc=False):

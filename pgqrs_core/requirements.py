@@ -11,6 +11,7 @@ from importlib.util import find_spec
 from typing import Final, NamedTuple
 
 from pgqrs_core.errors import ConfigurationError
+from pgqrs_core.installing import install_command
 from pgqrs_core.logs import get_logger
 
 __all__ = ["SUPPORTED", "Installed", "Supported", "installed_packages", "is_installed", "missing", "require"]
@@ -75,7 +76,7 @@ def missing(package: str, extra: str) -> str | None:
         extra: that of pgqrs-py which installs it.
     """
     if not is_installed(package):
-        return f"{package} is not installed: pip install 'pgqrs-py[{extra}]'"
+        return f"{package} is not installed: {install_command(extra)}"
     found = _examine(package)
     return found.sentence if found is not None and found.is_too_old else None
 

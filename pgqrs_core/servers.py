@@ -13,6 +13,7 @@ from typing import Protocol
 
 from pgqrs_core.config import Config
 from pgqrs_core.errors import ConfigurationError
+from pgqrs_core.installing import install_command
 
 __all__ = ["Server", "start_if_asked"]
 
@@ -45,5 +46,5 @@ def start_if_asked(config: Config) -> tuple[Config, Server | None]:
         server: Server = entry.load()(url)
         return replace(config, database=replace(config.database, url=server.dsn)), server
     raise ConfigurationError(
-        f"nothing installed can start {config.target}: pip install 'pgqrs-py[embedded]'", key="database.url"
+        f"nothing installed can start {config.target}: {install_command('embedded')}", key="database.url"
     )

@@ -20,7 +20,7 @@ from pgqrs_core.drivers.borrowed import ARRAY_NULLS, Loan
 from pgqrs_core.drivers.faults import cannot_connect, refused, translate
 from pgqrs_core.drivers.locks import BRIEF, session_wait
 from pgqrs_core.drivers.patience import AsyncConnection, limit_of
-from pgqrs_core.drivers.prepared import load_rows
+from pgqrs_core.drivers.rows import fetched_async, load_rows
 from pgqrs_core.drivers.session import Link
 from pgqrs_core.drivers.statements import (
     NO_ROWS,
@@ -99,7 +99,7 @@ async def perform(
             cursor = await link.cursor.execute(text, effect.params or None, prepare=not effect.once, binary=True)
         else:
             cursor = await connection.execute(text)
-        return await cursor.fetchall() if has_rows(cursor) else NO_ROWS
+        return await fetched_async(cursor) if has_rows(cursor) else NO_ROWS
     except (psycopg.Error, UnicodeEncodeError) as error:
         raise refused(error, effect, statements, connection, target=target) from error
     finally:
@@ -138,7 +138,7 @@ async def _perform_pooled(
         async with connection.transaction():
             await connection.execute(settings)
             cursor = await connection.execute(text, effect.params or None, binary=True)
-    return await cursor.fetchall() if has_rows(cursor) else NO_ROWS
+    return await fetched_async(cursor) if has_rows(cursor) else NO_ROWS
 
 
 @asynccontextmanager
@@ -191,7 +191,7 @@ async def perform_borrowed(
         await cursor.execute(text, effect.params or None, binary=bool(effect.params))
         if connection.pgconn.pipeline_status:
             return loan.note(effect, await _fetch_in_pipeline(cursor))
-        return loan.note(effect, await cursor.fetchall() if has_rows(cursor) else NO_ROWS)
+        return loan.note(effect, await fetched_async(cursor) if has_rows(cursor) else NO_ROWS)
     except (psycopg.Error, UnicodeEncodeError) as error:
         raise refused(error, effect, statements, connection, target=target) from error
 
@@ -199,7 +199,7 @@ async def perform_borrowed(
 async def _fetch_in_pipeline(cursor: psycopg.AsyncCursor[Any]) -> Rows:
     """Wait for the answer to a statement: in the caller's pipeline mode it has only been sent."""
     try:
-        return await cursor.fetchall()
+        return await fetched_async(cursor)
     except psycopg.ProgrammingError:
         if cursor.pgresult is None or has_rows(cursor):
             raise

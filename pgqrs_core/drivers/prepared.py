@@ -14,22 +14,21 @@ from datetime import datetime
 from typing import TYPE_CHECKING, Any, Final
 
 from psycopg import errors
-from psycopg.adapt import Transformer
 from psycopg.pq import ExecStatus, Format
 
 from pgqrs_core.arrays import ByteaArray, WithNulls
 from pgqrs_core.drivers.patience import answers
+from pgqrs_core.drivers.rows import load_rows
 from pgqrs_core.drivers.session import PREPARED_MAX
 from pgqrs_core.readiness import Readiness
 
 if TYPE_CHECKING:
-    import psycopg
     from psycopg.pq.abc import PGresult
 
     from pgqrs_core.drivers.patience import Connection
     from pgqrs_core.drivers.statements import Statement
 
-__all__ = ["Prepared", "is_usable", "load_rows", "wire"]
+__all__ = ["Prepared", "is_usable", "wire"]
 
 _GOOD: Final = frozenset({ExecStatus.TUPLES_OK, ExecStatus.COMMAND_OK})
 # As plain numbers: psycopg converts members of an enumeration at each call.
@@ -78,13 +77,6 @@ def wire(names: Sequence[str], params: Mapping[str, object]) -> tuple[list[bytes
             return None
         formats.append(_AS_BINARY if as_binary else _AS_TEXT)
     return data, formats
-
-
-def load_rows(connection: psycopg.BaseConnection[Any], result: PGresult) -> list[tuple[Any, ...]]:
-    """Return the rows of a result that holds some."""
-    transformer = Transformer(connection)
-    transformer.set_pgresult(result)
-    return transformer.load_rows(0, result.ntuples, tuple)
 
 
 class Prepared:

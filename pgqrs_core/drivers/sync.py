@@ -21,6 +21,7 @@ from pgqrs_core.drivers.faults import cannot_connect, refused, translate
 from pgqrs_core.drivers.locks import BRIEF, session_wait
 from pgqrs_core.drivers.patience import Connection, limit_of
 from pgqrs_core.drivers.prepared import Prepared, is_usable, wire
+from pgqrs_core.drivers.rows import fetched
 from pgqrs_core.drivers.session import Link
 from pgqrs_core.drivers.statements import (
     NO_ROWS,
@@ -103,7 +104,7 @@ def perform(
             cursor = link.cursor.execute(text, effect.params or None, prepare=prepare, binary=True)
         else:
             cursor = connection.execute(text)
-        return _noted(effect, cursor.fetchall() if has_rows(cursor) else NO_ROWS)
+        return _noted(effect, fetched(cursor) if has_rows(cursor) else NO_ROWS)
     except (psycopg.Error, UnicodeEncodeError) as error:
         raise refused(error, effect, statements, connection, target=target) from error
     finally:
@@ -149,7 +150,7 @@ def _perform_pooled(
         with connection.transaction():
             connection.execute(settings)
             cursor = connection.execute(text, effect.params or None, binary=True)
-    return cursor.fetchall() if has_rows(cursor) else NO_ROWS
+    return fetched(cursor) if has_rows(cursor) else NO_ROWS
 
 
 @contextmanager
@@ -200,7 +201,7 @@ def perform_borrowed(loan: Loan[psycopg.Connection[Any]], statements: Statements
         cursor.execute(text, effect.params or None, binary=bool(effect.params))
         if connection.pgconn.pipeline_status:
             return loan.note(effect, _fetch_in_pipeline(cursor))
-        return loan.note(effect, cursor.fetchall() if has_rows(cursor) else NO_ROWS)
+        return loan.note(effect, fetched(cursor) if has_rows(cursor) else NO_ROWS)
     except (psycopg.Error, UnicodeEncodeError) as error:
         raise refused(error, effect, statements, connection, target=target) from error
 
@@ -208,7 +209,7 @@ def perform_borrowed(loan: Loan[psycopg.Connection[Any]], statements: Statements
 def _fetch_in_pipeline(cursor: psycopg.Cursor[Any]) -> Rows:
     """Wait for the answer to a statement: in the caller's pipeline mode it has only been sent."""
     try:
-        return cursor.fetchall()
+        return fetched(cursor)
     except psycopg.ProgrammingError:
         if cursor.pgresult is None or has_rows(cursor):
             raise

@@ -52,7 +52,7 @@ def _each_page(name: str, queue: Queue, ids: Sequence[int] | None) -> Op[int]:
         for page in _pages(ids):
             count += len((yield Execute(queries[name], {"ids": numbers(page)}, queue)))
         return count
-    after = 0
+    after = -(2**63)
     while True:
         found = yield Execute(queries["dead_ids"], {"after": after, "limit": _PAGE}, queue)
         if not found:

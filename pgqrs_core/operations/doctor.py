@@ -21,6 +21,7 @@ from pgqrs_core.errors import (
     SchemaTooOld,
     ServerError,
 )
+from pgqrs_core.installing import install_command
 from pgqrs_core.operations import doctor_queues, doctor_server
 from pgqrs_core.operations.findings import Finding, span
 from pgqrs_core.operations.schema import SUPPORTED, check_schema, version
@@ -118,7 +119,7 @@ def _schema(schema: str) -> Op[list[Finding]]:
     except SchemaTooOld as error:
         return [Finding("schema", "fail", str(error), "Upgrade the tables.", (command("install"),))]
     except SchemaTooNew as error:
-        upgrade = "pip install --upgrade pgqrs-py"
+        upgrade = install_command(upgrade=True)
         return [Finding("schema", "fail", str(error), "Upgrade pgqrs where this runs.", (upgrade,))]
     except SchemaError as error:
         return [Finding("schema", "fail", str(error))]

@@ -86,7 +86,8 @@ def _queues(schema: str) -> Op[list[Finding]]:
     # One missing table must not hide the figures of the others.
     tables = {one.table for one in (yield from vitals.table_facts(schema))}
     measured = yield from metrics.measure([queue for queue in queues if f"q_{queue.suffix}" in tables])
-    found = [finding for one in measured for finding in _judge(one)]
+    found = [finding for queue in queues for finding in _unusable(queue)]
+    found += [finding for one in measured for finding in _judge(one)]
     if len(found) > _MOST:
         found[_MOST:] = [Finding("queues", "info", f"{len(found) - _MOST:,} more findings about queues are not shown")]
     ready, flying = sum(one.ready for one in measured), sum(one.in_flight for one in measured)
@@ -96,6 +97,14 @@ def _queues(schema: str) -> Op[list[Finding]]:
         Finding("queues", "ok", f"{summary}, {expired:,} expired" if expired else summary),
         *found,
     ]
+
+
+def _unusable(queue: Queue) -> Iterator[Finding]:
+    for option, reason in queue.unusable:
+        summary = f"option {option} of queue {queue.name!r} cannot be used, its default holds: {reason}"
+        # Any change writes all options anew.
+        alter = command("queue", "alter", "--max-attempts", str(queue.options.max_attempts), names=(queue.name,))
+        yield Finding("queues", "warn", summary, "Store the options anew, and with them what you want:", (alter,))
 
 
 def _judge(one: Metrics) -> Iterator[Finding]:

@@ -23,6 +23,7 @@ from pgqrs_core.messages import (
     show_headers,
 )
 from pgqrs_core.operations.grants import grant_queue
+from pgqrs_core.operations.queue_options import read_options
 from pgqrs_core.operations.schema import SUPPORTED, build_queue, pause_migrations
 from pgqrs_core.sql import queries
 
@@ -183,11 +184,10 @@ def peek(queue: Queue, limit: int) -> Op[list[Snapshot]]:
 
 
 def queue_of(row: tuple[Any, ...]) -> Queue:
-    """Build a `Queue` from a row of the queues table. Options that newer code added are ignored."""
-    number, name, suffix, options, paused_at, created_at = row
-    known = QueueOptions.__struct_fields__
-    chosen = {key: value for key, value in msgspec.json.decode(options).items() if key in known}
-    return Queue(number, name, suffix, QueueOptions(**chosen), paused_at, created_at)
+    """Build a `Queue` from a row of the queues table. Options that cannot be used are left at their defaults."""
+    number, name, suffix, stored, paused_at, created_at = row
+    options, unusable = read_options(name, stored)
+    return Queue(number, name, suffix, options, paused_at, created_at, unusable)
 
 
 def _must_exist(name: str, rows: Rows) -> Op[None]:

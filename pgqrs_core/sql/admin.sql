@@ -150,6 +150,7 @@ limit %(limit)s;
 -- have expired and how many are due, over how many ids they extend, and how many ids the range has. So a backlog of
 -- millions costs as much as one of thousands; operations/metrics.py estimates the rest. What has expired is not ready: no
 -- claim takes it. A message that is held is in flight, expired or not. `due` is counted to the end unless there are `many`.
+-- Rows that were written by hand may hold anything: ids at the ends of bigint, times without an end.
 select {queue_id}::int, h.lane, s.seen, s.held, s.expired, w.beyond,
   d.seen > %(cap)s as many, case when d.seen > %(cap)s then s.due else d.due end as due,
   extract(epoch from statement_timestamp() - case when h.lane >= 0 then coalesce(s.oldest, w.oldest)
@@ -157,14 +158,16 @@ select {queue_id}::int, h.lane, s.seen, s.held, s.expired, w.beyond,
   case when h.lane between -10 and -1 then
     (select extract(epoch from due_at - statement_timestamp())::float8
      from (select due_at, expires_at from {queue}
-           where lane = h.lane and due_at > statement_timestamp() order by due_at, message_id limit %(cap)s + 1) f
+           where lane = h.lane and due_at > statement_timestamp() and due_at < 'infinity'
+           order by due_at, message_id limit %(cap)s + 1) f
      where expires_at is null or expires_at > due_at order by due_at limit 1) end as next_due
 from unnest('{{9,8,7,6,5,4,3,2,1,0,-1,-2,-3,-4,-5,-6,-7,-8,-9,-10,-100}}'::smallint[]) h(lane)
 cross join lateral (
   select count(*) as seen, count(*) filter (where r.held) as held,
          count(*) filter (where not r.held and r.expired) as expired,
          count(*) filter (where not r.held and r.is_due and not r.expired) as due,
-         min(r.enqueued_at) filter (where not r.held and not r.expired and h.lane >= 0) as oldest,
+         min(greatest(least(r.enqueued_at, statement_timestamp()), 'epoch'))
+           filter (where not r.held and not r.expired and h.lane >= 0) as oldest,
          max(r.message_id) as reached
   from (select message_id, enqueued_at, lease_until > statement_timestamp() as held,
                coalesce(due_at <= statement_timestamp(), true) as is_due,
@@ -173,32 +176,33 @@ cross join lateral (
 ) s
 cross join lateral (
   select count(*) as seen, count(*) filter (where not r.expired) as due,
-         min(r.due_at) filter (where not r.expired) as oldest
+         min(greatest(r.due_at, 'epoch')) filter (where not r.expired) as oldest
   from (select due_at, coalesce(expires_at <= statement_timestamp(), false) as expired
         from {queue} where h.lane between -10 and -1 and lane = h.lane and due_at <= statement_timestamp()
           and lease_until <= statement_timestamp() order by due_at, message_id limit %(cap)s + 1) r
 ) d
 cross join lateral (
-  select array_agg(array[r.seen, coalesce(r.reached, b.upto - 1) - b.since + 1, b.upto - b.since, r.expired, r.due]
+  select array_agg(array[r.seen, coalesce(r.reached, b.upto) - b.since + 1, b.upto - b.since + 1, r.expired, r.due]
                    order by part) as beyond,
          min(r.oldest) as oldest
   from (select message_id as last from {queue}
-        where s.seen > %(cap)s and lane = h.lane order by message_id desc limit 1) e
+        where s.seen > %(cap)s and lane = h.lane and message_id > s.reached order by message_id desc limit 1) e
   cross join generate_series(0, %(parts)s::int - 1) part
   cross join lateral (
-    select s.reached + 1 + (e.last - s.reached) * part / %(parts)s::int as since,
-           s.reached + 1 + (e.last - s.reached) * (part + 1) / %(parts)s::int as upto) b
+    select (s.reached + 1 + div((e.last::numeric - s.reached) * part, %(parts)s::int))::bigint as since,
+           (s.reached + div((e.last::numeric - s.reached) * (part + 1), %(parts)s::int))::bigint as upto) b
   cross join lateral (
     select count(*) as seen, count(*) filter (where r.free and r.expired) as expired,
            count(*) filter (where r.free and r.is_due and not r.expired) as due,
-           min(r.since) filter (where r.free and r.is_due and not r.expired) as oldest,
+           min(greatest(least(r.since, statement_timestamp()), 'epoch'))
+             filter (where r.free and r.is_due and not r.expired) as oldest,
            case when count(*) = %(sample)s then max(message_id) end as reached
     from (select message_id, lease_until <= statement_timestamp() as free, coalesce(due_at, enqueued_at) as since,
                  coalesce(due_at <= statement_timestamp(), true) as is_due,
                  coalesce(expires_at <= statement_timestamp(), false) as expired
-          from {queue} where lane = h.lane and message_id >= b.since and message_id < b.upto
+          from {queue} where lane = h.lane and message_id >= b.since and message_id <= b.upto
           order by message_id limit %(sample)s) r) r
-  where b.upto > b.since
+  where b.upto >= b.since
 ) w
 where s.seen > 0;
 
@@ -206,17 +210,17 @@ where s.seen > 0;
 -- How many there are, counted and sampled as a lane is.
 select {queue_id}::int, s.seen,
   case when s.seen > %(cap)s then (
-    select array_agg(array[w.seen, coalesce(w.reached, b.upto - 1) - b.since + 1, b.upto - b.since] order by part)
-    from (select message_id as last from {archive} order by message_id desc limit 1) e
+    select array_agg(array[w.seen, coalesce(w.reached, b.upto) - b.since + 1, b.upto - b.since + 1] order by part)
+    from (select message_id as last from {archive} where message_id > s.reached order by message_id desc limit 1) e
     cross join generate_series(0, %(parts)s::int - 1) part
     cross join lateral (
-      select s.reached + 1 + (e.last - s.reached) * part / %(parts)s::int as since,
-             s.reached + 1 + (e.last - s.reached) * (part + 1) / %(parts)s::int as upto) b
+      select (s.reached + 1 + div((e.last::numeric - s.reached) * part, %(parts)s::int))::bigint as since,
+             (s.reached + div((e.last::numeric - s.reached) * (part + 1), %(parts)s::int))::bigint as upto) b
     cross join lateral (
       select count(*) as seen, case when count(*) = %(sample)s then max(message_id) end as reached
-      from (select message_id from {archive} where message_id >= b.since and message_id < b.upto
+      from (select message_id from {archive} where message_id >= b.since and message_id <= b.upto
             order by message_id limit %(sample)s) r) w
-    where b.upto > b.since
+    where b.upto >= b.since
   ) end as beyond
 from (select count(*) as seen, max(r.message_id) as reached
       from (select message_id from {archive} order by message_id limit %(cap)s + 1) r) s;
@@ -247,11 +251,11 @@ select message_id from {queue} where lane = any(%(lanes)s::smallint[]) and messa
 -- The most recently dead first.
 select message_id, priority, attempt, enqueued_at, due_at, coalesce(content_type, ''), headers::text,
        last_error::text, body
-from {queue} where lane = -100 and due_at < coalesce(%(before)s::timestamptz, 'infinity')
+from {queue} where lane = -100 and due_at <= coalesce(%(before)s::timestamptz - interval '1 microsecond', 'infinity')
 order by lane desc, due_at desc, message_id desc limit %(limit)s;
 
 -- name: show_dead consumer
-select message_id, priority, attempt, enqueued_at, due_at, coalesce(content_type, ''), headers::text,
+select message_id, priority, attempt, enqueued_at, coalesce(due_at, enqueued_at), coalesce(content_type, ''), headers::text,
        last_error::text, body
 from {queue} where lane = -100 and message_id = %(id)s;
 
@@ -263,7 +267,7 @@ with dead as materialized (
     select ctid as place from {queue} where lane = -100 and message_id = a.message_id for update skip locked) r
 )
 update {queue} q
-set lane = -1 - q.priority, due_at = statement_timestamp(), attempt = 0, expires_at = null,
+set lane = -1 - greatest(least(q.priority, 9), 0), due_at = statement_timestamp(), attempt = 0, expires_at = null,
     lease_until = 'epoch', lease_token = 0
 where q.ctid = any (array(select place from dead))
 returning q.message_id;
@@ -293,7 +297,7 @@ with gone as (
   returning a.message_id, a.priority, a.content_type, a.headers, a.body
 )
 insert into {queue} (lane, priority, content_type, headers, body)
-select priority, priority, content_type, headers, body from gone
+select greatest(least(priority, 9), 0), greatest(least(priority, 9), 0), content_type, headers, body from gone
 returning message_id;
 
 -- name: prune_archive consumer bitmap lock_timeout
@@ -333,12 +337,13 @@ with old as materialized (
 delete from {schema}.idempotency_keys k where k.ctid = any (array(select place from old)) returning 1;
 
 -- name: elect consumer relaxed
--- Become, or stay, the one process that has a role, such as maintenance; no row when another is.
+-- Become, or stay, the one process that has a role, such as maintenance; no row when another is. A term that ends later
+-- than any that pgqrs gives was written by hand, and counts for nothing.
 insert into {schema}.leaders as l (role, holder, host, pid, until)
 values (%(role)s, %(holder)s, %(host)s, %(pid)s, statement_timestamp() + %(seconds)s::float8 * interval '1 second')
 on conflict (role) do update
 set holder = excluded.holder, host = excluded.host, pid = excluded.pid, until = excluded.until
-where l.until <= statement_timestamp() or l.holder = excluded.holder
+where l.until <= statement_timestamp() or l.until > statement_timestamp() + interval '30 days' or l.holder = excluded.holder
 returning holder;
 
 -- name: resign consumer relaxed

@@ -74,7 +74,8 @@ select pg_notification_queue_usage();
 
 -- name: leaders observer
 -- Which process has which role, and for how many seconds its term still runs.
-select role, host, pid, extract(epoch from until - statement_timestamp())::float8
+select role, host, pid,
+  extract(epoch from least(until, statement_timestamp() + interval '10 years') - statement_timestamp())::float8
 from {schema}.leaders where until > statement_timestamp() order by role;
 
 -- name: sleepers observer

@@ -98,7 +98,8 @@ from (select message_id, key from k union all select message_id, null from m whe
 -- (lane, due_at). Each arm locks what it reads and skips what others have locked; the outer limit stops the arms as
 -- soon as n rows are locked, and materialized keeps the planner from asking for more. What is locked cannot move, so
 -- the update goes straight to its place, without a second walk down the index: docs/adr/0008-claim-by-place.md. Nothing
--- here changes an indexed column. oldest and newest bound the transactions that were running: see marks.py.
+-- here changes an indexed column. oldest and newest bound the transactions that were running: see marks.py. Of a row that
+-- was written by hand no value makes this fail, or a statement below: the others would fail with it.
 with running as materialized (
   select pg_snapshot_xmin(s)::text::bigint as oldest, pg_snapshot_xmax(s)::text::bigint as newest
   from pg_current_snapshot() s
@@ -123,7 +124,7 @@ picked as materialized (
   limit %(limit)s
 )
 update {queue} q
-set attempt = q.attempt + 1,
+set attempt = greatest(least(q.attempt, 2147483646), 0) + 1,
     lease_until = statement_timestamp() + %(lease)s::float8 * interval '1 second',
     lease_token = %(token)s
 where q.ctid = any (array(select place from picked))
@@ -182,7 +183,7 @@ returning message_id;
 -- Answers with the lane each went to. The ids are sorted, so that what belongs to one is found by a binary search.
 update {queue} q
 set (lane, due_at, last_error) = (
-      select case when f.dead then -100 else -1 - q.priority end,
+      select case when f.dead then -100 else -1 - greatest(least(q.priority, 9), 0) end,
              statement_timestamp() + case when f.dead then 0 else (%(delays)s::float8[])[f.n] end * interval '1 second',
              (%(errors)s::text[])[f.n]::json
       from (select n, (%(burials)s::boolean[])[n] or q.attempt >= %(max_attempts)s as dead
@@ -197,8 +198,8 @@ returning q.message_id, q.lane;
 -- Give messages back at once, in their old order and ahead of what waits. Through the delayed lanes, which no low-water
 -- mark hides: due since they were enqueued. `refund` is 1 where the attempt is not to count, else 0.
 update {queue} q
-set lane = -1 - q.priority, due_at = q.enqueued_at, attempt = greatest(q.attempt - %(refund)s, 0),
-    lease_until = 'epoch', lease_token = 0
+set lane = -1 - greatest(least(q.priority, 9), 0), due_at = greatest(least(q.enqueued_at, statement_timestamp()), 'epoch'),
+    attempt = greatest(greatest(q.attempt, 0) - %(refund)s, 0), lease_until = 'epoch', lease_token = 0
 where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token) in (
   select a.lane, a.message_id, a.token
   from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
@@ -209,9 +210,10 @@ returning q.message_id;
 -- after half their age, 1 second at least and 60 at most. So those that nobody handles for long cost little. The ids are
 -- sorted.
 update {queue} q
-set lane = -1 - q.priority, attempt = greatest(q.attempt - 1, 0), lease_until = 'epoch', lease_token = 0,
-    due_at = statement_timestamp()
-      + least(greatest((statement_timestamp() - q.enqueued_at) / 2, interval '1 second'), interval '60 seconds'),
+set lane = -1 - greatest(least(q.priority, 9), 0), attempt = greatest(q.attempt, 1) - 1, lease_until = 'epoch', lease_token = 0,
+    due_at = statement_timestamp() + least(greatest(
+      (statement_timestamp() - greatest(least(q.enqueued_at, statement_timestamp()), 'epoch')) / 2,
+      interval '1 second'), interval '60 seconds'),
     last_error = (%(errors)s::text[])[width_bucket(q.message_id, %(ids)s::bigint[])]::json
 where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token) in (
   select a.lane, a.message_id, a.token
@@ -322,17 +324,19 @@ from gone g cross join lateral (
 where %(polled)s;
 
 -- name: probe consumer brief
--- Without claiming: is anything claimable, in how many seconds is the next delayed message due, which message is the
--- first that is claimable, and for how many seconds has it been?
+-- Without claiming: is anything claimable, in how many seconds is the next delayed message due, a day at most, which
+-- message is the first that is claimable, and for how many seconds has it been?
 select {queue_id}::int as queue_id, f.message_id is not null as claimable, (
-    select extract(epoch from min(r.due_at) - statement_timestamp())::float8
+    select extract(epoch from min(least(r.due_at, statement_timestamp() + interval '1 day')) - statement_timestamp())::float8
     from unnest('{{-10,-9,-8,-7,-6,-5,-4,-3,-2,-1}}'::smallint[]) h(lane) cross join lateral (
-      select due_at from {queue} where lane = h.lane and due_at > statement_timestamp()
+      select due_at from {queue} where lane = h.lane and due_at > statement_timestamp() and due_at < 'infinity'
       order by due_at, message_id limit 1) r
   ) as next_due, f.message_id as first, f.age
 from (select exists (select from {schema}.queues where queue_id = {queue_id} and paused_at is not null) as paused) p
 left join lateral (
-  select a.message_id, extract(epoch from statement_timestamp() - a.since)::float8 as age from (
+  select a.message_id,
+    extract(epoch from statement_timestamp() - greatest(least(a.since, statement_timestamp()), 'epoch'))::float8 as age
+  from (
     select r.message_id, r.since
     from unnest('{{9,8,7,6,5,4,3,2,1,0}}'::smallint[]) h(lane) cross join lateral (
       select message_id, greatest(enqueued_at, lease_until) as since

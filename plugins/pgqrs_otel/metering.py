@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from opentelemetry.metrics import Histogram, MeterProvider
 
     from pgqrs_core.engine import Engine
+    from pgqrs_core.messages import Metrics
 
 __all__ = ["Metering"]
 
@@ -71,13 +72,16 @@ class Metering(Tally):
         return [Observation(idle, {"pgqrs.state": "idle"}), Observation(total - idle, {"pgqrs.state": "busy"})]
 
     def _messages(self, _: CallbackOptions) -> Iterable[Observation]:
-        for one in self._depths.look() or ():
+        for one in self._readable():
             for state in ("ready", "delayed", "in_flight", "expired", "dead"):
                 yield Observation(getattr(one, state), {DESTINATION: one.queue, "pgqrs.state": state})
 
     def _oldest(self, _: CallbackOptions) -> Iterable[Observation]:
-        for one in self._depths.look() or ():
+        for one in self._readable():
             yield Observation(one.oldest_ready_seconds or 0.0, {DESTINATION: one.queue})
+
+    def _readable(self) -> Iterable[Metrics]:
+        return [one for one in self._depths.look() or () if one.error is None]
 
 
 def _record(histogram: Histogram, values: Iterable[float], attributes: dict[str, str | int]) -> None:

@@ -1,4 +1,4 @@
-"""Prometheus metrics of queues, messages, connections and wake-ups. The extra: ``pip install 'pgqrs-py[prometheus]'``.
+"""Prometheus metrics of queues, messages, connections and wake-ups. Needs the extra ``prometheus``.
 
 Installed, it counts whatever the programs of this machine do with pgqrs, into ``prometheus_client``'s own registry. How to
 have it scraped: ``docs/metrics.md``.

@@ -12,6 +12,7 @@ import typer
 
 from pgqrs_core.config import Config
 from pgqrs_core.errors import ConfigurationError
+from pgqrs_core.installing import install_command
 
 __all__ = ["register"]
 
@@ -36,7 +37,7 @@ def serve(
     What processes share in PROMETHEUS_MULTIPROC_DIR is served, too.
     """
     if find_spec("prometheus_client") is None:
-        raise ConfigurationError("metrics need prometheus_client: pip install 'pgqrs-py[prometheus]'")
+        raise ConfigurationError(f"metrics need prometheus_client: {install_command('prometheus')}")
     from pgqrs_core.engine import Engine
     from pgqrs_prometheus.server import endpoint, make_registry
 

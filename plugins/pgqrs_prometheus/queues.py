@@ -44,9 +44,13 @@ def _families(found: Sequence[Metrics]) -> Iterable[Metric]:
         "pgqrs_queue_oldest_ready_seconds", "Age of the oldest message that could be claimed.", labels=("queue",)
     )
     paused = GaugeMetricFamily("pgqrs_queue_paused", "Whether the queue gives no messages.", labels=("queue",))
+    up = GaugeMetricFamily("pgqrs_queue_up", "Whether the queue could be looked at.", labels=("queue",))
     for one in found:
+        up.add_metric((one.queue,), float(one.error is None))
+        if one.error is not None:
+            continue
         for state in ("ready", "delayed", "in_flight", "expired", "dead"):
             messages.add_metric((one.queue, state), getattr(one, state))
         oldest.add_metric((one.queue,), one.oldest_ready_seconds or 0.0)
         paused.add_metric((one.queue,), float(one.paused))
-    return messages, oldest, paused
+    return up, messages, oldest, paused

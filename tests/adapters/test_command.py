@@ -264,6 +264,32 @@ def test_what_is_no_json_for_programs_is_shown_as_text(shell: Shell, pgqrs_dsn: 
     assert surrogate["body"] == "\ud800"
 
 
+def test_json_is_json_and_harmless_to_a_terminal_whatever_messages_hold(shell: Shell, pgqrs_dsn: str) -> None:
+    shell.ok("queue", "create", "jobs")
+    acting = "\x9b31m\x85\x7f\u202e\u2066\u200f\u061c\u2028\U000e0001é"
+    with psycopg.connect(pgqrs_dsn, autocommit=True) as connection:
+        connection.execute(
+            "insert into pgqrs.q_jobs (lane, due_at, attempt, body, content_type, headers, last_error) "
+            "values (-100, now(), 1, %s, %s, %s::json, %s::json)",
+            [
+                acting.encode(),
+                acting,
+                json.dumps({acting: acting})[:-1] + ', "far": [1e999, -1e999]}',
+                '{"type": 1e999}',
+            ],
+        )
+
+    for words in (("dead", "list"), ("dead", "list", "jobs"), ("message", "show", "jobs", "1")):
+        shown = shell.ok(*words, "--json").out
+        document = json.loads(shown, parse_constant=lambda name: pytest.fail(f"{name} is not JSON"))
+        one = document[0] if isinstance(document, list) else document
+        assert one["headers"] == {acting: acting, "far": ["Infinity", "-Infinity"]}
+        assert one["error"] == {"type": "Infinity"}
+        assert [char for char in shown if not char.isprintable() and char != "\n"] == []
+        assert "é" in shown
+    assert [char for char in shell.ok("dead", "list").out if not char.isprintable() and char != "\n"] == []
+
+
 def test_reading_leaves_messages_leased_unless_told_otherwise(shell: Shell) -> None:
     """With `--ack` they are gone, with `--archive` kept."""
     shell.ok("queue", "create", "jobs")
@@ -527,7 +553,7 @@ def test_a_queue_whose_table_is_missing_is_named_and_the_others_are_served(
         ("broken", 0, False),
         ("sound", 1, True),
     ]
-    assert [one.queue for one in depths or ()] == ["sound"]
-    assert "queue 'broken' cannot be measured, and is left out" in caplog.text
+    assert [(one.queue, one.error is None) for one in depths or ()] == [("broken", False), ("sound", True)]
+    assert "queue 'broken' cannot be measured, the others are" in caplog.text
     shell.ok("queue", "delete", "broken", "--yes")
     shell.ok("queue", "create", "broken")

@@ -16,6 +16,8 @@ import psycopg
 import pytest
 from pgqrs_native.command.app import run
 
+from pgqrs_core.installing import install_command
+
 from .command_support import ENTRY, Shell, at_terminal, spawn
 
 
@@ -255,7 +257,8 @@ def test_without_its_libraries_the_command_says_how_to_get_them(tmp_path: Path) 
     result = spawn("queue", "list", env={**os.environ, "PYTHONPATH": path})
 
     assert result.returncode == 1
-    assert result.stderr == b"pgqrs: the command needs typer, which is not installed: pip install 'pgqrs-py[cli]'\n"
+    remedy = install_command("cli").encode()
+    assert result.stderr == b"pgqrs: the command needs typer, which is not installed: " + remedy + b"\n"
 
 
 def test_the_core_and_the_client_do_not_need_them() -> None:
@@ -289,7 +292,7 @@ def test_without_the_embedded_server_the_command_says_how_to_get_it(
 ) -> None:
     """Exit code 2: it was asked for what is not there."""
     monkeypatch.setattr("pgqrs_core.servers.entry_points", lambda group, name: [])
-    assert "pip install 'pgqrs-py[embedded]'" in offline.refused("queue", "list", "--embedded", code=2)
+    assert install_command("embedded") in offline.refused("queue", "list", "--embedded", code=2)
 
 
 def test_without_arguments_the_help_is_shown(capsys: pytest.CaptureFixture[str]) -> None:

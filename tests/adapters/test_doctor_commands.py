@@ -15,6 +15,7 @@ from pgqrs_core.config import SETTINGS
 from pgqrs_core.config_sources import env_names
 from pgqrs_core.drivers.sync import drive
 from pgqrs_core.effects import Effect, Execute
+from pgqrs_core.installing import install_command
 from pgqrs_core.operations.doctor import Circumstances, examine
 from pgqrs_core.operations.findings import Finding
 from pgqrs_core.operations.schema import SUPPORTED
@@ -132,7 +133,7 @@ def test_anything_else_to_paste_is_an_upgrade_or_a_setting_that_exists(line: str
         known = {name for section, keys in SETTINGS.items() for key in keys for name in env_names(section, key)}
         assert rest[0].partition("=")[0] in known
     else:
-        assert line == "pip install --upgrade pgqrs-py"
+        assert line == install_command(upgrade=True)
 
 
 def test_a_variable_that_is_no_setting_can_be_renamed(monkeypatch: pytest.MonkeyPatch) -> None:

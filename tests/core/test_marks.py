@@ -572,7 +572,7 @@ class TestRescans:
 
     def claim(self, marks: Marks, now: list[float], cost: float, seen: Seen | None) -> bool:
         """Claim once, and tell whether it read everything from the start."""
-        rescans = not any(starts(marks.start()).values())
+        rescans = max(starts(marks.start()).values()) <= 0
         now[0] += cost
         marks.finish(seen, full=False)
         return rescans

@@ -1159,7 +1159,7 @@ class TestDeadAndArchive:
         played = play(dead.replay_dead(JOBS, None, Bell()), [(1,), (5,)], [(1,), (5,)], [(9,)], [], [], [])
 
         assert played.names == ["dead_ids", "replay_dead", "dead_ids", "replay_dead", "dead_ids", "notify"]
-        assert [played.params(place)["after"] for place in (0, 2, 4)] == [0, 5, 9]
+        assert [played.params(place)["after"] for place in (0, 2, 4)] == [-(2**63), 5, 9]
         assert played.result == 2
 
     def test_purging_none_of_them_asks_nothing(self) -> None:

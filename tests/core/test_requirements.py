@@ -11,6 +11,7 @@ import pytest
 
 from pgqrs_core import requirements
 from pgqrs_core.errors import ConfigurationError
+from pgqrs_core.installing import install_command
 from pgqrs_core.requirements import SUPPORTED, installed_packages, missing, require
 
 
@@ -33,7 +34,7 @@ def install(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
 
 def test_what_is_missing_is_named_with_the_way_to_get_it() -> None:
-    assert missing("no_such_module", "extra") == "no_such_module is not installed: pip install 'pgqrs-py[extra]'"
+    assert missing("no_such_module", "extra") == f"no_such_module is not installed: {install_command('extra')}"
 
 
 def test_what_could_be_imported_is_not_missing_and_stays_unimported(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -113,6 +113,22 @@ def test_the_plugin_works_as_written():
     assert batch.drafts[0].headers == {"sent-by": "billing"}
 
 
+@pytest.mark.parametrize("folder", ["docs", "examples", "pgqrs_core", "adapters", "plugins", "."])
+def test_nothing_is_installed_from_the_index_by_a_name_that_is_not_this_projects(folder: str):
+    """It names a clone, or the address of one."""
+    depth = "*.md" if folder == "." else "**/*.*"
+    pages = [page for page in (ROOT / folder).glob(depth) if page.suffix in (".md", ".py", ".sql")]
+    found = [
+        f"{page.name}: {line}"
+        for page in pages
+        for line in page.read_text(encoding="utf-8").splitlines()
+        if re.search(r"pip install[^`]*pgqrs-py(?!\S* @)", line)
+    ]
+
+    assert pages
+    assert found == []
+
+
 def test_the_continuous_integration_runs_the_readmes_test_command():
     lines = [line for line in README.splitlines() if "-e '.[test]' && .venv/bin/pytest" in line]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pwd
+import re
 import secrets
 import shutil
 import signal
@@ -19,6 +20,7 @@ import pytest
 from pgqrs_core.cluster import Account, wheel_bindir
 from pgqrs_core.cluster.programs import can_reach
 from pgqrs_core.errors import ConfigurationError, Unavailable
+from pgqrs_core.installing import install_command
 from pgqrs_core.testing import eventually
 
 if TYPE_CHECKING:
@@ -26,7 +28,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import LiteralString
 
-needs_wheel = pytest.mark.skipif(wheel_bindir() is None, reason="needs pip install 'pgqrs-py[embedded]'")
+needs_wheel = pytest.mark.skipif(wheel_bindir() is None, reason="needs the extra embedded")
 
 
 @pytest.fixture
@@ -336,7 +338,7 @@ def test_a_user_without_rights_runs_the_server_as_itself(directory: Path) -> Non
 def test_without_the_extra_the_error_says_how_to_get_it(directory: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pgqrs_embedded.server.wheel_bindir", lambda: None)
 
-    with pytest.raises(ConfigurationError, match=r"pip install 'pgqrs-py\[embedded\]'"):
+    with pytest.raises(ConfigurationError, match=re.escape(install_command("embedded"))):
         pgqrs_embedded.start(directory)
     assert not directory.exists()
 

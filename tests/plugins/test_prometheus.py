@@ -16,6 +16,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import pytest
 
 pytest.importorskip("prometheus_client")
@@ -30,6 +31,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from pgqrs_core.errors import ConfigurationError
 from pgqrs_core.events import Claimed, Consumed, Enqueued, Outcome
+from pgqrs_core.installing import install_command
 from pgqrs_core.plugins import Plugins
 from pgqrs_core.testing import eventually
 
@@ -207,6 +209,26 @@ def test_without_the_database_a_scrape_says_so_and_does_not_fail(
     assert value(found, "pgqrs_up") == 0
     assert "pgqrs_queue_messages" not in found
     assert "cannot be looked at" in caplog.text
+
+
+def test_a_queue_that_cannot_be_looked_at_is_down_and_the_others_are_served(
+    client: Client, pgqrs_dsn: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    client.admin.create_queue("broken")
+    client.producer.enqueue("jobs", 1)
+    with psycopg.connect(pgqrs_dsn, autocommit=True) as connection:
+        connection.execute("drop table pgqrs.q_broken cascade")
+    registry = CollectorRegistry()
+    pgqrs_prometheus.watch_queues(client.engine, registry=registry, seconds=0)
+
+    for _ in range(2):
+        found = scrape(registry)
+
+    assert value(found, "pgqrs_up") == 1
+    assert {labels["queue"]: number for labels, number in found["pgqrs_queue_up"]} == {"jobs": 1, "broken": 0}
+    assert {labels["queue"] for labels, _ in found["pgqrs_queue_messages"]} == {"jobs"}
+    assert value(found, "pgqrs_queue_messages", queue="jobs", state="ready") == 1
+    assert caplog.text.count("queue 'broken' cannot be measured, the others are") == 1
 
 
 def test_connections_and_wake_ups_are_those_of_all_engines(client: Client, registry: CollectorRegistry) -> None:
@@ -484,7 +506,7 @@ def test_without_the_libraries_nothing_is_counted_and_the_command_names_the_extr
 
     assert done.stdout == "() False False False False\n", done.stderr
     assert done.returncode == 2
-    assert "pip install 'pgqrs-py[prometheus]'" in done.stderr
+    assert install_command("prometheus") in done.stderr
 
 
 def test_events_without_messages_or_handlers_are_no_trouble(registry: CollectorRegistry) -> None:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import logging
 import sys
 
+from pgqrs_core.installing import install_command
+
 __all__ = ["main"]
 
 
@@ -18,9 +20,7 @@ def main() -> None:
         import rich  # noqa: F401
         import typer  # noqa: F401
     except ImportError as error:
-        sys.stderr.write(
-            f"pgqrs: the command needs {error.name}, which is not installed: pip install 'pgqrs-py[cli]'\n"
-        )
+        sys.stderr.write(f"pgqrs: the command needs {error.name}, which is not installed: {install_command('cli')}\n")
         sys.exit(1)
     from pgqrs_native.command.app import run
 

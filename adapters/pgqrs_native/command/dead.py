@@ -5,7 +5,7 @@ from typing import Annotated, Any
 
 import typer
 
-from pgqrs_core.errors import PgqrsError, QueueNotFound, ServerError
+from pgqrs_core.errors import InvalidQueueName, PgqrsError, QueueNotFound, ServerError
 from pgqrs_core.messages import DeadMessage, check_number
 from pgqrs_native.command.bodies import describe, preview
 from pgqrs_native.command.consent import Yes, ask
@@ -60,7 +60,7 @@ def _of_all(session: Session, limit: int, before: datetime | None) -> list[tuple
     for queue in session.client.admin.list_queues():
         try:
             more = session.client.admin.list_dead(queue.name, limit, before)
-        except (ServerError, QueueNotFound) as error:
+        except (ServerError, QueueNotFound, InvalidQueueName) as error:
             session.out.note(f"queue {queue.name!r} cannot be read: {error}")
             continue
         found += [(queue.name, one) for one in more]

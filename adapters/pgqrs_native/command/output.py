@@ -8,6 +8,7 @@ import textwrap
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timezone
+from math import inf, isfinite
 from typing import Any, Final, Literal, TextIO
 
 from rich import box
@@ -23,6 +24,7 @@ __all__ = [
     "Column",
     "Output",
     "ago",
+    "as_json",
     "count",
     "due",
     "make_console",
@@ -124,12 +126,12 @@ class Output:
 
     def document(self, value: object) -> None:
         """Write ``value`` as JSON."""
-        text = json.dumps(value, indent=2, ensure_ascii=False, default=_plain)
+        text = as_json(value)
         try:
             text.encode(sys.stdout.encoding or "utf-8")
         except UnicodeEncodeError:
-            # A lone surrogate, or a terminal that is not UTF-8: then every character beyond ASCII is escaped.
-            text = json.dumps(value, indent=2, default=_plain)
+            # A terminal that is not UTF-8: then every character beyond ASCII is escaped.
+            text = as_json(value, ascii_only=True)
         sys.stdout.write(text + "\n")
         sys.stdout.flush()
 
@@ -159,6 +161,30 @@ class Output:
         """Write a remark to standard error, where it is in no program's way."""
         sys.stderr.write(wrapped(text, sys.stderr) + "\n")
         sys.stderr.flush()
+
+
+def as_json(value: object, *, ascii_only: bool = False) -> str:
+    """Return a document as JSON, and nothing but JSON: a number without end, which headers may hold, becomes a text.
+
+    Characters that a terminal would act on are escaped: control characters, and those that turn the direction of a text.
+    """
+    try:
+        text = json.dumps(value, indent=2, ensure_ascii=ascii_only, allow_nan=False, default=_plain)
+    except ValueError:
+        text = json.dumps(_finite(value), indent=2, ensure_ascii=ascii_only, allow_nan=False, default=_plain)
+    if text.replace("\n", "").isprintable():
+        return text
+    return "".join(char if char.isprintable() or char == "\n" else json.dumps(char)[1:-1] for char in text).replace(
+        "\x7f", "\\u007f"
+    )
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, float) and not isfinite(value):
+        return {inf: "Infinity", -inf: "-Infinity"}.get(value, "NaN")
+    if isinstance(value, dict):
+        return {key: _finite(inner) for key, inner in value.items()}
+    return [_finite(inner) for inner in value] if isinstance(value, (list, tuple)) else value
 
 
 def safe(text: str, *, lines: bool = False) -> str:
