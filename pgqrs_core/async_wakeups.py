@@ -12,6 +12,7 @@ import psycopg
 from pgqrs_core.drivers import aio
 from pgqrs_core.effects import Effect, Execute, Rows, Wait
 from pgqrs_core.errors import PgqrsError
+from pgqrs_core.outages import OUTAGES
 from pgqrs_core.supervision import start_task
 from pgqrs_core.waiter import Waiter
 from pgqrs_core.wakeups import LONGEST_PAUSE, Shared
@@ -101,6 +102,7 @@ class AsyncWakeups(Shared):
         if self._task is not None:
             await asyncio.wait({self._task}, timeout=5)
             self._task.cancel()
+        OUTAGES.left(self, self._target)
 
     def _tell(self) -> None:
         for news in self._news:
@@ -117,6 +119,7 @@ class AsyncWakeups(Shared):
                 continue
             try:
                 await self._prepare(link)
+                self._note_connected()
                 pause = 0.1
                 while not self._closing:
                     await self._step(link)
@@ -128,7 +131,7 @@ class AsyncWakeups(Shared):
                 await link.connection.close()
 
     async def _rest(self, error: Exception, pause: float) -> float:
-        self._report(error, pause)
+        self._report(error)
         self.watch.lost()
         self._tell()
         if not self._closing:

@@ -20,6 +20,7 @@ from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.interrupts import FAILURES
 from pgqrs_core.logs import error_text, get_logger, worker_name
 from pgqrs_core.operations.settle import extend, extend_unlocked
+from pgqrs_core.outages import OUTAGES
 from pgqrs_core.supervision import join, start_task, start_thread
 
 if TYPE_CHECKING:
@@ -160,10 +161,13 @@ class Ledger:
         """
         return self._backoff.has_failed(queue.id) and any(held.queue.id == queue.id for held in self._held.values())
 
-    def failed(self, renewal: Renewal, error: BaseException) -> None:
-        """Note that a renewal could not be carried out, and try all those of its queue again soon."""
+    def failed(self, renewal: Renewal, error: BaseException, *, known: bool = False) -> None:
+        """Note that a renewal could not be carried out, and try all those of its queue again soon.
+
+        ``known`` says that the reason has a line in the log already: the server is away.
+        """
         number = renewal.queue.id
-        log = _log.debug if self._backoff.has_failed(number) else _log.warning
+        log = _log.debug if known or self._backoff.has_failed(number) else _log.warning
         text = "%d leases of queue %r could not be renewed yet: %s"
         log(text, len(renewal.leases), renewal.queue.name, error_text(error), exc_info=_trace(error))
         due_at = self._clock() + self._backoff.failed(number, first=min(_RETRY, renewal.seconds / 10))
@@ -252,7 +256,7 @@ class LeaseKeeper:
             kept = self._extend(renewal)
         except BaseException as error:
             with self._changed:
-                self._ledger.failed(renewal, error)
+                self._ledger.failed(renewal, error, known=OUTAGES.explains(error, self._engine.connections.target))
             if not isinstance(error, FAILURES):
                 raise
             return
@@ -356,7 +360,7 @@ class AsyncLeaseKeeper:
         try:
             kept = await self._extend(renewal)
         except FAILURES as error:
-            self._ledger.failed(renewal, error)
+            self._ledger.failed(renewal, error, known=OUTAGES.explains(error, self._engine.connections.target))
             return
         for tell, lease in self._ledger.renewed(renewal, kept):
             tell(lease)

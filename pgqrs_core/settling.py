@@ -33,6 +33,7 @@ from pgqrs_core.operations.settle import (
     release,
     unlocked,
 )
+from pgqrs_core.outages import OUTAGES
 from pgqrs_core.supervision import join, start_thread
 
 if TYPE_CHECKING:
@@ -152,6 +153,8 @@ class Settler:
                 self._thread = start_thread(self._run, name="pgqrs-settler")
 
     def _run(self) -> None:
+        #: The server that could not be reached the last time.
+        target: str | None = None
         while not self._closing:
             # The time limit is for a thread that was struck between giving and ringing.
             with contextlib.suppress(Empty):
@@ -165,9 +168,18 @@ class Settler:
                 self.flush()
             except Unavailable as error:
                 if not self._closing:
-                    _log.warning("%d messages cannot be settled yet: %s", len(self._given), error)
+                    target = self._engine.connections.target
+                    OUTAGES.noticed(
+                        self, target, _log, "%d messages cannot be settled yet: %s", len(self._given), error
+                    )
                     time.sleep(_RETRY)
                 self._bell.put(None)
+            else:
+                if target is not None:
+                    OUTAGES.over(self, target)
+                    target = None
+        if target is not None:
+            OUTAGES.left(self, target)
 
     def _retry(self, *, everything: bool = False) -> None:
         """Take up again what was kept for queues whose time has come."""

@@ -25,6 +25,7 @@ from pgqrs_core.effects import Effect, Execute, Op, Rows, Wait
 from pgqrs_core.errors import PgqrsError, ServerError
 from pgqrs_core.logs import get_logger
 from pgqrs_core.operations.many import ask_all
+from pgqrs_core.outages import OUTAGES
 from pgqrs_core.pipe import Pipe
 from pgqrs_core.sql import queries
 from pgqrs_core.supervision import join, start_thread
@@ -63,6 +64,8 @@ class Shared:
         self._arrived: deque[bytes | str] = deque()
         #: Queues, by number, that could not be looked at the last time.
         self._unseen: set[int] = set()
+        #: Why the server refused the statements of this connection the last time.
+        self._said = ""
         self.watch = Watch()
         self.watch.listening = listen
         #: How to look at the numbers that are no queue of the core's, see `pgqrs_core.watch`; adapters add theirs.
@@ -162,8 +165,19 @@ class Shared:
         waited = any(queue.id in self._unseen for queue in queues)
         return 0.0 if waited else self.watch.clock() - began
 
-    def _report(self, error: Exception, pause: float) -> None:
-        _log.warning("the wake-up connection broke, consumers poll; next try in %.1f s: %s", pause, error)
+    def _report(self, error: Exception) -> None:
+        """Log that the connection broke, once until it is back."""
+        if isinstance(error, ServerError):
+            # It is there, and refuses what is asked: the tables have gone, for instance.
+            if self._said != str(error):
+                self._said = str(error)
+                _log.warning("consumers cannot be woken, and poll: %s", error)
+            return
+        text = "the wake-up connection broke, consumers poll until it is back: %s"
+        OUTAGES.noticed(self, self._target, _log, text, error)
+
+    def _note_connected(self) -> None:
+        OUTAGES.over(self, self._target)
 
 
 class Wakeups(Shared):
@@ -280,6 +294,7 @@ class Wakeups(Shared):
                     continue
                 try:
                     self._prepare(link)
+                    self._note_connected()
                     pause = 0.1
                     while not self._closing:
                         self._step(link)
@@ -290,12 +305,13 @@ class Wakeups(Shared):
                 finally:
                     link.connection.close()
         finally:
+            OUTAGES.left(self, self._target)
             with self._news:
                 assert self._pipe is not None
                 self._pipe.close()
 
     def _rest(self, error: Exception, pause: float) -> float:
-        self._report(error, pause)
+        self._report(error)
         with self._news:
             self.watch.lost()
             self._tell()

@@ -15,6 +15,7 @@ from pgqrs_core.errors import PgqrsError, SchemaMissing
 from pgqrs_core.logs import get_logger
 from pgqrs_core.operations.maintenance import elect, resign
 from pgqrs_core.operations.schema import check_component
+from pgqrs_core.outages import OUTAGES
 from pgqrs_core.supervision import join, start_thread
 from pgqrs_core.this_process import this_process
 
@@ -73,7 +74,8 @@ class Housekeeper:
                     self.round()
                 # A chord's body may raise anything when it is published; the next round tries again.
                 except Exception as error:
-                    _log.warning("the clean-up of results failed, next try in %g s: %s", self._interval, error)
+                    text = "the clean-up of results failed, next try in %g s: %s"
+                    OUTAGES.warn(self._backend.config.target, error, _log, text, self._interval)
                 if self._stopped.wait(self._interval):
                     break
         finally:

@@ -23,6 +23,7 @@ from pgqrs_core.conditions import Condition
 from pgqrs_core.errors import PgqrsError
 from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.logs import get_logger
+from pgqrs_core.outages import OUTAGES
 from pgqrs_core.pipe import Pipe
 from pgqrs_core.polling import LAST_READ, Poller
 from pgqrs_core.supervision import join, start_thread
@@ -149,6 +150,7 @@ class Listener:
                 continue
             try:
                 self._prepare(link)
+                OUTAGES.over(self, self._engine.connections.target)
                 while True:
                     if self._is_over(link):
                         return
@@ -168,6 +170,7 @@ class Listener:
                 return False
             registered, channel = self._interests.clear(), self._channel
             self.epoch = secrets.randbits(62)
+            OUTAGES.left(self, self._engine.connections.target)
             assert self._pipe is not None
             self._pipe.close()
             self._pipe = self._thread = None
@@ -177,7 +180,8 @@ class Listener:
         return True
 
     def _rest(self, error: Exception, pause: float) -> float:
-        _log.warning("the connection on which results are awaited broke; next try in %.1f s: %s", pause, error)
+        text = "the connection on which results are awaited broke, and is tried again: %s"
+        OUTAGES.noticed(self, self._engine.connections.target, _log, text, error)
         assert self._pipe is not None
         # Somebody else who begins to wait is no reason to hurry.
         self._pipe.wait(pause)

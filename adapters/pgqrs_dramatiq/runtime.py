@@ -10,6 +10,7 @@ from pgqrs_core.errors import PgqrsError, SchemaError, Unavailable
 from pgqrs_core.leases import LeaseKeeper
 from pgqrs_core.logs import get_logger
 from pgqrs_core.operations import maintenance
+from pgqrs_core.outages import OUTAGES
 from pgqrs_core.settling import Settler
 from pgqrs_core.this_process import this_process
 from pgqrs_dramatiq import operations
@@ -47,7 +48,8 @@ class Runtime:
         try:
             self.settler.flush()
         except Unavailable as error:
-            _log.warning("%d messages could not be settled yet: %s", self.settler.pending, error)
+            text = "%d messages could not be settled yet: %s"
+            OUTAGES.warn(self._engine.connections.target, error, _log, text, self.settler.pending)
 
     def close(self) -> None:
         """Give back what was not delivered, write what was settled, and stop renewing leases."""
@@ -71,7 +73,8 @@ class Runtime:
                 # A database without the tables of results: no program uses them, or it is told so itself.
                 _log.debug("there are no results to clean up: %s", error)
             except PgqrsError as error:
-                _log.warning("the clean-up failed, next try in %g s: %s", self._interval, error)
+                text = "the clean-up failed, next try in %g s: %s"
+                OUTAGES.warn(self._engine.connections.target, error, _log, text, self._interval)
 
     def _clean_queues(self) -> None:
         engine = self._engine

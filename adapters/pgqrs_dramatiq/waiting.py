@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pgqrs_core.errors import PgqrsError
 from pgqrs_core.interrupts import FAILURES
-from pgqrs_core.logs import error_text, get_logger
+from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Queue, QueueOptions
+from pgqrs_core.outages import OUTAGES
 from pgqrs_core.polling import LAST_READ, Poller
 from pgqrs_core.sql import Query
 from pgqrs_core.subscriptions import Subscription
@@ -189,7 +190,8 @@ class Awaiter:
             # Notes are not safe from a crash of the server, so they are looked after, too.
             self._deliver(self._engine.run(operations.await_keys, keys, self._listener, NOTED, self._kind.read))
         except FAILURES as error:
-            _log.warning("%s cannot be read, and are tried again: %s", self._kind.name, error_text(error))
+            text = "%s cannot be read, and are tried again: %s"
+            OUTAGES.warn(self._engine.connections.target, error, _log, text, self._kind.name)
             start_timer(_RETRY, lambda: self._deputies.submit(self._look), name="pgqrs-dramatiq-look")
             return
         # Some may have been handed out meanwhile, and their notes taken back before these were made.

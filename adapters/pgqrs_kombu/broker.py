@@ -21,6 +21,7 @@ from pgqrs_core.leases import LeaseKeeper
 from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Delivery, Queue, QueueOptions
 from pgqrs_core.operations.traffic import incoming
+from pgqrs_core.outages import OUTAGES
 from pgqrs_core.settling import Settler, Verdict
 from pgqrs_core.supervision import start_timer
 from pgqrs_kombu import mail, topology
@@ -228,7 +229,8 @@ class Broker:
             try:
                 self.settler.flush()
             except Unavailable as error:
-                _log.warning("%d messages could not be settled yet: %s", self.settler.pending, error)
+                text = "%d messages could not be settled yet: %s"
+                OUTAGES.warn(self.engine.connections.target, error, _log, text, self.settler.pending)
 
     def watch_over(self, qos: QoS) -> None:
         """Give back, as soon as they are dropped, the deliveries of a channel that was lost."""

@@ -17,6 +17,7 @@ from pgqrs_core.conditions import Condition
 from pgqrs_core.errors import NotPermitted, PgqrsError, QueueNotFound, Unavailable
 from pgqrs_core.logs import get_logger
 from pgqrs_core.operations import maintenance
+from pgqrs_core.outages import OUTAGES
 from pgqrs_core.supervision import join, start_thread
 from pgqrs_core.this_process import this_process
 from pgqrs_kombu import dead_letters
@@ -127,7 +128,8 @@ class Forwarder:
             try:
                 pause = self._round()
             except (PgqrsError, ChannelError) as error:
-                _log.warning("dead letters could not be passed on, and are tried again: %s", error)
+                text = "dead letters could not be passed on, and are tried again: %s"
+                OUTAGES.warn(self._broker.engine.connections.target, error, _log, text)
                 pause = _STAND_BY
             with self._changed:
                 if not self._urgent and not self._closing:
@@ -170,7 +172,8 @@ class Forwarder:
             self._read_at = 0.0
         except (PgqrsError, ChannelError) as error:
             self._broker.engine.forget(name)
-            _log.warning("dead letters of queue %r could not be passed on, and are tried again: %s", name, error)
+            text = "dead letters of queue %r could not be passed on, and are tried again: %s"
+            OUTAGES.warn(self._broker.engine.connections.target, error, _log, text, name)
 
     def _shorten(self, queue: Queue, rules: Rules) -> None:
         engine, length = self._broker.engine, rules.length

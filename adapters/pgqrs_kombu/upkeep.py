@@ -18,6 +18,7 @@ from pgqrs_core.conditions import Condition
 from pgqrs_core.errors import PgqrsError, ServerError
 from pgqrs_core.logs import get_logger
 from pgqrs_core.operations import maintenance
+from pgqrs_core.outages import OUTAGES
 from pgqrs_core.supervision import join, start_thread
 from pgqrs_core.this_process import this_process
 from pgqrs_kombu import topology
@@ -133,7 +134,8 @@ class Upkeep:
                 try:
                     self._round()
                 except PgqrsError as error:
-                    _log.warning("ephemeral queues could not be kept up, and are tried again: %s", error)
+                    text = "ephemeral queues could not be kept up, and are tried again: %s"
+                    OUTAGES.warn(self._broker.engine.connections.target, error, _log, text)
 
     def _look(self) -> None:
         self._looks += 1

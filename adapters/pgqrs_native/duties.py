@@ -18,6 +18,7 @@ from pgqrs_core.logs import error_text, get_logger
 from pgqrs_core.operations.maintenance import elect, maintain, resign
 from pgqrs_core.operations.settle import is_of_one_row, is_perhaps_of_one, is_refusal_that_passes, unlocked
 from pgqrs_core.operations.traffic import incoming
+from pgqrs_core.outages import OUTAGES
 from pgqrs_core.this_process import this_process
 from pgqrs_native.courses import Course
 from pgqrs_native.load import Load
@@ -116,21 +117,26 @@ class Duties(Roster):
 
     def _claiming(self, names: list[str]) -> Course[None]:
         """Claim from queues that may hold something, and wait for news of them when none does, until stopped."""
-        pause = FIRST_CLAIM
+        pause, target = FIRST_CLAIM, self._engine.connections.target
         hungry = list(names)
         while not self._load.stopping:
             if not (yield from self._room()):
                 continue
             try:
                 hungry = yield from self._look_into(hungry)
+                OUTAGES.over(self, target)
                 pause = FIRST_CLAIM
                 if not hungry:
                     hungry = yield from self._wait(names)
             except PgqrsError as error:
-                _log.warning("cannot claim, next try in %.1f s: %s", pause, error)
+                if isinstance(error, Unavailable) and not isinstance(error, TimedOut):
+                    OUTAGES.noticed(self, target, _log, "cannot claim until the server is back: %s", error)
+                else:
+                    _log.warning("cannot claim, next try in %.1f s: %s", pause, error)
                 yield self._until(self._stops, pause * random.uniform(0.5, 1.0))
                 pause = min(pause * 2, TICK)
                 hungry = list(names)
+        OUTAGES.left(self, target)
 
     def _room(self) -> Course[int]:
         """Wait for room; return for how many messages there is. After a tick, little is better than none."""
@@ -324,7 +330,8 @@ class Duties(Roster):
                     yield engine.run(maintain, engine.schema)
             except FAILURES as error:
                 trace = None if isinstance(error, PgqrsError) else error
-                _log.warning("housekeeping is put off: %s", error_text(error), exc_info=trace)
+                if not OUTAGES.explains(error, engine.connections.target):
+                    _log.warning("housekeeping is put off: %s", error_text(error), exc_info=trace)
         if elected:
             with contextlib.suppress(PgqrsError):
                 yield engine.run(resign, me)
