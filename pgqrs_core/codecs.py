@@ -120,6 +120,10 @@ class CodecStack:
         """The names of the codecs, in the order in which they are applied."""
         return tuple(self._by_name)
 
+    def is_idle(self, draft: Draft) -> bool:
+        """Return whether a message is to be encoded nowhere, whatever queue it goes to."""
+        return not self._active and (draft.headers is None or CHOICE not in draft.headers)
+
     @property
     def protecting(self) -> tuple[tuple[str, Codec], ...]:
         """The active codecs that sign or encrypt, with their plugins, in the order in which they are applied."""
@@ -129,6 +133,11 @@ class CodecStack:
     def strict(self) -> tuple[str, ...]:
         """The names of those of them that refuse what they have not encoded, in some queue."""
         return tuple(codec.name for _, codec in self.protecting if getattr(codec, "strict", False))
+
+    @property
+    def is_active(self) -> bool:
+        """Whether any codec is configured for any queue."""
+        return bool(self._active)
 
     def required(self, *names: str) -> list[str]:
         """Return the names of the codecs that are required in any of these queues or exchanges."""

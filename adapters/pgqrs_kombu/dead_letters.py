@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import msgspec
 
 from pgqrs_core.arrays import numbers
+from pgqrs_core.codecs import ENCODING, names_in
 from pgqrs_core.effects import Execute, Op
 from pgqrs_core.errors import InvalidArgument
 from pgqrs_core.events import ConsumeBatch
 from pgqrs_core.logs import get_logger
-from pgqrs_core.messages import Delivery, Queue
+from pgqrs_core.messages import Delivery, Queue, decode_headers
 from pgqrs_kombu.arguments import Rules, rules_of
 from pgqrs_kombu.envelope import message_of
 from pgqrs_kombu.plugin import ADAPTER
@@ -34,6 +35,7 @@ __all__ = [
     "fallen",
     "is_expired_kept",
     "keep_expired",
+    "lacking",
     "may_go_to",
     "opened",
     "put_aside",
@@ -118,6 +120,13 @@ def opened(queue: str, found: Sequence[Fallen], plugins: Plugins) -> list[Fallen
     batch = ConsumeBatch(queue, ADAPTER, deliveries)
     plugins.hooks.before_consume(batch)
     return [Fallen(delivery, reasons[delivery.id]) for delivery in batch.deliveries]
+
+
+def lacking(one: Fallen, required: Iterable[str]) -> list[str]:
+    """Return which of these codecs a message, as it was found in its queue, had not been encoded with."""
+    headers, _ = one.delivery.stored or (None, b"")
+    there = names_in(decode_headers(headers).get(ENCODING))
+    return [name for name in required if name not in there]
 
 
 def dead_lettered(queue: str, one: Fallen, rules: Rules) -> tuple[dict[str, Any], str]:

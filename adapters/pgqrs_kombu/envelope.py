@@ -25,7 +25,7 @@ from pgqrs_core.messages import MAX_PRIORITY, MAX_SECONDS, Delivery
 from pgqrs_kombu import tasks
 from pgqrs_kombu.compression import expand
 
-__all__ = ["KEY", "Message", "compose", "exchange_of", "headers_of", "message_of"]
+__all__ = ["KEY", "Message", "compose", "headers_of", "message_of"]
 
 #: The one header that is not the publisher's.
 KEY: Final = "_kombu"
@@ -102,15 +102,6 @@ def message_of(delivery: Delivery, queue: str) -> dict[str, Any]:
             "priority": delivery.priority,
         },
     }
-
-
-def exchange_of(raw_headers: str | None) -> str:
-    """Return the exchange to which a stored message was published; empty if it was sent to its queue."""
-    try:
-        exchange = decode_headers(raw_headers)[KEY]["properties"]["delivery_info"]["exchange"]
-    except (DecodeError, KeyError, TypeError):
-        return ""
-    return exchange if isinstance(exchange, str) else ""
 
 
 def priority_of(properties: dict[str, Any]) -> int:

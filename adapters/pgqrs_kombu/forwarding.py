@@ -244,5 +244,25 @@ class Forwarder:
             _log.warning("message %d of queue %r cannot be passed on: %s", one.delivery.id, name, problem)
             return None
         drafts = [draft for draft in parcel.drafts if dead_letters.may_go_to(draft.queue, message, one.reason)]
-        parcel = parcel._replace(drafts=drafts)
+        parcel = self._trusted(name, one, parcel._replace(drafts=drafts))
         return None if parcel.is_empty else parcel
+
+    def _trusted(self, name: str, one: Fallen, parcel: Parcel) -> Parcel:
+        """Leave out the queues for which a message would be sealed here that was not sealed by those who sent it."""
+        codecs = self._broker.engine.plugins.hooks.codecs
+        if not codecs.is_active:
+            return parcel
+        wanting = {draft.queue: dead_letters.lacking(one, codecs.required(draft.queue)) for draft in parcel.drafts}
+        if parcel.post is not None:
+            # Which ephemeral queues it would reach is not known yet.
+            to = parcel.post.exchange or parcel.post.routing_key
+            wanting[to] = dead_letters.lacking(one, {*codecs.required(to), *codecs.strict})
+        refused = {to: missing for to, missing in wanting.items() if missing}
+        for to, missing in refused.items():
+            text = "message %d of queue %r is not passed on to %r: it lacks what is required there: %s"
+            _log.warning(text, one.delivery.id, name, to, ", ".join(missing))
+        post = parcel.post
+        return parcel._replace(
+            drafts=[draft for draft in parcel.drafts if draft.queue not in refused],
+            post=None if post is not None and (post.exchange or post.routing_key) in refused else post,
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from copy import copy
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pgqrs_core.arrays import ByteaArray, numbers, texts
@@ -12,14 +13,14 @@ from pgqrs_core.events import ConsumeBatch, Draft
 from pgqrs_core.logs import get_logger
 from pgqrs_core.marks import Marks, Seen
 from pgqrs_core.messages import MAX_BODY_BYTES, Delivery, check_text, encode_headers
-from pgqrs_kombu.envelope import exchange_of
 from pgqrs_kombu.plugin import ADAPTER
 from pgqrs_kombu.sql import queries
 
 if TYPE_CHECKING:
+    from pgqrs_core.codecs import CodecStack
     from pgqrs_core.plugins import Plugins
 
-__all__ = ["Mail", "Sought", "post", "post_to", "purge", "put_back", "receive", "size"]
+__all__ = ["Mail", "Sought", "post", "post_sealed", "post_to", "purge", "put_back", "receive", "size"]
 
 _log = get_logger("pgqrs.kombu")
 
@@ -51,6 +52,45 @@ def post_to(draft: Draft, queue: str, channel: str) -> Op[int]:
     return count
 
 
+def post_sealed(
+    draft: Draft, exchange: str, routing_key: str, channel: str, codecs: CodecStack
+) -> Op[tuple[str | None, int]]:
+    """Deliver as `post` and `post_to` do, encoded for each ephemeral queue: a seal binds the one that it was made for.
+
+    Args:
+        draft: the message, not encoded yet.
+        exchange: where it was published; empty for the queue of that name.
+        routing_key: with which routing key, or the name of the queue.
+        channel: where consumers listen.
+        codecs: what encodes.
+
+    Returns:
+        The exchange's type, None if there is none, and the number of queues.
+    """
+    if exchange:
+        rows = yield Execute(queries["recipients"], {"exchange": exchange, "routing_key": routing_key})
+        kind = rows[0][0] if rows else None
+        reached = [(number, name) for _, number, name in rows if number is not None]
+    else:
+        kind, reached = "direct", [tuple(row) for row in (yield Execute(queries["recipient"], {"queue": routing_key}))]
+    if not reached:
+        return kind, 0
+    sealed = []
+    for number, name in reached:
+        one = copy(draft)
+        codecs.encode([one], address=_address(number, name), names=(exchange, name) if exchange else (name,))
+        sealed.append(_columns(one))
+    params = {
+        **{column: sealed[0][column] for column in ("priority", "ttl", "content_type")},
+        "queue_ids": numbers(number for number, _ in reached),
+        "headers": texts(one["headers"] for one in sealed),
+        "bodies": ByteaArray([one["body"] for one in sealed]),
+        "channel": channel,
+    }
+    count: int = (yield Execute(queries["post_each"], params))[0][0]
+    return kind, count
+
+
 def receive(sought: Mapping[int, Sought], limit: int, plugins: Plugins) -> Op[list[Mail]]:
     """Remove up to ``limit`` messages of these queues, given by number; return them, each queue's in order.
 
@@ -64,7 +104,12 @@ def receive(sought: Mapping[int, Sought], limit: int, plugins: Plugins) -> Op[li
         passed = [row[1] for row in rows if row[0] == number and (row[2] <= 0 or not full)]
         marks.finish(Seen({_LANE: max(passed)}, rows[0][7], rows[0][8]) if passed else None, full=full)
     found = [(row[0], Delivery(0, row[1], 1, *row[2:7])) for row in sorted(rows, key=_age)]
-    return [(number, kept) for number, item in found for kept in _unwrapped(sought[number].name, item, plugins)]
+    names = {number: [name] for number, (name, _) in sought.items()}
+    if found and plugins.hooks.codecs.is_active:
+        reached = numbers({number for number, _ in found})
+        for number, exchange in (yield Execute(queries["exchanges_of"], {"queue_ids": reached})):
+            names[number].append(exchange)
+    return [(number, kept) for number, item in found for kept in _opened(number, names[number], item, plugins)]
 
 
 def put_back(mail: Sequence[Mail], channel: str) -> Op[None]:
@@ -99,7 +144,7 @@ def purge(mailbox: int) -> Op[int]:
     return count
 
 
-def _columns(draft: Draft) -> dict[str, object]:
+def _columns(draft: Draft) -> dict[str, Any]:
     if len(draft.body) > MAX_BODY_BYTES:
         raise BodyTooLarge(draft.queue, len(draft.body), MAX_BODY_BYTES)
     check_text("content_type", draft.content_type)
@@ -121,11 +166,17 @@ def _stored(delivery: Delivery) -> tuple[str | None, bytes]:
     return delivery.stored or (delivery.raw_headers, delivery.body)
 
 
-def _unwrapped(queue: str, delivery: Delivery, plugins: Plugins) -> list[Delivery]:
-    address = exchange_of(delivery.raw_headers) or queue
-    if not plugins.hooks.concern_consume(address, [delivery]):
+def _address(number: int, name: str) -> str:
+    """Return what a seal binds of an ephemeral queue: no other one, nor a later one of the same name, has that."""
+    return f"{name}\0{number}"
+
+
+def _opened(number: int, names: Sequence[str], delivery: Delivery, plugins: Plugins) -> list[Delivery]:
+    """Return a message as plugins leave it. The queue it lies in decides what it must be, not what it says of itself."""
+    queue = names[0]
+    if not plugins.hooks.concern_consume(queue, [delivery], names):
         return [delivery]
-    batch = ConsumeBatch(queue, ADAPTER, [delivery], address=address)
+    batch = ConsumeBatch(queue, ADAPTER, [delivery], address=_address(number, queue), names=names)
     plugins.hooks.before_consume(batch)
     for _, reason in [*batch.buried, *batch.postponed]:
         # There are no dead letters of ephemeral queues, and no later.

@@ -233,10 +233,14 @@ def _write(
 
 
 def _post(post: Post, plugins: Plugins, channel: str) -> Op[int]:
-    draft = prepared(post.draft.queue, [post.draft], plugins=plugins, adapter=ADAPTER)[0]
-    if not post.exchange:
+    draft = prepared(post.draft.queue, [post.draft], plugins=plugins, adapter=ADAPTER, encode=False)[0]
+    codecs = plugins.hooks.codecs
+    if not codecs.is_idle(draft):
+        kind, count = yield from mail.post_sealed(draft, post.exchange, post.routing_key, channel, codecs)
+    elif not post.exchange:
         return (yield from mail.post_to(draft, post.routing_key, channel))
-    kind, count = yield from mail.post(draft, post.exchange, post.routing_key, channel)
+    else:
+        kind, count = yield from mail.post(draft, post.exchange, post.routing_key, channel)
     if kind is None:
         raise not_found("exchange", post.exchange)
     return count

@@ -87,13 +87,17 @@ def _observed(
     return ids
 
 
-def prepared(queue: str, drafts: list[Draft], *, plugins: Plugins, adapter: str) -> list[Draft]:
-    """Return what plugins make of drafts before they are stored."""
-    if not plugins.hooks.concern_enqueue(queue, drafts):
+def prepared(queue: str, drafts: list[Draft], *, plugins: Plugins, adapter: str, encode: bool = True) -> list[Draft]:
+    """Return what plugins make of drafts before they are stored.
+
+    Without ``encode`` codecs are left out: the caller applies them once it knows where each message goes.
+    """
+    hooks = plugins.hooks
+    if not (hooks.concern_enqueue(queue, drafts) if encode else hooks.transforms_enqueue):
         return drafts
     # Plugins change them in place, and the caller may come with the same ones again when a queue was made anew.
     batch = EnqueueBatch(queue, adapter, [_own(draft) for draft in drafts])
-    plugins.hooks.before_enqueue(batch)
+    hooks.before_enqueue(batch, encode=encode)
     return batch.drafts
 
 

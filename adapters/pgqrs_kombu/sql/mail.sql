@@ -22,6 +22,48 @@ with exchange as materialized (
 )
 select (select type from exchange), count(pg_notify(%(channel)s, (-s.queue_id)::text)::text)::int from stored s;
 
+-- name: recipients producer
+-- The ephemeral queues that a message would reach, for messages that are sealed for each of them. No row: there is no such
+-- exchange; a row without a number: none is bound.
+with exchange as materialized (
+  select type from {schema}.kombu_exchanges where name = %(exchange)s
+), bound as materialized (
+  select distinct queue_id from (
+    select queue_id from {schema}.kombu_bindings
+    where (select type from exchange) = 'direct' and exchange = %(exchange)s and routing_key = %(routing_key)s
+    union all
+    select queue_id from {schema}.kombu_bindings
+    where (select type from exchange) in ('fanout', 'topic') and exchange = %(exchange)s
+      and ((select type from exchange) = 'fanout' or (%(routing_key)s || '.') ~ pattern)) b
+)
+select e.type, r.queue_id, r.name
+from exchange e
+left join lateral (
+  select q.queue_id, q.name from bound b
+  cross join lateral (
+    select queue_id, name from {schema}.kombu_queues where queue_id = b.queue_id and ephemeral limit 1) q) r on true;
+
+-- name: recipient producer
+-- The same for the ephemeral queue of that name.
+select queue_id, name from {schema}.kombu_queues where name = %(queue)s and ephemeral;
+
+-- name: post_each producer relaxed
+-- Put a message into ephemeral queues, as it was sealed for each. Answers with the number of recipients.
+with stored as (
+  insert into {schema}.kombu_mail (queue_id, priority, expires_at, content_type, headers, body)
+  select q.queue_id, %(priority)s, statement_timestamp() + least(%(ttl)s::float8, q.message_ttl) * interval '1 second',
+         %(content_type)s, r.headers::json, r.body
+  from unnest(%(queue_ids)s::int[], %(headers)s::text[], %(bodies)s::bytea[]) r(queue_id, headers, body)
+  cross join lateral (
+    select queue_id, message_ttl from {schema}.kombu_queues where queue_id = r.queue_id and ephemeral limit 1) q
+  returning queue_id
+)
+select count(pg_notify(%(channel)s, (-s.queue_id)::text)::text)::int from stored s;
+
+-- name: exchanges_of consumer
+-- The exchanges that ephemeral queues are bound to: by their rules, too, messages there must be sealed.
+select queue_id, exchange from {schema}.kombu_bindings where queue_id = any (%(queue_ids)s::int[]);
+
 -- name: post_to producer relaxed
 -- Put one message into an ephemeral queue by its name. Answers with the number of recipients, 0 or 1.
 with stored as (

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import json
 from typing import Any
 
 import pytest
@@ -104,3 +105,122 @@ def test_forged_mail_is_discarded_with_a_word_in_the_log(bench: Bench, caplog: A
 
     assert inbox.wait(2)[1].body == b"next"
     assert "ephemeral queue 'reply' is discarded" in caplog.text
+
+
+SEALED = "select queue_id, content_type, headers::text, body from pgqrs.kombu_mail order by mail_id"
+
+
+def forge(bench: Bench, name: str, exchange: str, *, body: str = "forged") -> None:
+    """Put a message into an ephemeral queue that says that it was published to an exchange."""
+    headers = json.dumps({"_kombu": {"properties": {"delivery_info": {"exchange": exchange, "routing_key": ""}}}})
+    bench.sql(
+        "insert into pgqrs.kombu_mail (queue_id, content_type, headers, body) "
+        "select queue_id, 'text/plain', %s::json, %s from pgqrs.kombu_queues where name = %s",
+        headers,
+        body.encode(),
+        name,
+    )
+
+
+@pytest.fixture
+def only_pidbox(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Control messages alone must be signed, by the name of their exchange."""
+    plugins = Plugins.core()
+    plugins.register(transport, "kombu")
+    plugins.register(crypto, "crypto", keys=[KEY], sign=["control"], required=True)
+    monkeypatch.setattr("pgqrs_core.engine.default_plugins", lambda *_: plugins)
+
+
+CONTROL = Exchange("control", "fanout")
+
+
+@pytest.mark.parametrize("claimed", ["", "other", "control", "amq.fanout", "x" * 500, "\N{SNOWMAN}"])
+def test_what_a_message_says_of_itself_does_not_decide_what_it_must_be(
+    bench: Bench, only_pidbox: None, claimed: str
+) -> None:
+    inbox = Inbox(bench.connect(), Queue("worker", CONTROL, auto_delete=True))
+
+    forge(bench, "worker", claimed)
+    Producer(bench.connect()).publish(b"honest", exchange=CONTROL)
+
+    assert [message.body for message in inbox.wait(1)] == [b"honest"]
+    assert inbox.nothing()
+
+
+def test_a_sealed_message_opens_in_the_queue_that_it_was_sent_to_alone(bench: Bench, only_pidbox: None) -> None:
+    connection = bench.connect()
+    one = Queue("one", CONTROL, auto_delete=True)(connection.channel())
+    two = Queue("two", CONTROL, auto_delete=True)(connection.channel())
+    one.declare()
+    two.declare()
+    Producer(connection).publish(b"shutdown", exchange=CONTROL)
+    bench.sql(
+        "insert into pgqrs.kombu_mail (queue_id, content_type, headers, body) "
+        "select q.queue_id, m.content_type, m.headers, m.body from pgqrs.kombu_mail m, pgqrs.kombu_queues q "
+        "where m.queue_id = (select queue_id from pgqrs.kombu_queues where name = 'one') and q.name = 'two'"
+    )
+
+    assert [one.get(accept=None).body, two.get(accept=None).body] == [b"shutdown"] * 2
+    assert one.get(accept=None) is None
+    assert two.get(accept=None) is None
+
+
+def test_a_sealed_message_does_not_open_in_a_later_queue_of_that_name(bench: Bench, only_pidbox: None) -> None:
+    connection = bench.connect()
+    queue = Queue("one", CONTROL, auto_delete=True)(connection.channel())
+    queue.declare()
+    Producer(connection).publish(b"shutdown", exchange=CONTROL)
+    [(_, kind, headers, body)] = bench.sql(SEALED)
+    queue.delete()
+    queue.declare()
+    bench.sql(
+        "insert into pgqrs.kombu_mail (queue_id, content_type, headers, body) "
+        "select queue_id, %s, %s::json, %s from pgqrs.kombu_queues where name = 'one'",
+        kind,
+        headers,
+        body,
+    )
+
+    assert queue.get(accept=None) is None
+
+
+def test_a_rule_by_the_name_of_the_ephemeral_queue_holds_too(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    plugins = Plugins.core()
+    plugins.register(transport, "kombu")
+    plugins.register(crypto, "crypto", keys=[KEY], sign=["worker"], required=True)
+    monkeypatch.setattr("pgqrs_core.engine.default_plugins", lambda *_: plugins)
+    inbox = Inbox(bench.connect(), Queue("worker", CONTROL, auto_delete=True))
+
+    forge(bench, "worker", "control")
+    forge(bench, "worker", "")
+    Producer(bench.connect()).publish(b"honest", exchange=CONTROL)
+    Producer(bench.connect()).publish(b"direct", routing_key="worker")
+
+    assert [message.body for message in inbox.wait(2)] == [b"honest", b"direct"]
+    assert inbox.nothing()
+
+
+def test_the_dead_letter_exchange_seals_nothing_that_was_not_sealed(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plugins = Plugins.core()
+    plugins.register(transport, "kombu")
+    plugins.register(crypto, "crypto", keys=[KEY], sign=["guarded", "source"], required=True)
+    monkeypatch.setattr("pgqrs_core.engine.default_plugins", lambda *_: plugins)
+    connection = bench.connect()
+    guarded = Queue("guarded")(connection.channel())
+    guarded.declare()
+    arguments = {"x-dead-letter-exchange": "", "x-dead-letter-routing-key": "guarded"}
+    inboxes = [
+        Inbox(bench.connect(), Queue(name, queue_arguments=arguments), prefetch=1) for name in ("source", "open")
+    ]
+    for name in ("source", "open"):
+        Producer(connection).publish(name.encode(), routing_key=name)
+    for inbox in inboxes:
+        inbox.wait(1)[0].reject()
+
+    eventually(lambda: bench.rows("guarded") == 1)
+    eventually(lambda: len(bench.dead("open")) == 1 and bench.dead("open")[0]["type"] == "Unroutable")
+
+    assert guarded.get(accept=None).body == b"source"
+    assert guarded.get(accept=None) is None
