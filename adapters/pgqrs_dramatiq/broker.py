@@ -141,10 +141,17 @@ class PgqrsBroker(Inspection, Broker):
             self._send([parcel], scope.connection)
         else:
             scope.batch.append(parcel)
+            if scope.members is None:
+                # Its block may still raise: the hook comes when it has ended.
+                return parcel.message
+        self._tell(parcel)
         return parcel.message
 
     def enqueue_many(self, messages: Iterable[Message[Any]], *, delay: int | None = None) -> list[Message[Any]]:
-        """Store many messages, all or none, with one statement for each queue. Returns and raises as `enqueue` does."""
+        """Store many messages, all or none, with one statement for each queue. Returns and raises as `enqueue` does.
+
+        The hooks ``before_enqueue`` and ``after_enqueue`` surround each message in turn; the statement follows the last.
+        """
         messages = list(messages)
         with self._gather({message.message_id for message in messages}):
             return [self.enqueue(message, delay=delay) for message in messages]
@@ -153,9 +160,9 @@ class PgqrsBroker(Inspection, Broker):
     def batch(self) -> Iterator[None]:
         """Gather what is enqueued in this block, and store all of it at its end; nothing, if the block raises.
 
-        The hook ``after_enqueue`` comes at the end. Retries are not held back. A block within another joins it, unless
-        there is a `transaction` between them. The block is what its own thread, greenlet or asyncio task enqueues: others
-        do so by themselves, at once, also if they were started in the block.
+        The hook ``after_enqueue`` comes at the end, before a worker can have the message. Retries are not held back. A
+        block within another joins it, unless there is a `transaction` between them. The block is what its own thread,
+        greenlet or asyncio task enqueues: others do so by themselves, at once, also if they were started in the block.
         """
         with self._gather(None):
             yield
@@ -179,6 +186,11 @@ class PgqrsBroker(Inspection, Broker):
                     "%d messages of a batch were discarded: the generator that gathered them was closed", len(parcels)
                 )
             raise
+        if members is None:
+            # Not after the commit: workers may be done with the first ones by then, and what a middleware says of a
+            # message that was enqueued would come after what it says of one that was processed.
+            for parcel in parcels:
+                self._tell(parcel)
         if parcels:
             self._send(parcels, connection)
 
@@ -268,8 +280,9 @@ class PgqrsBroker(Inspection, Broker):
                 self._database.call(partial(self._publisher.send, drafts))
         except PgqrsError as error:
             raise translation(error) from error
-        for parcel in parcels:
-            self.emit_after("enqueue", parcel.message, parcel.delay)
+
+    def _tell(self, parcel: Parcel) -> None:
+        self.emit_after("enqueue", parcel.message, parcel.delay)
 
     def _retry(self, message: Leased, delay: int | None) -> Message[Any]:
         # Should anything go wrong from here on, the ack that follows must not remove the message.
@@ -282,5 +295,5 @@ class PgqrsBroker(Inspection, Broker):
 
         with translated():
             self._database.call(task)
-        self.emit_after("enqueue", parcel.message, delay)
+        self._tell(parcel)
         return parcel.message
