@@ -14,6 +14,7 @@ from typing import Any, Final
 from celery.exceptions import ImproperlyConfigured
 from msgspec import Struct
 
+from pgqrs_celery.compat import MAX_EXPANDED_BYTES
 from pgqrs_core.config import Config
 from pgqrs_core.config_address import split_schema
 from pgqrs_core.errors import ConfigurationError
@@ -33,6 +34,10 @@ _SETTINGS: Final = (
 )
 
 
+#: PostgreSQL holds no larger value.
+_MOST_BYTES: Final = 1_073_741_823
+
+
 class Options(Struct, frozen=True, kw_only=True):
     """What ``result_backend_transport_options`` may say beyond the core's settings.
 
@@ -40,10 +45,13 @@ class Options(Struct, frozen=True, kw_only=True):
         create_schema: Install pgqrs where the schema holds nothing of it yet.
         chord_claim_seconds: For how long a worker that completes a chord may take to publish its body before another one
             takes over; only where the broker is not in the same database. At least 1.
+        max_result_bytes: The largest size, in bytes, to which a compressed result is expanded. What is larger is stored
+            without ``result_compression``.
     """
 
     create_schema: bool = True
     chord_claim_seconds: float = 60.0
+    max_result_bytes: int = MAX_EXPANDED_BYTES
 
 
 def read_options(given: Mapping[str, Any]) -> tuple[Options, dict[str, Any]]:
@@ -70,6 +78,10 @@ def read_options(given: Mapping[str, Any]) -> tuple[Options, dict[str, Any]]:
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)) or not 1 <= seconds <= 86_400:
         raise ImproperlyConfigured(
             "result_backend_transport_options: chord_claim_seconds must be a number from 1 to 86,400 (seconds)"
+        )
+    if type(options.max_result_bytes) is not int or not 1 <= options.max_result_bytes <= _MOST_BYTES:
+        raise ImproperlyConfigured(
+            f"result_backend_transport_options: max_result_bytes must be a whole number from 1 to {_MOST_BYTES:,}"
         )
     return options, settings
 

@@ -21,7 +21,7 @@ from pgqrs_kombu.shown import mask_settings
 from pgqrs_celery import housekeeping, operations
 from pgqrs_celery.address import configuration, read_options, tell_settings_of_redis
 from pgqrs_celery.chords import ChordsMixin
-from pgqrs_celery.compat import Backend, setting
+from pgqrs_celery.compat import Backend, compress_result, setting
 from pgqrs_celery.consumer import ResultConsumer
 from pgqrs_celery.encoding import decode, id_of, meta_of, row_of
 from pgqrs_celery.listener import Listener
@@ -50,8 +50,8 @@ class PgqrsBackend(ChordsMixin, AsyncBackendMixin, Backend):
     Args:
         app: the application.
         url: the address; see :mod:`pgqrs_celery.address`.
-        create_schema, chord_claim_seconds, and settings of the core: as in ``result_backend_transport_options``, before
-            which they come.
+        create_schema, chord_claim_seconds, max_result_bytes, settings of the core: as in
+            ``result_backend_transport_options``, before which they come.
 
     Raises:
         ImproperlyConfigured: the URL or an option is wrong.
@@ -142,6 +142,15 @@ class PgqrsBackend(ChordsMixin, AsyncBackendMixin, Backend):
         if error is not None and not isinstance(error, Exception):
             raise SecurityError(f"a result names {type(error).__name__}, which no task can fail with, as its exception")
         return error
+
+    def encode(self, data: Any) -> Any:
+        """Return a value as it is stored: compressed if that is configured and it can be expanded again."""
+        payload = self._encode(data)[2]
+        # Came with Celery 5.7.
+        compression = getattr(self, "compression", None)
+        if not compression or len(payload) > self.options.max_result_bytes:
+            return payload
+        return compress_result(ensure_bytes(payload), compression)
 
     def on_task_call(self, producer: Any, task_id: str) -> dict[str, Any]:
         """Check the id, before the task is sent. More is not needed: only a wait for a result costs anything."""
@@ -234,7 +243,7 @@ class PgqrsBackend(ChordsMixin, AsyncBackendMixin, Backend):
             return None
         value, content_type, date_done = row
         opened = self.store.open(value, content_type, _GROUP, group=id_of(group_id))
-        structure = decode(opened, content_type, self.accept)
+        structure = decode(opened, content_type, self.accept, self.options.max_result_bytes)
         return {
             "taskset_id": id_of(group_id),
             "result": result_from_tuple(structure, self.app),

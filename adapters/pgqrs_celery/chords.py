@@ -149,7 +149,9 @@ class ChordsMixin:
         try:
             assert chord.body is not None
             opened = self.store.open(chord.body, chord.body_type or "", _BODY, group=chord.group_id)
-            body = maybe_signature(decode(opened, chord.body_type or "", self.accept), app=self.app)
+            body = maybe_signature(
+                decode(opened, chord.body_type or "", self.accept, self.options.max_result_bytes), app=self.app
+            )
             if not isinstance(body, abstract.CallableSignature):
                 raise DecodeError(chord.body_type or "", "it is no signature of a task")
         except DecoderMissing as error:
@@ -274,7 +276,9 @@ class ChordsMixin:
             return [self._value(chord.group_id, *part) for part in chord.parts]
         assert chord.content_type is not None
         opened = self.store.open(chord.header, chord.content_type, _HEADER, group=chord.group_id)
-        header = result_from_tuple(decode(opened, chord.content_type, self.accept), self.app)
+        header = result_from_tuple(
+            decode(opened, chord.content_type, self.accept, self.options.max_result_bytes), self.app
+        )
         # All have returned; joining a group that is not known to be ready would wait.
         header.on_ready()
         with allow_join_result():
@@ -283,7 +287,7 @@ class ChordsMixin:
 
     def _value(self, group_id: str, place: int, task_id: str, status: str, result: bytes, content_type: str) -> Any:
         opened = self.store.open(result, content_type, _PART, group=group_id, place=place, task=task_id, state=status)
-        value = decode(opened, content_type, self.accept)
+        value = decode(opened, content_type, self.accept, self.options.max_result_bytes)
         if status in states.EXCEPTION_STATES:
             value = self.exception_to_python(value)  # type: ignore[attr-defined]
         if status in states.PROPAGATE_STATES:

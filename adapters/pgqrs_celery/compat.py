@@ -11,9 +11,10 @@ from celery.exceptions import BackendStoreError
 from celery.utils.log import get_logger
 from celery.utils.serialization import raise_with_context
 from celery.utils.time import get_exponential_backoff_interval
-from pgqrs_kombu.compression import expand
+from kombu.compression import compress
+from pgqrs_kombu.compression import MAX_EXPANDED_BYTES, expand
 
-__all__ = ["Backend", "decompress_result", "publish_callback", "setting"]
+__all__ = ["MAX_EXPANDED_BYTES", "Backend", "compress_result", "decompress_result", "publish_callback", "setting"]
 
 _logger = get_logger(__name__)
 
@@ -38,16 +39,22 @@ def publish_callback(app: Any, publish: Callable[..., Any], *args: Any) -> None:
         retried(publish, *args)
 
 
-def decompress_result(payload: bytes) -> bytes:
+def compress_result(payload: bytes, compression: str) -> bytes:
+    """Return an encoded result as ``result_compression`` (5.7) has it stored."""
+    body, content_type = compress(payload, compression)
+    return b"%s%s\0%s" % (_COMPRESSED, content_type.encode(), body)
+
+
+def decompress_result(payload: bytes, limit: int) -> bytes:
     """Return an encoded result as it was before ``result_compression`` (5.7); older versions read such results, too.
 
     Raises:
-        DecodeError: it is broken, expands to more than a message may hold, or its compression is not known here.
+        DecodeError: it is broken, expands to more than ``limit`` bytes, or its compression is not known here.
     """
     if not payload.startswith(_COMPRESSED):
         return payload
     compression, _, body = payload[len(_COMPRESSED) :].partition(b"\0")
-    return expand(body, compression.decode("utf-8", "replace"))
+    return expand(body, compression.decode("utf-8", "replace"), limit)
 
 
 class _RetryingBackend(celery.backends.base.Backend):

@@ -85,7 +85,7 @@ def meta_of(backend: Any, row: Iterable[Any]) -> dict[str, Any]:
     content_type = found.pop("content_type")
 
     def load(value: bytes | None) -> Any:
-        return decode(value, content_type, backend.accept)
+        return decode(value, content_type, backend.accept, backend.options.max_result_bytes)
 
     meta = {name: found[name] for name in ("task_id", "status", "traceback", "date_done")}
     meta["result"] = load(found["result"])
@@ -100,12 +100,17 @@ def meta_of(backend: Any, row: Iterable[Any]) -> dict[str, Any]:
     return dict(backend.meta_from_decoded(meta))
 
 
-def decode(value: bytes | None, content_type: str, accept: Iterable[str] | None) -> Any:
-    """Return what was encoded as ``content_type``, compressed or not."""
+def decode(value: bytes | None, content_type: str, accept: Iterable[str] | None, limit: int) -> Any:
+    """Return what was encoded as ``content_type``, compressed or not; expanded to at most ``limit`` bytes.
+
+    Raises:
+        DecodeError: it cannot be expanded, or to more than that.
+        ContentDisallowed: its content type is not accepted.
+    """
     if value is None:
         return None
     # The encoding matters only for types without a decoder, which then are text.
-    return loads(decompress_result(value), content_type=content_type, content_encoding="utf-8", accept=accept)
+    return loads(decompress_result(value, limit), content_type=content_type, content_encoding="utf-8", accept=accept)
 
 
 def small(value: object) -> int | None:

@@ -68,6 +68,7 @@ class Broker:
             restore=self.remembered.restore,
             stored=self.forwarder.stored,
             hold_eta=options.hold_eta,
+            most_bytes=self.most_bytes,
         )
         self.upkeep = Upkeep(self)
         self.closing = Closing()
@@ -109,6 +110,10 @@ class Broker:
             archive=False,
             backoff_base=0.0,
         )
+
+    def most_bytes(self, queue: Queue) -> int:
+        """Return how large a body of a queue may be once it is expanded: as one that was not compressed."""
+        return max(queue.options.max_body_bytes, self.options.max_body_bytes)
 
     def connect(self, user: Any) -> None:
         """Let ``user`` be one who needs this broker.

@@ -187,7 +187,7 @@ class Channel(Declarations, virtual.Channel):  # type: ignore[misc]
             place, delivery, now = taken
             tag = self._qos.next_tag()
             try:
-                message = envelope.Message(delivery, self, tag, queue)
+                message = envelope.Message(delivery, self, tag, queue, self.broker.most_bytes(place))
             except DecodeError as error:
                 self.broker.bury(place, delivery, now, error)
                 continue

@@ -1,4 +1,7 @@
-"""Bodies that their publisher compressed, and that may be bombs: nothing expands beyond what a queue could be given."""
+"""Bodies that their publisher compressed, and that may be bombs: nothing expands beyond a limit.
+
+It is the largest body that the queue would take without compression; for results of Celery, their own option.
+"""
 
 from __future__ import annotations
 
@@ -12,10 +15,12 @@ from typing import Any, Final
 
 from kombu.compression import get_decoder, get_encoder
 
-from pgqrs_core.errors import DecodeError
-from pgqrs_core.messages import MAX_BODY_BYTES
+from pgqrs_core.errors import DecodeError, InvalidArgument
 
-__all__ = ["expand"]
+__all__ = ["MAX_EXPANDED_BYTES", "check_expanded", "expand"]
+
+#: Bytes to which something is expanded where nothing else is configured.
+MAX_EXPANDED_BYTES: Final = 16 * 1024 * 1024
 
 #: What is expanded piece by piece. What a program registers with Kombu by itself is its own affair.
 _EXPANDERS: Final[dict[str, Callable[[], Any]]] = {
@@ -23,6 +28,10 @@ _EXPANDERS: Final[dict[str, Callable[[], Any]]] = {
     "application/x-bz2": bz2.BZ2Decompressor,
     "application/x-lzma": lzma.LZMADecompressor,
 }
+
+
+class _TooLarge(DecodeError):
+    """It expands to more than is allowed."""
 
 
 class _Brotli:
@@ -60,7 +69,7 @@ def _optional() -> Iterator[tuple[str, Callable[[], Any]]]:
 _EXPANDERS.update(_optional())
 
 
-def expand(body: bytes, compression: object, limit: int = MAX_BODY_BYTES) -> bytes:
+def expand(body: bytes, compression: object, limit: int = MAX_EXPANDED_BYTES) -> bytes:
     """Return what was compressed.
 
     Args:
@@ -81,6 +90,27 @@ def expand(body: bytes, compression: object, limit: int = MAX_BODY_BYTES) -> byt
         raise DecodeError(str(compression)[:100], f"it cannot be expanded ({type(error).__name__}: {error})") from error
 
 
+def check_expanded(queue: str, body: bytes, compression: object, limit: int) -> None:
+    """Refuse a body that consumers of its queue would refuse.
+
+    Raises:
+        InvalidArgument: it expands to more than ``limit`` bytes.
+    """
+    too_large = False
+    try:
+        expand(body, compression, limit)
+    except _TooLarge:
+        too_large = True
+    except DecodeError:
+        # Consumers may know what this process does not.
+        pass
+    if too_large:
+        expected = (
+            f"one that expands to at most {limit:,} bytes in queue {queue!r}: its max_body_bytes, or the transport's"
+        )
+        raise InvalidArgument("body", "compressed", expected)
+
+
 def _expand(body: bytes, content_type: str, make: Callable[[], Any], limit: int) -> bytes:
     found: list[bytes] = []
     room = limit
@@ -89,7 +119,7 @@ def _expand(body: bytes, content_type: str, make: Callable[[], Any], limit: int)
         piece = expander.decompress(body, room + 1)
         room -= len(piece)
         if room < 0:
-            raise DecodeError(content_type, f"it expands to more than {limit:,} bytes")
+            raise _TooLarge(content_type, f"it expands to more than {limit:,} bytes")
         if not expander.eof:
             raise DecodeError(content_type, "it ends too soon")
         found.append(piece)

@@ -23,7 +23,7 @@ from pgqrs_core.events import Draft
 from pgqrs_core.headers import check_headers, decode_headers, encode_headers
 from pgqrs_core.messages import MAX_PRIORITY, MAX_SECONDS, Delivery
 from pgqrs_kombu import tasks
-from pgqrs_kombu.compression import expand
+from pgqrs_kombu.compression import MAX_EXPANDED_BYTES, expand
 
 __all__ = ["KEY", "Message", "compose", "headers_of", "message_of"]
 
@@ -206,11 +206,18 @@ def headers_of(raw_headers: str | None) -> tuple[dict[str, Any], dict[str, Any]]
 class Message(kombu.message.Message):  # type: ignore[misc]
     """A message as Kombu's consumers get it. Weak references to it tell whether anybody still wants it.
 
+    Args:
+        delivery: what was claimed.
+        channel: the channel that delivers it.
+        tag: by which the channel settles it.
+        queue: the name of its queue.
+        limit: bytes beyond which a compressed body is not expanded.
+
     Raises:
         DecodeError: its headers cannot be read.
     """
 
-    def __init__(self, delivery: Delivery, channel: Any, tag: int, queue: str) -> None:
+    def __init__(self, delivery: Delivery, channel: Any, tag: int, queue: str, limit: int = MAX_EXPANDED_BYTES) -> None:
         headers, envelope = headers_of(delivery.raw_headers)
         if isinstance(envelope.get("properties"), dict):
             properties = envelope["properties"]
@@ -224,7 +231,7 @@ class Message(kombu.message.Message):  # type: ignore[misc]
             info = {"exchange": "", "routing_key": queue}
         # Kombu would expand it to whatever size it has.
         compression = headers.pop("compression", None)
-        body, failures = _expanded(delivery.body, compression)
+        body, failures = _expanded(delivery.body, compression, limit)
         info["redelivered"] = delivery.attempt > 1
         info[tasks.KEY] = tasks.origin_of(queue, delivery)
         properties.update(delivery_info=info, delivery_tag=tag, priority=delivery.priority)
@@ -243,11 +250,11 @@ class Message(kombu.message.Message):  # type: ignore[misc]
             self.headers["compression"] = compression
 
 
-def _expanded(body: bytes, compression: object) -> tuple[bytes, list[Any]]:
+def _expanded(body: bytes, compression: object, limit: int) -> tuple[bytes, list[Any]]:
     """Return a body without its compression, or what kept us from that, in Kombu's form."""
     if not compression:
         return body, []
     try:
-        return expand(body, compression), []
+        return expand(body, compression, limit), []
     except DecodeError:
         return body, [sys.exc_info()]

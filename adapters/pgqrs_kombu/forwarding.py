@@ -233,7 +233,7 @@ class Forwarder:
     def _route(self, name: str, one: Fallen, rules: Rules) -> Parcel | None:
         try:
             message, routing_key = dead_letters.dead_lettered(name, one, rules)
-            parcel = self._broker.publisher.route(message, rules.exchange or "", routing_key)
+            parcel = self._broker.publisher.route_as_it_is(message, rules.exchange or "", routing_key)
         except ChannelError:
             return None
         except Unavailable:

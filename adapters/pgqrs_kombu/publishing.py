@@ -13,6 +13,7 @@ from pgqrs_core.messages import Queue, check_text
 from pgqrs_core.operations.enqueue import ring
 from pgqrs_core.operations.traffic import announce, outgoing, prepared
 from pgqrs_kombu import mail
+from pgqrs_kombu.compression import check_expanded
 from pgqrs_kombu.envelope import compose
 from pgqrs_kombu.errors import not_found
 from pgqrs_kombu.outbox import current_scope
@@ -58,12 +59,14 @@ class Publisher:
         restore: Callable[[str], bool],
         stored: Callable[[Iterable[str]], None],
         hold_eta: bool,
+        most_bytes: Callable[[Queue], int],
     ) -> None:
         self._engine = engine
         self._directory = directory
         self._restore = restore
         self._stored = stored
         self._hold_eta = hold_eta
+        self._most_bytes = most_bytes
 
     def publish(self, message: dict[str, Any], exchange: str, routing_key: str) -> bool:
         """Store a message in every queue it is routed to, and tell whether there was one; in a batch, at its end.
@@ -141,7 +144,25 @@ class Publisher:
         self._announce(moved, ids, time.perf_counter() - began)
 
     def route(self, message: dict[str, Any], exchange: str, routing_key: str) -> Parcel:
-        """Find out where a message goes."""
+        """Find out where a message goes.
+
+        Raises:
+            NotFound: there is no such exchange.
+            InvalidArgument: it cannot be stored, or it is compressed and consumers there would not expand it.
+        """
+        parcel = self.route_as_it_is(message, exchange, routing_key)
+        compression = message["headers"].get("compression")
+        if compression:
+            body = message["body"]
+            body = body.encode() if isinstance(body, str) else bytes(body)
+            queues = [queue for draft in parcel.drafts if (queue := self._queue(draft.queue)) is not None]
+            if queues:
+                least = min(queues, key=self._most_bytes)
+                check_expanded(least.name, body, compression, self._most_bytes(least))
+        return parcel
+
+    def route_as_it_is(self, message: dict[str, Any], exchange: str, routing_key: str) -> Parcel:
+        """Find out where a message goes, whatever its body is."""
         check_text("exchange", exchange)
         check_text("routing_key", routing_key)
         if not exchange:

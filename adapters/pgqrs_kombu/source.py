@@ -69,7 +69,7 @@ class Source:
         qos = channel.qos
         tag = qos.next_tag()
         try:
-            message = Message(delivery, channel, tag, self.name)
+            message = Message(delivery, channel, tag, self.name, channel.broker.most_bytes(self.queue))
         except DecodeError as error:
             channel.broker.bury(self.queue, delivery, claimed_at, error)
             return

@@ -235,7 +235,7 @@ def test_what_cannot_be_expanded_is_said(body: bytes, compression: Any) -> None:
 def test_a_bomb_is_rejected_by_its_consumer_and_takes_nobody_with_it(
     broker: Connection, sql: psycopg.Connection[Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("pgqrs_kombu.envelope.expand", lambda body, kind: expand(body, kind, MEGABYTE))
+    monkeypatch.setattr("pgqrs_kombu.envelope.expand", lambda body, kind, limit: expand(body, kind, MEGABYTE))
     sql.execute("truncate pgqrs.q_tasks")
     broker.Producer().publish("0" * 8 * MEGABYTE, routing_key="tasks", serializer="json", compression="zlib")
     broker.Producer().publish("good", routing_key="tasks", serializer="json", compression="zlib")

@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import bz2
+import lzma
+import tracemalloc
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import psycopg
 import pytest
 from celery import Celery, states
+from celery.exceptions import ChordError
 from pgqrs_celery.encoding import row_of
 from pgqrs_celery.sql import MIGRATIONS, queries
 
-from pgqrs_core.errors import InvalidArgument
+from pgqrs_core.errors import DecodeError, InvalidArgument
+from tests.support.versions import needs_celery_57
 
 from .support import ask, request_of
 from .test_chords import begin, finish
@@ -121,3 +128,94 @@ def test_rows_from_before_the_rules_are_mended(
     assert ask(unchecked, "select * from pgqrs.celery_waiters") == []
     (row,) = ask(unchecked, "select size, done from pgqrs.celery_chords where group_id = 'bad'")
     assert row == {"size": 0, "done": 10**9}
+
+
+MEGABYTE = 1_048_576
+PACKERS = {"application/x-gzip": zlib.compress, "application/x-bz2": bz2.compress, "application/x-lzma": lzma.compress}
+
+
+@pytest.fixture(scope="module", params=PACKERS)
+def bomb(request: pytest.FixtureRequest) -> bytes:
+    """A result of 64 MB, as Celery compresses it."""
+    body = b"[" + b"0," * (32 * MEGABYTE) + b"0]"
+    return b"\0celery-compressed\0" + request.param.encode() + b"\0" + PACKERS[request.param](body)
+
+
+@contextmanager
+def little_memory() -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < 48 * MEGABYTE
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("column", ["result", "children", "args", "kwargs", "stamps"])
+def test_no_column_of_a_result_is_expanded_beyond_the_limit(
+    app: Celery, pgqrs_dsn: str, bomb: bytes, column: str
+) -> None:
+    app.backend.store_result("t", 1, states.SUCCESS)
+    ask(pgqrs_dsn, f"update pgqrs.celery_results set {column} = %s", bomb)
+    app.backend._cache.clear()
+
+    with little_memory(), pytest.raises(Exception, match="expands to more than 16,777,216 bytes"):
+        app.AsyncResult("t").get(timeout=10)
+
+
+def test_no_group_is_expanded_beyond_the_limit(app: Celery, pgqrs_dsn: str, bomb: bytes) -> None:
+    app.GroupResult("g", [app.AsyncResult("one")]).save()
+    ask(pgqrs_dsn, "update pgqrs.celery_groups set result = %s", bomb)
+
+    with little_memory(), pytest.raises(DecodeError, match="expands to more than"):
+        app.GroupResult.restore("g")
+
+
+@pytest.mark.parametrize("what", ["part", "header"])
+def test_nothing_of_a_chord_is_expanded_beyond_the_limit(
+    open_app: Callable[..., Celery], pgqrs_dsn: str, bomb: bytes, what: str
+) -> None:
+    app = open_app(broker_url="memory://")
+    begin(app, 2)
+    finish(app, 0)
+    if what == "part":
+        ask(pgqrs_dsn, "update pgqrs.celery_chord_parts set result = %s", bomb)
+    else:
+        ask(pgqrs_dsn, "update pgqrs.celery_chords set header = %s, content_type = 'application/json'", bomb)
+
+    with little_memory():
+        finish(app, 1)
+
+    with pytest.raises(ChordError, match="expands to more than"):
+        app.AsyncResult("body").get(timeout=10)
+
+
+def test_no_kept_body_is_expanded_beyond_the_limit(
+    open_app: Callable[..., Celery], pgqrs_dsn: str, bomb: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    app = open_app(broker_url="memory://")
+    app.backend.store_result("first", 1, states.SUCCESS)
+    ask(
+        pgqrs_dsn,
+        "insert into pgqrs.celery_chords (group_id, size, done, body, body_type, claimed_until) "
+        "values ('bomb', 1, 1, %s, 'application/json', now() - interval '1 second')",
+        bomb,
+    )
+
+    with little_memory():
+        assert app.backend.take_over_chords() == 0
+
+    assert "expands to more than" in caplog.text
+
+
+@needs_celery_57
+def test_what_could_not_be_expanded_again_is_stored_as_it_is(open_app: Callable[..., Celery], pgqrs_dsn: str) -> None:
+    app = open_app(result_compression="gzip", result_backend_transport_options={"max_result_bytes": 10_000})
+    for name, value in (("small", "x" * 9_000), ("large", "x" * 11_000)):
+        app.backend.store_result(name, value, states.SUCCESS)
+        app.backend._cache.clear()
+        assert app.AsyncResult(name).get(timeout=10) == value
+
+    rows = ask(pgqrs_dsn, "select task_id, length(result) as size from pgqrs.celery_results")
+    sizes = {row["task_id"]: row["size"] for row in rows}
+    assert sizes["small"] < 1_000 < 11_000 < sizes["large"]
