@@ -12,4 +12,4 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
 if version("sqlalchemy").startswith("1."):
     from sqlalchemy.dialects import registry
 
-    registry.register("postgresql.psycopg", "tests.support.old_sqlalchemy", "Dialect")
+    registry.register("postgresql.psycopg", "tests.support.sqlalchemy_14", "Dialect")

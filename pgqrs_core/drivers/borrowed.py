@@ -23,7 +23,9 @@ __all__ = ["ARRAY_NULLS", "Loan", "borrow", "borrow_async"]
 C = TypeVar("C", psycopg.Connection[Any], psycopg.AsyncConnection[Any])
 
 _EXPECTED = "a psycopg connection, a SQLAlchemy Connection or Session on the psycopg driver, or a Django connection"
-
+_OF_PSYCOPG_3: Final = (
+    "of psycopg 3: let SQLAlchemy 2.0 connect to postgresql+psycopg://, or give Django psycopg for psycopg2"
+)
 
 ARRAY_NULLS: Final = "select pg_catalog.current_setting('array_nulls')"
 
@@ -78,10 +80,10 @@ def borrow(connection: object) -> Loan[psycopg.Connection[Any]]:
     """
     owner = _owner(connection)
     found = _inside(owner)
+    if _is_from(found, "psycopg2") or _is_from(connection, "psycopg2"):
+        raise InvalidArgument("connection", connection, _OF_PSYCOPG_3)
     if not isinstance(found, psycopg.Connection) or found.closed:
-        raise InvalidArgument(
-            "connection", connection, f"{_EXPECTED}, open and not async{_other_driver(connection, found)}"
-        )
+        raise InvalidArgument("connection", connection, f"{_EXPECTED}, open and not async")
     return Loan(found, owner)
 
 
@@ -115,6 +117,10 @@ def _owner(connection: Any) -> Any:
             connection = connection.connection()
         # SQLAlchemy commits only what it saw begin, and it does not see what we execute.
         if hasattr(connection, "in_transaction") and not connection.in_transaction():
+            if not hasattr(connection, "commit"):
+                # Nothing would commit what is begun here, nor what the caller executes in it.
+                expected = "in a transaction, which SQLAlchemy 1.4 begins `with connection.begin():`"
+                raise InvalidArgument("connection", connection, expected)
             connection.begin()
     return connection
 
@@ -128,16 +134,6 @@ def _inside(owner: Any) -> object:
         owner.ensure_connection()
         return getattr(owner, "connection", None)
     return None
-
-
-def _other_driver(connection: object, found: object) -> str:
-    """Return what to do about a connection of psycopg2, which applications have by default and by mistake."""
-    if not any(_is_from(value, "psycopg2") for value in (connection, found)):
-        return ""
-    return (
-        "; this one is of psycopg2: let SQLAlchemy (2.0 or newer) connect to postgresql+psycopg://, and for Django install "
-        "psycopg, which it then takes"
-    )
 
 
 def _is_from(value: object, package: str) -> bool:

@@ -19,6 +19,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from pgqrs_core.errors import InvalidArgument, LeaseLost, QueueNotFound
 from tests.support.processes import child_environment
+from tests.support.versions import IS_SQLALCHEMY_2, sqlalchemy_engine
 
 INSERT = "insert into orders (number) values (1)"
 
@@ -27,10 +28,10 @@ class Undone(Exception):
     """Ends a transaction without committing it."""
 
 
-def url(dsn: str) -> sqlalchemy.URL:
+def url(dsn: str) -> sqlalchemy.engine.URL:
     """Return the address of a libpq connection string as SQLAlchemy wants it."""
     parts = psycopg.conninfo.conninfo_to_dict(dsn)
-    return sqlalchemy.URL.create(
+    return sqlalchemy.engine.URL.create(
         "postgresql+psycopg",
         parts.get("user"),
         parts.get("password"),
@@ -84,8 +85,8 @@ def psycopg_in_autocommit(dsn: str) -> Iterator[tuple[Any, Callable[[str], objec
 
 
 @contextlib.contextmanager
-def engine_of(dsn: str) -> Iterator[sqlalchemy.Engine]:
-    engine = sqlalchemy.create_engine(url(dsn))
+def engine_of(dsn: str) -> Iterator[sqlalchemy.engine.Engine]:
+    engine = sqlalchemy_engine(dsn)
     try:
         yield engine
     finally:
@@ -321,6 +322,8 @@ def needs(transaction: AsyncTransaction) -> None:
     """Skip where SQLAlchemy's asynchronous side cannot work."""
     if transaction is not async_psycopg:
         pytest.importorskip("greenlet", reason="SQLAlchemy needs greenlet for asyncio")
+        if not IS_SQLALCHEMY_2:
+            pytest.skip("SQLAlchemy 1.4 has no asynchronous dialect for psycopg")
 
 
 @every_async_transaction
@@ -369,10 +372,27 @@ def test_asynchronous_messages_and_acks_roll_back_with_the_callers_rows(
     assert (left(client), orders(pgqrs_dsn)) == ((0, 1, 0), 0)
 
 
+@pytest.mark.skipif(IS_SQLALCHEMY_2, reason="since 2.0 every connection has commit()")
+def test_a_connection_that_commits_each_statement_is_refused_until_a_transaction_begins(
+    client: Client, pgqrs_dsn: str
+) -> None:
+    engine = sqlalchemy.create_engine(url(pgqrs_dsn))
+    with engine.connect() as connection:
+        with pytest.raises(InvalidArgument, match=r"with connection\.begin\(\):"):
+            client.producer.enqueue("jobs", 1, connection=connection)
+        with connection.begin():
+            connection.execute(sqlalchemy.text(INSERT))
+            client.producer.enqueue("jobs", 2, connection=connection)
+    engine.dispose()
+
+    assert [message.payload for message in client.consumer.read_batch("jobs")] == [2]
+    assert orders(pgqrs_dsn) == 1
+
+
 def test_a_connection_of_psycopg2_is_refused_with_what_to_use(client: Client) -> None:
     theirs = type("connection", (), {"__module__": "psycopg2.extensions"})()
 
-    with pytest.raises(InvalidArgument, match=r"of psycopg2: .*postgresql\+psycopg://"):
+    with pytest.raises(InvalidArgument, match=r"of psycopg 3: .*postgresql\+psycopg://"):
         client.producer.enqueue("jobs", 1, connection=theirs)
 
 

@@ -267,10 +267,11 @@ def _psycopg_dict_row(harness: Harness) -> Borrowed:
 
 
 def _sqlalchemy_engine(harness: Harness) -> Any:
-    from sqlalchemy import create_engine
     from sqlalchemy.pool import NullPool
 
-    return create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(harness.dsn), poolclass=NullPool)
+    from tests.support.versions import sqlalchemy_engine
+
+    return sqlalchemy_engine(harness.dsn, poolclass=NullPool)
 
 
 def _sqlalchemy_connection(harness: Harness) -> Borrowed:
@@ -343,6 +344,12 @@ def _psycopg_async_dict_row(harness: Harness) -> Borrowed:
 
 
 def _sqlalchemy_async_engine(harness: Harness) -> Any:
+    from tests.support.versions import IS_SQLALCHEMY_2
+
+    if not IS_SQLALCHEMY_2:
+        import pytest
+
+        pytest.skip("SQLAlchemy 1.4 has no asynchronous dialect for psycopg")
     from sqlalchemy.ext.asyncio import create_async_engine
     from sqlalchemy.pool import NullPool
 

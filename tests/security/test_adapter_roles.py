@@ -186,8 +186,12 @@ def test_a_dramatiq_worker_takes_what_a_producer_sends(declared: Estate) -> None
 
     done: list[str] = []
     brokers = {duty: PgqrsBroker(declared.url(duty)) for duty in ("admin", "producer", "consumer")}
+
+    def work_on(name: str) -> None:
+        done.append(name)
+
     work = {
-        duty: dramatiq.actor(done.append, broker=broker, actor_name="work", queue_name="dramatic")
+        duty: dramatiq.actor(work_on, broker=broker, actor_name="work", queue_name="dramatic")
         for duty, broker in brokers.items()
     }
     # The administrator's message makes the queue.

@@ -12,6 +12,8 @@ import pytest
 from pgqrs_dramatiq import PgqrsBroker, Refused
 from psycopg.conninfo import conninfo_to_dict
 
+from tests.support.versions import sqlalchemy_engine
+
 from .dramatiq_support import Station, take
 
 
@@ -23,9 +25,8 @@ def with_psycopg(dsn: str) -> Iterator[tuple[Any, Callable[[], None], Callable[[
 
 @contextmanager
 def with_sqlalchemy(dsn: str) -> Iterator[tuple[Any, Callable[[], None], Callable[[], None]]]:
-    sqlalchemy = pytest.importorskip("sqlalchemy")
     orm = pytest.importorskip("sqlalchemy.orm")
-    engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn))
+    engine = sqlalchemy_engine(dsn)
     with orm.Session(engine) as session:
         yield session, session.commit, session.rollback
     engine.dispose()

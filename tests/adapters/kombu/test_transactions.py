@@ -11,7 +11,7 @@ from pgqrs_kombu import in_transaction
 from psycopg.conninfo import conninfo_to_dict
 
 from pgqrs_core.errors import InvalidArgument
-from tests.support.versions import needs_batches
+from tests.support.versions import needs_batches, sqlalchemy_engine
 
 from .kombu_support import Bench, Inbox
 
@@ -107,8 +107,8 @@ def _open(kind: str, dsn: str) -> tuple[Any, Any, Any]:
         return connection, lambda commit: connection.commit() if commit else connection.rollback(), connection.close
     if kind == "django":
         return _open_django(dsn)
-    sqlalchemy = pytest.importorskip("sqlalchemy")
-    engine = sqlalchemy.create_engine("postgresql+psycopg://", creator=lambda: psycopg.connect(dsn))
+    pytest.importorskip("sqlalchemy")
+    engine = sqlalchemy_engine(dsn)
     if kind == "session":
         from sqlalchemy.orm import Session
 
