@@ -99,8 +99,9 @@ class Statements:
             for key, prefix in (("queue", "q_"), ("archive", "a_"), ("view", "v_")):
                 names[key] = sql.Identifier(self.schema, prefix + queue.suffix)
             names["queue_id"] = sql.Literal(queue.id)
+            names["enqueue"] = sql.Identifier(self.schema, f"e_{queue.suffix}")
             names["sequence"] = sql.Identifier(self.schema, f"q_{queue.suffix}_message_id_seq")
-            for key in ("queue", "archive"):
+            for key in ("queue", "archive", "sequence"):
                 names[f"{key}_name"] = sql.Literal(names[key].as_string(None))
         if _has_parameters(query):
             names = {key: sql.SQL(name.as_string(None).replace("%", "%%")) for key, name in names.items()}

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Collection, Sequence
-from datetime import datetime
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Final
 
 from msgspec.structs import replace
@@ -29,10 +30,16 @@ if TYPE_CHECKING:
     from pgqrs_core.doorbell import Doorbell
     from pgqrs_core.events import Draft
 
-__all__ = ["SOON", "check_draft", "enqueue", "is_soon", "ring", "ring_all"]
+__all__ = ["SOON", "check_draft", "enqueue", "is_soon", "key_hash", "ring", "ring_all"]
 
 #: Seconds of delay up to which sleeping consumers are told of a delayed message; their own polling learns of later ones.
 SOON: Final = 2.0
+
+#: The longest name of a type of content, in characters.
+MAX_CONTENT_TYPE: Final = 255
+#: Times that a message may become due at; the database's rules for producers are the same, see migrations/grants.sql.
+_FIRST: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
+_END: Final = datetime(9999, 1, 1, tzinfo=timezone.utc)
 
 #: The statements that store, for messages none of which must be on disk at once.
 _RELAXED: Final = {
@@ -85,7 +92,7 @@ def enqueue(queue: Queue, drafts: Sequence[Draft], doorbell: Doorbell | None = N
             yield from ring(queue, doorbell, soon)
     elif asks and doorbell is not None:
         doorbell.learn(queue.id, now)
-    return _ids_by_key(drafts, rows) if keys else [row[0] for row in rows]
+    return _ids_by_key(queue, drafts, rows) if keys else [row[0] for row in rows]
 
 
 def _enqueue_parts(queue: Queue, parts: Sequence[Sequence[Draft]], doorbell: Doorbell | None) -> Op[list[int]]:
@@ -135,13 +142,22 @@ def check_draft(queue: Queue, draft: Draft) -> None:
         check_number("priority", draft.priority, 0, MAX_PRIORITY, whole=True)
     if draft.delay is not None:
         check_number("delay", draft.delay, 0, MAX_SECONDS)
-    if draft.at is not None and (not isinstance(draft.at, datetime) or draft.at.utcoffset() is None):
-        raise InvalidArgument("at", draft.at, "a datetime with a time zone")
+    if draft.at is not None:
+        _check_time(draft.at)
     if draft.ttl is not None:
         check_number("ttl", draft.ttl, 0, MAX_SECONDS, above=True)
     check_text("content_type", draft.content_type)
+    if len(draft.content_type) > MAX_CONTENT_TYPE:
+        raise InvalidArgument("content_type", draft.content_type, f"at most {MAX_CONTENT_TYPE} characters long")
     if draft.idempotency_key is not None:
         check_key(draft.idempotency_key)
+
+
+def _check_time(at: object) -> None:
+    if not isinstance(at, datetime) or at.utcoffset() is None:
+        raise InvalidArgument("at", at, "a datetime with a time zone")
+    if not _FIRST <= at < _END:
+        raise InvalidArgument("at", at, "a time from 1970 to 9998")
 
 
 def is_soon(draft: Draft) -> bool:
@@ -194,16 +210,29 @@ def _insert_keyed(queue: Queue, drafts: Sequence[Draft]) -> Execute:
         # Those without a key are told apart by their places, which no key equals.
         first.setdefault(place if draft.idempotency_key is None else draft.idempotency_key, draft)
     distinct = list(first.values())
-    keys = texts(draft.idempotency_key for draft in distinct)
-    params = {**_columns(distinct), "keys": keys, "keep": queue.options.idempotency_seconds}
+    keys = texts(
+        None if draft.idempotency_key is None else f"\\x{key_hash(queue, draft.idempotency_key).hex()}"
+        for draft in distinct
+    )
+    params: dict[str, object] = {**_columns(distinct), "keys": keys}
+    # The function computes the lanes.
+    del params["lanes"]
     return Execute(queries["enqueue_keyed"], params, queue)
 
 
-def _ids_by_key(drafts: Sequence[Draft], rows: Rows) -> list[int]:
-    """Return the ids in the order of the drafts; rows name those of keys by the key, and hold the others in order."""
-    known = {row[2]: row[0] for row in rows if row[2] is not None}
+def key_hash(queue: Queue, key: str) -> bytes:
+    """Return what is stored of an idempotency key: the SHA-256 of the queue's number, a colon and the key."""
+    return hashlib.sha256(f"{queue.id}:{key}".encode()).digest()
+
+
+def _ids_by_key(queue: Queue, drafts: Sequence[Draft], rows: Rows) -> list[int]:
+    """Return the ids in the order of the drafts; rows name those of keys by the hash, and hold the others in order."""
+    known = {bytes(row[2]): row[0] for row in rows if row[2] is not None}
     others = iter([row[0] for row in rows if row[2] is None])
-    return [next(others) if draft.idempotency_key is None else known[draft.idempotency_key] for draft in drafts]
+    return [
+        next(others) if draft.idempotency_key is None else known[key_hash(queue, draft.idempotency_key)]
+        for draft in drafts
+    ]
 
 
 def _columns(drafts: Sequence[Draft]) -> dict[str, object]:

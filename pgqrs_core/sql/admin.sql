@@ -104,6 +104,7 @@ update {schema}.queues set schema_version = greatest(schema_version, %(version)s
 
 -- name: drop_queue patient lock_timeout
 -- What is missing already is none of its business.
+drop function if exists {enqueue};
 drop view if exists {view};
 drop table if exists {queue};
 

@@ -54,42 +54,13 @@ returning message_id,
 
 -- name: enqueue_keyed producer
 -- Store many messages as the statement before does, but of those with a key only the first: where a key is known, the
--- answer is the id of the message that was stored under it, and nothing is stored. Answers with an id and its key for each
--- key, then with an id for each message without one, in their order. No key may occur twice.
---
--- Whoever comes second waits here, at the key, until the transaction of the first has ended, and then sees what it wrote
--- whatever his snapshot shows. A message is new if the id that was drawn for it is the one that its key has now. This
--- transaction takes its number before any id is drawn: while it waits, low-water marks must know that it runs.
-with ids as materialized (
-  select pg_get_serial_sequence({queue_name}, 'message_id')::regclass as sequence, pg_current_xact_id()
-),
-m as materialized (
-  select nextval(ids.sequence) as message_id, d.*
-  from ids cross join unnest(
-    %(lanes)s::smallint[], %(priorities)s::smallint[], %(ats)s::timestamptz[], %(delays)s::float8[], %(ttls)s::float8[],
-    %(content_types)s::text[], %(headers)s::text[], %(bodies)s::bytea[], %(keys)s::text[])
-    d(lane, priority, at, delay, ttl, content_type, headers, body, key)
-),
-k as (
-  insert into {schema}.idempotency_keys as k (queue_id, key, message_id, expires_at)
-  select {queue_id}, key, message_id, statement_timestamp() + %(keep)s::float8 * interval '1 second'
-  from m where key is not null order by key collate "C"
-  on conflict (queue_id, key) do update
-  set message_id = case when k.expires_at > statement_timestamp() then k.message_id else excluded.message_id end,
-      expires_at = case when k.expires_at > statement_timestamp() then k.expires_at else excluded.expires_at end
-  returning k.message_id, k.key
-),
-stored as (
-  insert into {queue} (message_id, lane, priority, due_at, expires_at, content_type, headers, body)
-  select message_id, lane, priority,
-         coalesce(at, statement_timestamp() + delay * interval '1 second'),
-         statement_timestamp() + ttl * interval '1 second',
-         content_type, headers::json, body
-  from m where key is null or message_id in (select message_id from k)
-)
-select a.message_id,
-  exists (select from {schema}.waiters w where w.queue_id = {queue_id} and w.until > statement_timestamp()), a.key
-from (select message_id, key from k union all select message_id, null from m where key is null) a;
+-- answer is the id of the message that was stored under it, and nothing is stored. Answers with an id and the key's hash for
+-- each key, and with an id for each message without one, in their order. No key may occur twice. The function is described in
+-- migrations/0005_ids_and_keys.sql.
+select e.message_id,
+  exists (select from {schema}.waiters w where w.queue_id = {queue_id} and w.until > statement_timestamp()), e.key_hash
+from {enqueue}(%(priorities)s::smallint[], %(ats)s::timestamptz[], %(delays)s::float8[], %(ttls)s::float8[],
+               %(content_types)s::text[], %(headers)s::text[], %(bodies)s::bytea[], %(keys)s::bytea[]) e;
 
 -- name: claim consumer relaxed brief
 -- Take up to n messages for `lease` seconds, by lane in the order given and within a lane by age.

@@ -10,20 +10,48 @@ grant select on {schema}.migrations, {schema}.queues, {schema}.waiters to {produ
 grant insert, update, delete on {schema}.waiters to {consumer};
 grant select, insert, update, delete on {schema}.leaders to {consumer};
 grant select on {schema}.leaders to {observer};
-grant select, insert, update on {schema}.idempotency_keys to {producer};
-grant select, update, delete on {schema}.idempotency_keys to {consumer};
+-- Keys are written by functions, with the rights of the owner. A consumer removes those that are over, and locks them first,
+-- which takes the right to change some column. No hash is readable: who guesses a key could find out whether it was used.
+revoke all on {schema}.idempotency_keys from {producer}, {consumer}, {observer};
+grant select (ctid, queue_id, message_id, expires_at), update (expires_at), delete on {schema}.idempotency_keys to {consumer};
+grant select (queue_id, message_id) on {schema}.idempotency_keys to {observer};
 
 -- name: queue
--- A producer reads nothing but the id that it is given, or draws itself for a message with an idempotency key, and sets no
--- column that says who has a message, and how often. A consumer may put another message in the place of one that it holds,
--- as Dramatiq's retries do; what it may remove it could also purge.
+-- A producer reads nothing but the id that it is given, and sets no column that says who has a message, and how often; ids come
+-- from the sequence. A consumer may put another message in the place of one that it holds, as Dramatiq's retries do, and give a
+-- message that has a twin the next id, which is all that `generated always` lets it do; what it may remove it could also purge.
 revoke all on {queue}, {view} from public;
-grant insert (message_id, lane, priority, due_at, expires_at, content_type, headers, body), select (message_id)
-  on {queue} to {producer};
-grant usage on sequence {sequence} to {producer};
-grant select, delete, update (lane, priority, attempt, lease_until, lease_token, enqueued_at, due_at, expires_at,
+revoke all on {queue} from {producer};
+revoke all on sequence {sequence} from {producer};
+grant insert (lane, priority, due_at, expires_at, content_type, headers, body), select (message_id) on {queue} to {producer};
+alter function {enqueue} owner to {admin};
+grant execute on function {enqueue} to {producer};
+grant select, delete, update (lane, priority, attempt, message_id, lease_until, lease_token, enqueued_at, due_at, expires_at,
   content_type, headers, body, last_error) on {queue} to {consumer};
 grant select (lane, message_id, lease_until, enqueued_at, due_at, expires_at) on {queue} to {observer};
+grant select on sequence {sequence} to {consumer}, {observer};
+
+-- Which messages a producer may add: alive, at a time that exists, and of a size that can be handled. These are policies and no
+-- CHECK constraints: PostgreSQL reads those anew from their texts in each statement, also in those that claim, which takes as
+-- long as the insert itself. See docs/adr/0020-rules-for-producers.md. Others than the owner, superusers and roles with
+-- BYPASSRLS are subject to them.
+do $pgqrs$
+begin
+  if (select relrowsecurity from pg_class where oid = {queue_name}::regclass) then
+    return;
+  end if;
+  alter table {queue} enable row level security;
+  create policy everything_is_seen on {queue} for select using (true);
+  create policy everything_may_change on {queue} for update using (true);
+  create policy everything_may_go on {queue} for delete using (true);
+  create policy messages_are_sound on {queue} for insert with check (
+    lane = case when due_at is null then priority else -1 - priority end and priority between 0 and 9
+    and coalesce(due_at >= '1970-01-01Z' and due_at < '9999-01-01Z', true)
+    and coalesce(expires_at >= '1970-01-01Z' and expires_at < '9999-01-01Z', true)
+    and octet_length(body) <= 268435456 and coalesce(octet_length(content_type) <= 1020, true)
+    and coalesce(pg_column_size(headers) <= 1048576 + 8, true));
+end
+$pgqrs$;
 
 -- name: archive
 -- A consumer adds, and as housekeeper removes what is old; what was archived it cannot read.
