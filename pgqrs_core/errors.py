@@ -25,6 +25,7 @@
     │   ├── ReadOnly                the server accepts no writes: a standby, or read-only by its settings
     │   └── TimedOut                the server did not answer a statement in time
     ├── ServerError                 the server refused a statement; the cause is chained
+    │   ├── MessageIdsCollide       the ids of a queue come again: how to set its sequence
     │   ├── NotPermitted            for want of a right: which role to grant
     │   ├── QueuesFailed            some of many queues: which, and that the others are done
     │   └── TableLocked             another session keeps a table: which one, and what to do
@@ -55,6 +56,7 @@ __all__ = [
     "InvalidArgument",
     "InvalidQueueName",
     "LeaseLost",
+    "MessageIdsCollide",
     "NotPermitted",
     "PayloadError",
     "PayloadMismatch",
@@ -409,6 +411,27 @@ class ServerError(PgqrsError):
 
     def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
         super().__init__(message, sqlstate=sqlstate)
+
+
+class MessageIdsCollide(ServerError):
+    """A queue holds a message with the id that its sequence gave for another one. Nothing was stored or changed.
+
+    The sequence is behind its table: after a restored backup, a switch-over by logical replication, which copies no
+    sequences, an asynchronous failover, or ``TRUNCATE ... RESTART IDENTITY``.
+    """
+
+    queue: str
+    #: The statement that sets the sequence beyond every id that the queue has given.
+    remedy: str
+
+    def __init__(self, queue: str, remedy: str) -> None:
+        super().__init__(
+            f"queue {queue!r} has a message with the id that its sequence gave for another one: the sequence is behind, as after "
+            "a restored backup, a switch-over by logical replication, or TRUNCATE … RESTART IDENTITY. Nothing was changed. "
+            f"Set it forward, as the owner of the tables, and try again: `{remedy}`",
+            sqlstate="23505",
+        )
+        self.queue, self.remedy = queue, remedy
 
 
 class NotPermitted(ServerError):

@@ -3,8 +3,15 @@
 from __future__ import annotations
 
 import shlex
+from typing import TYPE_CHECKING, Final
 
-__all__ = ["command", "identifier", "literal", "shell_quoted"]
+if TYPE_CHECKING:
+    from pgqrs_core.messages import Queue
+
+__all__ = ["advance_sequence", "command", "identifier", "literal", "shell_quoted"]
+
+#: Ids from here on were not given by a sequence: they are no reason to set one beyond them.
+ABSURD_ID: Final = 2**62
 
 
 def command(*words: str, names: tuple[str, ...] = ()) -> str:
@@ -35,3 +42,17 @@ def literal(text: str) -> str:
     if text.isprintable():
         return "'" + text.replace("'", "''") + "'"
     return "E'" + "".join(f"\\x{byte:02x}" for byte in text.encode()) + "'"
+
+
+def advance_sequence(schema: str, queue: Queue) -> str:
+    """Return the statement that sets the sequence of a queue's ids beyond every id that it has given."""
+    table = identifier(schema, f"q_{queue.suffix}")
+    places = [(table, "")]
+    if queue.options.archive:
+        places.append((identifier(schema, f"a_{queue.suffix}"), ""))
+    places.append((identifier(schema, "idempotency_keys"), f" and queue_id = {queue.id}"))
+    highest = ", ".join(
+        f"(select max(message_id) from {place} where message_id < {ABSURD_ID}{more})" for place, more in places
+    )
+    sequence = f"pg_get_serial_sequence({literal(table)}, 'message_id')"
+    return f"select setval({sequence}, greatest({highest}, nextval({sequence})));"

@@ -30,6 +30,7 @@ __all__ = ["KEY", "Message", "compose", "headers_of", "message_of"]
 #: The one header that is not the publisher's.
 KEY: Final = "_kombu"
 #: The delivery mode of AMQP that lets a crash of the broker lose a message.
+_EPOCH: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
 _TRANSIENT: Final = 1
 _TEXTUAL: Final = re.compile(r"text/|application/(.*\+)?(json|xml|x-yaml|yaml)\b")
 
@@ -148,12 +149,14 @@ def _due(headers: dict[str, Any]) -> datetime | None:
     try:
         due = eta if isinstance(eta, datetime) else datetime.fromisoformat(eta.replace("Z", "+00:00"))
         # Celery writes a time zone since protocol 2; without one it means UTC, whatever the application's is.
-        return (due if due.tzinfo else due.replace(tzinfo=timezone.utc)).astimezone(timezone.utc)
+        due = (due if due.tzinfo else due.replace(tzinfo=timezone.utc)).astimezone(timezone.utc)
     except (ValueError, OverflowError, TypeError, AttributeError) as error:
         if "task" not in headers or "id" not in headers:
             # Another program's header by this name.
             return None
         raise InvalidArgument("eta", eta, "a time in ISO 8601, within the years 1 to 9999 in UTC") from error
+    # Whatever has passed is due at once; the engine takes no time before this one.
+    return max(due, _EPOCH)
 
 
 def _with_types_marked(headers: dict[str, Any]) -> dict[str, Any]:

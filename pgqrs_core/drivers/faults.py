@@ -10,6 +10,7 @@ import psycopg
 from pgqrs_core.drivers.locks import LOCKED, locked_tables
 from pgqrs_core.errors import (
     InvalidArgument,
+    MessageIdsCollide,
     NotPermitted,
     PgqrsError,
     ReadOnly,
@@ -18,6 +19,7 @@ from pgqrs_core.errors import (
     TimedOut,
     Unavailable,
 )
+from pgqrs_core.pasting import advance_sequence
 from pgqrs_core.weights import MOST_BYTES, size_of
 
 if TYPE_CHECKING:
@@ -39,6 +41,7 @@ _REST: Final = 2**16
 _PLACE: Final = re.compile(r"\(\d+,\d+\)")
 
 _DENIED: Final = "42501"
+_DUPLICATE: Final = "23505"
 
 #: A standby where the primary was, or a session that is read-only by its settings.
 _READ_ONLY: Final = "25006"
@@ -91,6 +94,12 @@ def refused(
     if error.sqlstate == _DENIED:
         reason = error.diag.message_primary or "permission denied"
         return NotPermitted(reason, user=connection.info.user, schema=statements.schema, duty=effect.query.duty)
+    if (
+        error.sqlstate == _DUPLICATE
+        and effect.queue is not None
+        and error.diag.table_name == f"q_{effect.queue.suffix}"
+    ):
+        return MessageIdsCollide(effect.queue.name, advance_sequence(statements.schema, effect.queue))
     if error.sqlstate == LOCKED:
         # In any language it names the place of the row.
         is_row = _PLACE.search(error.diag.context or "") is not None

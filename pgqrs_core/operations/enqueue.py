@@ -39,7 +39,7 @@ SOON: Final = 2.0
 MAX_CONTENT_TYPE: Final = 255
 #: Times that a message may become due at; the database's rules for producers are the same, see migrations/grants.sql.
 _FIRST: Final = datetime(1970, 1, 1, tzinfo=timezone.utc)
-_END: Final = datetime(9999, 1, 1, tzinfo=timezone.utc)
+_LAST: Final = datetime.max.replace(tzinfo=timezone.utc)
 
 #: The statements that store, for messages none of which must be on disk at once.
 _RELAXED: Final = {
@@ -156,8 +156,8 @@ def check_draft(queue: Queue, draft: Draft) -> None:
 def _check_time(at: object) -> None:
     if not isinstance(at, datetime) or at.utcoffset() is None:
         raise InvalidArgument("at", at, "a datetime with a time zone")
-    if not _FIRST <= at < _END:
-        raise InvalidArgument("at", at, "a time from 1970 to 9998")
+    if not _FIRST <= at <= _LAST:
+        raise InvalidArgument("at", at, "a time from 1970 to 9999 in UTC")
 
 
 def is_soon(draft: Draft) -> bool:

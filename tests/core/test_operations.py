@@ -747,12 +747,14 @@ class TestEnqueue:
 
     def test_messages_with_keys_are_sent_once_per_key_and_answered_by_it(self) -> None:
         drafts = [draft(b"%d" % place, idempotency_key=key) for place, key in enumerate([None, "b", "a", "b", None])]
+        hashes = {key: enqueue.key_hash(JOBS, key) for key in "ab"}
 
-        played = play(self.op(*drafts), [(7, False, "a"), (3, False, "b"), (8, False, None), (9, False, None)])
+        played = play(
+            self.op(*drafts), [(7, False, hashes["a"]), (3, False, hashes["b"]), (8, False, None), (9, False, None)]
+        )
 
         assert played.names == ["enqueue_keyed"]
-        assert elements(played.params(0)["keys"]) == [None, "b", "a", None]
-        assert played.params(0)["keep"] == 86_400.0
+        assert elements(played.params(0)["keys"]) == [None, f"\\x{hashes['b'].hex()}", f"\\x{hashes['a'].hex()}", None]
         assert played.result == [8, 3, 7, 3, 9]
 
     @pytest.mark.parametrize(
@@ -768,7 +770,9 @@ class TestEnqueue:
         assert [effect.query.relaxed for effect in played.effects if isinstance(effect, Execute)] == [relaxed]
 
     def test_one_message_with_a_key_goes_the_same_way_and_rings(self) -> None:
-        played = play(self.op(draft(idempotency_key="k"), doorbell=Bell()), [(4, True, "k")], [])
+        played = play(
+            self.op(draft(idempotency_key="k"), doorbell=Bell()), [(4, True, enqueue.key_hash(JOBS, "k"))], []
+        )
 
         assert (played.names, played.result) == (["enqueue_keyed", "notify"], [4])
 

@@ -18,7 +18,19 @@ SHELVES = [CORE, CORE.parent / "adapters", CORE.parent / "plugins"]
 FILES = sorted((CORE / "sql").glob("*.sql"))
 #: What is filled in from `Execute.names`: roles, and a table to hand over to one.
 NAMES = {name: f"some {name}" for name in ("producer", "consumer", "observer", "admin", "role", "table", "owner")}
-PLACEHOLDERS = {"schema", "queue", "archive", "view", "queue_id", "queue_name", "archive_name", "sequence", *NAMES}
+PLACEHOLDERS = {
+    "schema",
+    "queue",
+    "archive",
+    "view",
+    "queue_id",
+    "queue_name",
+    "archive_name",
+    "sequence",
+    "sequence_name",
+    "enqueue",
+    *NAMES,
+}
 
 #: Their names and text say all there is to say.
 CLEAR = frozenset(

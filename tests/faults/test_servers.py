@@ -190,7 +190,7 @@ def pin_snapshot(scene: Scene) -> None:
 #: Rows that lie beside the crowd's messages, and are due tomorrow. Their ids are in no order, so that whoever reads their
 #: index from end to end visits a page for each.
 BESIDE = (
-    "insert into pgqrs.q_jobs (lane, message_id, due_at, body) "
+    "insert into pgqrs.q_jobs (lane, message_id, due_at, body) overriding system value "
     "select -1, -n, now() + interval '1 day', '' from generate_series(1, 30000) n order by md5(n::text)"
 )
 #: Pages of the queue's table and indexes that were visited so far, and messages that were acked.

@@ -107,7 +107,8 @@ class FakeServer:
             raise Blocked
         asked = effect.query.name != "enqueue_unasked"
         awaited = asked and any(until > self.table.now for until in self.waiters.values())
-        keyed, others = [], []
+        keyed: list[tuple[Any, ...]] = []
+        others = []
         for spec in specs:
             key = spec.pop("key", None)
             known = self.table.known(key) if key else None
@@ -120,6 +121,7 @@ class FakeServer:
                 keyed.append((row.id, awaited, key))
             else:
                 others.append((row.id, awaited, None))
+        keyed = [(number, told, bytes.fromhex(key.removeprefix("\\x"))) for number, told, key in keyed]
         return [*keyed, *others] if keys else [row[:2] for row in others]
 
     def _insert(self, transaction: Transaction, spec: dict[str, Any]) -> Row:

@@ -10,9 +10,10 @@ import psycopg
 import pytest
 from harness import MAKES, SyncHarness, ask, borrow, draft, meanwhile, until
 
-from pgqrs_core.errors import EnqueueUnknown, InvalidArgument, ServerError
+from pgqrs_core.errors import EnqueueUnknown, InvalidArgument, MessageIdsCollide, ServerError
 from pgqrs_core.marks import LAG, Marks
 from pgqrs_core.operations import claim, enqueue, maintenance, queues, settle
+from pgqrs_core.pasting import advance_sequence
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -133,6 +134,7 @@ class TestBatches:
             engine.run_in(connection, enqueue.enqueue, engine.queue(), [draft(idempotency_key="k")])
             connection.execute("load 'auto_explain'")
             connection.execute("set local auto_explain.log_min_duration = 0")
+            connection.execute("set local auto_explain.log_nested_statements = on")
             connection.execute("set local client_min_messages = log")
             for name in ("sort", "bitmapscan", "seqscan", "hashjoin", "mergejoin"):
                 connection.execute(f"set local enable_{name} = off".encode())
@@ -144,6 +146,77 @@ class TestBatches:
         (plan,) = [text for text in plans if "idempotency_keys" in text]
         assert "hashed SubPlan" in plan
         assert "Seq Scan" not in plan
+
+
+class TestIds:
+    """What decides is the key: ids come again after a switch-over, a restore, or a TRUNCATE."""
+
+    @pytest.mark.parametrize(
+        "accident",
+        [
+            "truncate pgqrs.q_jobs restart identity",
+            "select setval('pgqrs.q_jobs_message_id_seq', 1, false)",
+            "alter sequence pgqrs.q_jobs_message_id_seq restart",
+        ],
+    )
+    def test_a_known_key_is_known_though_its_id_is_drawn_again(self, harness: Harness, accident: str) -> None:
+        batch = [draft(b"%d" % number, idempotency_key=f"invoice-{number}") for number in range(20)]
+        ids = harness.enqueue(*batch)
+        for item in harness.take(limit=20):
+            harness.on("jobs", settle.ack, [item.lease])
+        harness.ask(accident)
+
+        assert harness.enqueue(*batch) == ids
+
+        assert stored(harness) == 0
+
+    def test_a_new_key_is_stored_though_another_key_has_the_id(self, harness: Harness) -> None:
+        (first,) = harness.send(b"a", idempotency_key="a")
+        harness.bodies()
+        harness.ask("truncate pgqrs.q_jobs restart identity")
+
+        assert harness.send(b"b", idempotency_key="b") == [first]
+
+        assert harness.bodies() == [b"b"]
+
+    @pytest.mark.parametrize("key", ["b", None])
+    def test_an_id_that_collides_is_said_and_mended_as_the_error_says(self, harness: Harness, key: str | None) -> None:
+        ids = [harness.send(b"%d" % number, idempotency_key=f"k{number}")[0] for number in range(3)]
+        harness.ask("select setval('pgqrs.q_jobs_message_id_seq', 1, false)")
+
+        with pytest.raises(MessageIdsCollide, match="behind") as caught:
+            harness.send(b"new", idempotency_key=key)
+
+        assert (caught.value.queue, stored(harness), stored(harness, "idempotency_keys")) == ("jobs", 3, 3)
+        harness.ask(str(caught.value).partition("`")[2].partition("`")[0])
+        assert harness.send(b"new", idempotency_key=key) > ids[-1:]
+
+    def test_the_remedy_knows_the_archive_and_the_keys(self, harness: Harness) -> None:
+        for number in range(3):
+            harness.send(idempotency_key=f"k{number}" if number == 2 else None)
+        for item in harness.take(limit=3):
+            harness.on("jobs", settle.archive if item.id == 1 else settle.ack, [item.lease])
+        harness.ask("truncate pgqrs.q_jobs restart identity")
+
+        harness.ask(advance_sequence("pgqrs", harness.queue()))
+
+        assert harness.send() == [4]
+
+
+class TestHashes:
+    def test_no_key_is_stored_as_it_is(self, harness: Harness) -> None:
+        harness.send(idempotency_key="invoice-ada@example.org")
+
+        ((row,),) = harness.ask("select k::text from pgqrs.idempotency_keys k")
+
+        assert "ada" not in row
+        assert enqueue.key_hash(harness.queue(), "invoice-ada@example.org").hex() in row
+
+    def test_the_server_can_compute_one(self, harness: Harness) -> None:
+        harness.send(idempotency_key="größe")
+
+        asked = "select count(*) from pgqrs.idempotency_keys where key_hash = sha256(convert_to(%s, 'UTF8'))"
+        assert harness.ask(asked, f"{harness.queue().id}:größe") == [(1,)]
 
 
 class TestTime:
@@ -168,7 +241,7 @@ class TestTime:
         harness.transact(queues.delete_queue, "gone")
 
         assert harness.run(maintenance.maintain, "pgqrs").keys_pruned == 1500
-        assert harness.ask("select key from pgqrs.idempotency_keys") == [("young",)]
+        assert len(harness.ask("select 1 from pgqrs.idempotency_keys")) == 1
 
     def test_a_repetition_does_not_prolong_it(self, harness: Harness) -> None:
         harness.send(idempotency_key="k")

@@ -49,6 +49,11 @@ where attrelid = ('pgqrs.' || %s)::regclass and attnum > 0 and not attisdropped 
 """
 INDEXES = "select indexdef from pg_indexes where schemaname = 'pgqrs' and tablename = %s order by 1"
 VIEWS = "select viewname from pg_views where schemaname = 'pgqrs' order by 1"
+FUNCTIONS = """
+select proname || '(' || pg_get_function_arguments(oid) || ')', pg_get_function_result(oid), prosecdef,
+  array_to_string(proconfig, ', '), array_to_string(proacl, ', ') ~ '(^|, )='
+from pg_proc where pronamespace = 'pgqrs'::regnamespace order by 1
+"""
 VIEW_COLUMNS = """
 select string_agg(attname || ' ' || format_type(atttypid, atttypmod), ', ' order by attnum)
 from pg_attribute where attrelid = ('pgqrs.' || %s)::regclass and attnum > 0
@@ -74,6 +79,14 @@ def described(dsn: str) -> str:
         lines.append("")
     for (name,) in ask(dsn, VIEWS):
         lines += [f"view {name}", f"  {ask(dsn, VIEW_COLUMNS, name)[0][0]}", ""]
+    for signature, result, is_definer, settings, is_public in ask(dsn, FUNCTIONS):
+        rights = "with the rights of its owner" if is_definer else "with the rights of its caller"
+        lines += [
+            f"function {signature}",
+            f"  {result}",
+            f"  {rights}, {settings}, {'public' if is_public else 'granted'}",
+        ]
+        lines.append("")
     return "\n".join(lines)
 
 

@@ -46,7 +46,7 @@ class Bench(SyncHarness):
             if values.get(name) is not None:
                 values[name] = datetime.now(timezone.utc) + timedelta(seconds=values[name])
         names, places = ", ".join(values), ", ".join(["%s"] * len(values))
-        text = f"insert into pgqrs.q_jobs ({names}) values ({places}) returning message_id"
+        text = f"insert into pgqrs.q_jobs ({names}) overriding system value values ({places}) returning message_id"
         return int(self.ask(text, *values.values())[0][0])
 
     def rows(self, columns: str = "*") -> list[tuple[Any, ...]]:

@@ -44,7 +44,7 @@ NUMBERED = {
     "kombu_exchanges": "name",
     "celery_results": "task_id",
     "celery_waiters": "task_id",
-    "idempotency_keys": "key",
+    "idempotency_keys": "message_id",
     **dict.fromkeys(("celery_groups", "celery_chords", "celery_chord_parts"), "group_id"),
     **dict.fromkeys(("dramatiq_results", "dramatiq_limits", "dramatiq_waiters"), "key"),
 }

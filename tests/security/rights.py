@@ -65,6 +65,11 @@ def find_relations(connection: psycopg.Connection[Any], schema: str = "pgqrs") -
     return [Relation(*row) for row in rows]
 
 
+def _function_entry(name: str) -> str:
+    """Its name, but a queue's with ``<queue>`` in place of ``jobs``."""
+    return f"{re.sub(r'^e_jobs$', 'e_<queue>', name)}()"
+
+
 def _attempts(relation: Relation, schema: str) -> Iterator[tuple[str, str | None, sql.Composed]]:
     """Yield what to try with a relation: the action, the column, and a statement that changes nothing."""
     name = sql.Identifier(schema, relation.name)
@@ -116,9 +121,9 @@ def tried(connection: psycopg.Connection[Any], roles: Mapping[str, str], schema:
                     done.setdefault(action, []).append(column)
             if done:
                 found.setdefault(relation.entry, {})[duty] = done
-        for name, arguments in _functions(connection, schema):
-            if _may(connection, role, "has_function_privilege(%s, %s, 'execute')", f"{schema}.{name}({arguments})"):
-                found.setdefault(f"{name}()", {})[duty] = {"execute": True}
+        for name, signature in _functions(connection, schema):
+            if _may(connection, role, "has_function_privilege(%s, %s, 'execute')", signature):
+                found.setdefault(_function_entry(name), {})[duty] = {"execute": True}
         if _may(connection, role, "has_schema_privilege(%s, %s, 'create')", schema):
             found.setdefault("schema", {})[duty] = {"create": True}
     return found
@@ -126,7 +131,7 @@ def tried(connection: psycopg.Connection[Any], roles: Mapping[str, str], schema:
 
 def _functions(connection: psycopg.Connection[Any], schema: str) -> list[tuple[Any, ...]]:
     return connection.execute(
-        "select proname::text, pg_get_function_identity_arguments(oid) from pg_proc where pronamespace = %s::regnamespace",
+        "select proname::text, oid::regprocedure::text from pg_proc where pronamespace = %s::regnamespace",
         (schema,),
     ).fetchall()
 

@@ -71,7 +71,7 @@ def test_all_tables_of_all_adapters_are_tried(connection: psycopg.Connection[Any
 
     assert {"q_<queue>", "a_<queue>", "v_<queue>", "q_<queue>_message_id_seq", "roles", "hello_journal"} <= found
     assert {"celery_results", "dramatiq_limits", "kombu_mail"} <= found
-    assert set(read_decided()) <= found
+    assert {name for name in read_decided() if not name.endswith("()")} <= found
 
 
 def test_an_administrator_may_do_everything(connection: psycopg.Connection[Any], full: Estate) -> None:
@@ -91,7 +91,7 @@ def test_a_producer_locks_nothing_that_anybody_waits_for() -> None:
     locks = {
         relation: rights["producer"]["lock"]
         for relation, rights in read_decided().items()
-        if "lock" in rights.get("producer", {}) and relation != "idempotency_keys"
+        if "lock" in rights.get("producer", {})
     }
 
     assert set(locks.values()) == {"access share"}

@@ -7,6 +7,7 @@ docs/adr/0018-settle-by-place.md); exempt it only if it reads a whole table by i
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Final
@@ -43,7 +44,7 @@ QUEUE_IDS: Final = {"pgqrs_dramatiq": -(_ONE // 10), "pgqrs_kombu": -_ONE}
 #: to end visits a page per row.
 FILL: Final[Mapping[str, str]] = {
     "q_jobs": """
-        insert into {table} (lane, priority, message_id, due_at, expires_at, body)
+        insert into {table} (lane, priority, message_id, due_at, expires_at, body) overriding system value
         select case n % 10 when 7 then -1 when 8 then -2 when 9 then -100 else n % 10 end, n % 10, n,
                case when n % 10 >= 7
                  then statement_timestamp() + (case n % 10 when 8 then 1 else -1 end) * n * interval '1 second' end,
@@ -53,7 +54,9 @@ FILL: Final[Mapping[str, str]] = {
         select n, 0, 1, statement_timestamp(), statement_timestamp() - interval '1 day', 'x'""",
     "waiters": "insert into {table} select n, n, statement_timestamp() - interval '1 minute'",
     "idempotency_keys": """
-        insert into {table} select n % 10, 'k' || n, n, statement_timestamp() + (n % 3 - 1) * n * interval '1 second'""",
+        insert into {table}
+        select n % 10, sha256(convert_to('k' || n, 'utf8')), n,
+               statement_timestamp() + (n % 3 - 1) * n * interval '1 second'""",
     "celery_results": """
         insert into {table} (task_id, status, content_type, expires_at)
         select 'k' || n, 'STARTED', 'application/json', statement_timestamp() + (n % 3 - 1) * n * interval '1 second'""",
@@ -130,6 +133,10 @@ class Entry:
         return 100 + 20 * self.rows + (400 if self.lanes else 0)
 
 
+def _hash(kind: str, number: int) -> str:
+    return hashlib.sha256(f"{kind}{number}".encode()).hexdigest()
+
+
 def _settle(**more: Any) -> Entry:
     return Entry(lambda held: {**held.settle, **more}, rows=BATCH, caller=True)
 
@@ -159,7 +166,7 @@ _CORE: Final[dict[str, Entry]] = {
     ),
     "enqueue_mixed": Entry(_ARRAYS, rows=BATCH, caller=True),
     "enqueue_keyed": Entry(
-        {**_ARRAYS, "keys": texts(f"{'k' if n % 2 else 'new'}{n}" for n in _CHOSEN), "keep": 60.0},
+        {**_ARRAYS, "keys": texts(f"\\x{_hash('k' if n % 2 else 'new', n)}" for n in _CHOSEN)},
         rows=2 * BATCH,
         caller=True,
     ),

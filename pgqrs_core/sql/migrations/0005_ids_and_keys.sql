@@ -35,7 +35,7 @@ begin
   -- What the policies of a producer refuse (grants.sql), which do not apply to the owner. The same limits as in
   -- operations/enqueue.py.
   if 0 > any (priorities) or 9 < any (priorities)
-      or '1970-01-01Z' > any (ats) or '9999-01-01Z' <= any (ats)
+      or '1970-01-01Z' > any (ats) or '10000-01-01Z' <= any (ats)
       or 0 > any (delays) or 315360000 < any (delays) or 0 > any (ttls) or 315360000 < any (ttls) then
     raise exception 'a priority, time, delay or time to live is out of range' using errcode = 'check_violation';
   end if;

@@ -46,8 +46,8 @@ begin
   create policy everything_may_go on {queue} for delete using (true);
   create policy messages_are_sound on {queue} for insert with check (
     lane = case when due_at is null then priority else -1 - priority end and priority between 0 and 9
-    and coalesce(due_at >= '1970-01-01Z' and due_at < '9999-01-01Z', true)
-    and coalesce(expires_at >= '1970-01-01Z' and expires_at < '9999-01-01Z', true)
+    and coalesce(due_at >= '1970-01-01Z' and due_at < '10000-01-01Z', true)
+    and coalesce(expires_at >= '1970-01-01Z' and expires_at < '10000-01-01Z', true)
     and octet_length(body) <= 268435456 and coalesce(octet_length(content_type) <= 1020, true)
     and coalesce(pg_column_size(headers) <= 1048576 + 8, true));
 end

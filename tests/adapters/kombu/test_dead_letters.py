@@ -211,7 +211,8 @@ def test_a_long_queue_is_not_counted_with_each_message(bench: Bench, monkeypatch
     connection = bench.connect()
     declare(connection, Queue("q", queue_arguments={"x-max-length": 5_000}))
     bench.sql(
-        "insert into pgqrs.q_q (lane, priority, message_id, body) select 0, 0, -n, 'x' from generate_series(1, 5000) n"
+        "insert into pgqrs.q_q (lane, priority, message_id, body) overriding system value "
+        "select 0, 0, -n, 'x' from generate_series(1, 5000) n"
     )
     for number in range(200):
         Producer(connection).publish(number, routing_key="q")
