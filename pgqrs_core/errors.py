@@ -426,9 +426,9 @@ class MessageIdsCollide(ServerError):
 
     def __init__(self, queue: str, remedy: str) -> None:
         super().__init__(
-            f"queue {queue!r} has a message with the id that its sequence gave for another one: the sequence is behind, as after "
-            "a restored backup, a switch-over by logical replication, or TRUNCATE … RESTART IDENTITY. Nothing was changed. "
-            f"Set it forward, as the owner of the tables, and try again: `{remedy}`",
+            f"queue {queue!r} has a message with the id that its sequence gave for another one: the sequence is behind, as "
+            "after a restored backup, a switch-over by logical replication, or TRUNCATE … RESTART IDENTITY. Nothing was "
+            f"changed. Set it forward, as the owner of the tables, and try again: `{remedy}`",
             sqlstate="23505",
         )
         self.queue, self.remedy = queue, remedy

@@ -15,11 +15,12 @@ table idempotency_keys
   with autovacuum_vacuum_scale_factor=0
   with autovacuum_vacuum_threshold=10000
   queue_id integer not null
-  key text not null
+  key_hash bytea not null
   message_id bigint not null
   expires_at timestamp with time zone not null
+  is_new boolean not null default true
   CREATE INDEX idempotency_keys_expires_at_idx ON pgqrs.idempotency_keys USING btree (expires_at)
-  CREATE UNIQUE INDEX idempotency_keys_pkey ON pgqrs.idempotency_keys USING btree (queue_id, key)
+  CREATE UNIQUE INDEX idempotency_keys_pkey ON pgqrs.idempotency_keys USING btree (queue_id, key_hash)
 
 unlogged table leaders
   role text not null
@@ -48,7 +49,7 @@ table q_jobs
   lane smallint not null
   priority smallint not null default 0
   attempt integer not null default 0
-  message_id bigint not null identity d
+  message_id bigint not null identity a
   lease_until timestamp with time zone not null default '1970-01-01 00:00:00+00'::timestamp with time zone
   lease_token bigint not null default 0
   enqueued_at timestamp with time zone not null default statement_timestamp()
@@ -83,3 +84,7 @@ unlogged table waiters
 
 view v_jobs
   message_id bigint, state text, priority smallint, attempt integer, enqueued_at timestamp with time zone, due_at timestamp with time zone, expires_at timestamp with time zone, lease_until timestamp with time zone, content_type text, headers json, last_error json, body text
+
+function e_jobs(priorities smallint[], ats timestamp with time zone[], delays double precision[], ttls double precision[], content_types text[], headers text[], bodies bytea[], key_hashes bytea[])
+  TABLE(message_id bigint, key_hash bytea)
+  with the rights of its owner, search_path=pg_catalog, pg_temp, plan_cache_mode=force_generic_plan, granted
