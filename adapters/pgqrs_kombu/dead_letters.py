@@ -20,6 +20,7 @@ from pgqrs_core.errors import InvalidArgument
 from pgqrs_core.events import ConsumeBatch
 from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Delivery, Queue, decode_headers
+from pgqrs_core.operations.twins import renumber_free
 from pgqrs_kombu.arguments import Rules, rules_of
 from pgqrs_kombu.envelope import message_of
 from pgqrs_kombu.plugin import ADAPTER
@@ -82,9 +83,11 @@ def keep_expired(name: str, keep: bool) -> Op[None]:
 def fallen(queue: Queue, limit: int, seconds: float) -> Op[list[Fallen]]:
     """Return up to ``limit`` messages that have expired, and as many that died in the last ``seconds``."""
     rows = yield Execute(queries["fallen"], {"limit": limit, "seconds": seconds}, queue)
-    return [
+    found = [
         Fallen(Delivery(*row[:8]), "expired" if row[8] is None else _REASONS.get(row[8], "rejected")) for row in rows
     ]
+    # They are told apart by their ids from here on: of two with the same id one is moved now, and the other one next.
+    return list({one.delivery.id: one for one in reversed(found)}.values())[::-1]
 
 
 def beyond_length(queue: Queue, length: int, limit: int) -> Op[list[tuple[int, int]]]:
@@ -102,8 +105,15 @@ def take_out(queue: Queue, places: Iterable[tuple[int, int]]) -> Op[set[int]]:
 def put_aside(queue: Queue, places: Iterable[tuple[int, int]], kind: str, reason: str) -> Op[set[int]]:
     """Make dead letters of messages that nobody holds; return the ids of those."""
     error = msgspec.json.encode({"type": kind, "message": reason}).decode()
-    rows = yield Execute(queries["put_aside"], {**_places(places), "error": error}, queue)
-    return {row[0] for row in rows}
+    wanted = list(places)
+    rows = yield Execute(queries["put_aside"], {**_places(wanted), "error": error}, queue)
+    done = {row[0] for row in rows}
+    missed = [place for place in wanted if place[1] not in done]
+    # A message that has a twin among the dead goes there under another id.
+    if missed and (renumbered := (yield from renumber_free(queue, missed))):
+        rows = yield Execute(queries["put_aside"], {**_places(renumbered), "error": error}, queue)
+        done |= {row[0] for row in rows}
+    return done
 
 
 def _places(places: Iterable[tuple[int, int]]) -> dict[str, Any]:

@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 from pgqrs_core.arrays import numbers
 from pgqrs_core.effects import Execute, Op
-from pgqrs_core.messages import DeadMessage, Queue, check_number, show_headers
+from pgqrs_core.messages import DEAD_LANE, DeadMessage, Queue, check_number, show_headers
 from pgqrs_core.operations.enqueue import ring
+from pgqrs_core.operations.twins import renumber_free
 from pgqrs_core.sql import queries
 
 if TYPE_CHECKING:
@@ -50,15 +51,28 @@ def _each_page(name: str, queue: Queue, ids: Sequence[int] | None) -> Op[int]:
     count = 0
     if ids is not None:
         for page in _pages(ids):
-            count += len((yield Execute(queries[name], {"ids": numbers(page)}, queue)))
+            count += yield from _apply(name, queue, page)
         return count
-    after = -(2**63)
+    after = 0
     while True:
         found = yield Execute(queries["dead_ids"], {"after": after, "limit": _PAGE}, queue)
         if not found:
             return count
         after = found[-1][0]
-        count += len((yield Execute(queries[name], {"ids": numbers(row[0] for row in found)}, queue)))
+        count += yield from _apply(name, queue, [row[0] for row in found])
+
+
+def _apply(name: str, queue: Queue, ids: Sequence[int]) -> Op[int]:
+    """Replay or remove a page; return how many there were."""
+    done = {row[0] for row in (yield Execute(queries[name], {"ids": numbers(ids)}, queue))}
+    missed = [number for number in ids if number not in done]
+    if name == "replay_dead" and missed:
+        # Those that have a twin where they are to go.
+        renumbered = yield from renumber_free(queue, [(DEAD_LANE, number) for number in missed])
+        if renumbered:
+            again = numbers(number for _, number in renumbered)
+            return len(done) + len((yield Execute(queries[name], {"ids": again}, queue)))
+    return len(done)
 
 
 def _pages(ids: Sequence[int]) -> Iterator[Sequence[int]]:

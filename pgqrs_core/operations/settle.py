@@ -8,18 +8,20 @@ in their order, so that two batches do not wait for each other in a circle.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import msgspec
 
 from pgqrs_core.arrays import numbers, texts
-from pgqrs_core.effects import Execute, Op, Rows
+from pgqrs_core.effects import Execute, Op
 from pgqrs_core.errors import ArchiveDisabled, NotPermitted, PgqrsError, ServerError, TableLocked
 from pgqrs_core.headers import encode_reason
 from pgqrs_core.logs import get_logger, message_fields
 from pgqrs_core.messages import DEAD_LANE, MAX_SECONDS, Lease, Queue, check_number, encode_headers
 from pgqrs_core.operations.enqueue import SOON, check_draft, is_soon, ring
+from pgqrs_core.operations.settle_many import apply, in_rounds, named, settle_all
+from pgqrs_core.operations.twins import renumber
 from pgqrs_core.sql import queries
 
 if TYPE_CHECKING:
@@ -49,9 +51,6 @@ _log = get_logger("pgqrs.dead")
 _LONGEST_REASON: Final = 1_000
 
 Fate: TypeAlias = Literal["nacked", "dead", "lost"]
-
-#: How often a row is located anew that moves between two statements, because its lease is being extended.
-_TRIES: Final = 5
 
 
 class Failure(msgspec.Struct, frozen=True):
@@ -87,7 +86,7 @@ def is_of_one_row(error: BaseException) -> bool:
 
 def ack(queue: Queue, leases: Sequence[Lease]) -> Op[list[bool]]:
     """Remove handled messages."""
-    return (yield from _settle("ack", queue, leases))
+    return (yield from settle_all("ack", queue, leases))
 
 
 def archive(queue: Queue, leases: Sequence[Lease]) -> Op[list[bool]]:
@@ -98,14 +97,14 @@ def archive(queue: Queue, leases: Sequence[Lease]) -> Op[list[bool]]:
     """
     if not queue.options.archive:
         raise ArchiveDisabled(queue.name)
-    return (yield from _settle("archive", queue, leases))
+    return (yield from settle_all("archive", queue, leases))
 
 
 def release(
     queue: Queue, leases: Sequence[Lease], doorbell: Doorbell | None = None, *, counts: bool = False
 ) -> Op[list[bool]]:
     """Give messages back at once, in their old places; the attempt does not count unless it ``counts``."""
-    kept = yield from _settle("release", queue, leases, lambda _: {"refund": 0 if counts else 1})
+    kept = yield from settle_all("release", queue, leases, lambda _: {"refund": 0 if counts else 1})
     if any(kept):
         yield from ring(queue, doorbell, sum(kept))
     return kept
@@ -121,13 +120,13 @@ def postpone(queue: Queue, leases: Sequence[Lease], errors: Sequence[dict[str, A
     def more(chosen: Sequence[Lease]) -> dict[str, object]:
         return {"errors": texts(encode_reason(reasons[lease]) for lease in chosen)}
 
-    return (yield from _settle("postpone", queue, leases, more))
+    return (yield from settle_all("postpone", queue, leases, more))
 
 
 def extend(queue: Queue, leases: Sequence[Lease], seconds: float) -> Op[list[bool]]:
     """Let leases run for ``seconds`` from now (0.1 to 43,200)."""
     check_number("lock_time", seconds, 0.1, 43_200)
-    return (yield from _settle("extend", queue, leases, lambda _: {"lease": float(seconds)}))
+    return (yield from settle_all("extend", queue, leases, lambda _: {"lease": float(seconds)}))
 
 
 def extend_unlocked(queue: Queue, leases: Sequence[Lease], seconds: float) -> Op[list[bool | None]]:
@@ -147,8 +146,8 @@ def unlocked(queue: Queue, leases: Sequence[Lease]) -> Op[list[bool]]:
 
 def _found(name: str, queue: Queue, leases: Sequence[Lease]) -> Op[set[Lease]]:
     found: set[Lease] = set()
-    for group in _rounds(leases):
-        rows = yield Execute(queries[name], _named(group), queue)
+    for group in in_rounds(leases):
+        rows = yield Execute(queries[name], named(group), queue)
         ids = {row[0] for row in rows}
         found.update(lease for lease in group if lease.message_id in ids)
     return found
@@ -173,8 +172,8 @@ def nack(queue: Queue, failures: Sequence[Failure], doorbell: Doorbell | None = 
         }
 
     fates: dict[Lease, Fate] = {}
-    for leases in _rounds(by_lease):
-        rows = yield from _apply("nack", queue, leases, more)
+    for leases in in_rounds(by_lease):
+        rows = yield from apply("nack", queue, leases, more)
         lanes: dict[int, int] = dict(rows)
         for lease in leases:
             if lease.message_id in lanes:
@@ -222,76 +221,11 @@ def replace(
         "body": draft.body,
     }
     rows = yield Execute(queries["replace"], params, queue)
+    if not rows and (yield Execute(queries["locate"], named([lease]), queue)):
+        # It is still held, so it has a twin where it is to go.
+        renumbered = yield from renumber(queue, lease)
+        if renumbered is not None:
+            rows = yield Execute(queries["replace"], {**params, "id": renumbered.message_id}, queue)
     if rows and rows[0][1] and is_soon(draft):
         yield from ring(queue, doorbell)
     return bool(rows)
-
-
-def _settle(
-    name: str,
-    queue: Queue,
-    leases: Sequence[Lease],
-    more: Callable[[Sequence[Lease]], dict[str, object]] | None = None,
-) -> Op[list[bool]]:
-    kept: set[Lease] = set()
-    for group in _rounds(leases):
-        ids = {row[0] for row in (yield from _apply(name, queue, group, more))}
-        kept.update(group if len(ids) == len(group) else (lease for lease in group if lease.message_id in ids))
-    return [lease in kept for lease in leases]
-
-
-def _apply(
-    name: str,
-    queue: Queue,
-    leases: Sequence[Lease],
-    more: Callable[[Sequence[Lease]], dict[str, object]] | None,
-) -> Op[Rows]:
-    """Run one statement on the leases of a round; return its answers."""
-    places = [lease.place for lease in leases]
-    found: Rows = []
-    for _ in range(_TRIES):
-        params: dict[str, object] = {**_named(leases), "places": texts(places)}
-        rows: Rows = yield Execute(queries[name], params if more is None else {**params, **more(leases)}, queue)
-        found = [*found, *rows]
-        if len(rows) == len(leases):
-            break
-        settled = {row[0] for row in rows}
-        missed = [lease for lease in leases if lease.message_id not in settled]
-        rows = yield Execute(queries["locate"], _named(missed), queue)
-        located: dict[int, str] = dict(rows)
-        leases = [lease for lease in missed if lease.message_id in located]
-        if not leases:
-            break
-        places = [located[lease.message_id] for lease in leases]
-    return found
-
-
-def _named(leases: Sequence[Lease]) -> dict[str, object]:
-    return {
-        "lanes": numbers([lease.lane for lease in leases]),
-        "ids": numbers([lease.message_id for lease in leases]),
-        "tokens": numbers([lease.token for lease in leases]),
-    }
-
-
-def _rounds(leases: Iterable[Lease]) -> list[list[Lease]]:
-    """Sort leases by id, in rounds in which no id occurs twice: an answer names the id only.
-
-    A second lease on the same id is a stale one, kept by somebody who was overtaken.
-    """
-    # Zero is the token of a message that nobody holds.
-    distinct = sorted({lease for lease in leases if lease.token}, key=_key)
-    rounds: list[list[Lease]] = []
-    while distinct:
-        chosen = {lease.message_id: lease for lease in distinct}
-        if len(chosen) == len(distinct):
-            rounds.append(distinct)
-            break
-        rounds.append(sorted(chosen.values(), key=_key))
-        taken = set(rounds[-1])
-        distinct = [lease for lease in distinct if lease not in taken]
-    return rounds
-
-
-def _key(lease: Lease) -> tuple[int, int]:
-    return lease.message_id, lease.lane

@@ -261,7 +261,8 @@ select message_id, priority, attempt, enqueued_at, coalesce(due_at, enqueued_at)
 from {queue} where lane = -100 and message_id = %(id)s;
 
 -- name: replay_dead consumer
--- Put dead messages back as if new, at once and without their time to live, by their old priority.
+-- Put dead messages back as if new, at once and without their time to live, by their old priority; not those that have a twin
+-- there, see `renumber_free`.
 with dead as materialized (
   select r.place from unnest(%(ids)s::bigint[]) a(message_id)
   cross join lateral (
@@ -271,6 +272,7 @@ update {queue} q
 set lane = -1 - greatest(least(q.priority, 9), 0), due_at = statement_timestamp(), attempt = 0, expires_at = null,
     lease_until = 'epoch', lease_token = 0
 where q.ctid = any (array(select place from dead))
+  and (select true from {queue} t where t.lane = -1 - q.priority and t.message_id = q.message_id limit 1) is null
 returning q.message_id;
 
 -- name: dead_ids

@@ -152,6 +152,9 @@ returning message_id;
 -- name: nack consumer brief
 -- Give failed messages back after a delay, or bury them: when told to, or when their attempts are used up.
 -- Answers with the lane each went to. The ids are sorted, so that what belongs to one is found by a binary search.
+--
+-- This, the next two and `replace` pass by a message that has a twin where it is to go: another one with the same id, as an
+-- asynchronous failover or a restored backup can leave behind. operations/twins.py then gives it another id.
 update {queue} q
 set (lane, due_at, last_error) = (
       select case when f.dead then -100 else -1 - greatest(least(q.priority, 9), 0) end,
@@ -163,6 +166,8 @@ set (lane, due_at, last_error) = (
 where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token) in (
   select a.lane, a.message_id, a.token
   from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
+  and (select true from {queue} t
+       where t.lane in (-1 - q.priority, -100) and t.message_id = q.message_id and t.ctid <> q.ctid limit 1) is null
 returning q.message_id, q.lane;
 
 -- name: release consumer brief
@@ -174,6 +179,8 @@ set lane = -1 - greatest(least(q.priority, 9), 0), due_at = greatest(least(q.enq
 where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token) in (
   select a.lane, a.message_id, a.token
   from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
+  and (select true from {queue} t
+       where t.lane = -1 - q.priority and t.message_id = q.message_id and t.ctid <> q.ctid limit 1) is null
 returning q.message_id;
 
 -- name: postpone consumer brief
@@ -189,6 +196,8 @@ set lane = -1 - greatest(least(q.priority, 9), 0), attempt = greatest(q.attempt,
 where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token) in (
   select a.lane, a.message_id, a.token
   from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
+  and (select true from {queue} t
+       where t.lane = -1 - q.priority and t.message_id = q.message_id and t.ctid <> q.ctid limit 1) is null
 returning q.message_id;
 
 -- name: locate consumer glance brief
@@ -219,8 +228,32 @@ set lane = -1 - %(priority)s::int, priority = %(priority)s::int, attempt = 0, le
     expires_at = statement_timestamp() + %(ttl)s::float8 * interval '1 second',
     content_type = %(content_type)s, headers = %(headers)s::json, body = %(body)s, last_error = %(error)s::json
 where q.lane = %(lane)s and q.message_id = %(id)s and q.lease_token = %(token)s
+  and (select true from {queue} t
+       where t.lane = -1 - %(priority)s::int and t.message_id = q.message_id and t.ctid <> q.ctid limit 1) is null
 returning q.message_id,
   exists (select from {schema}.waiters w where w.queue_id = {queue_id} and w.until > statement_timestamp());
+
+-- name: renumber consumer brief
+-- Give a message whose lease is still held the next id of its queue; answers with that and the place.
+update {queue} q set message_id = default
+where q.lane = %(lane)s and q.message_id = %(id)s and q.lease_token = %(token)s
+returning q.message_id, q.ctid::text;
+
+-- name: renumber_free consumer brief
+-- Give those of these messages new ids that have a twin where they would go and that nobody holds; answers with the lane and the
+-- new id of each.
+with twins as materialized (
+  select r.place from unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) a(lane, message_id)
+  cross join lateral (
+    select o.ctid as place from {queue} o
+    where o.lane = a.lane and o.message_id = a.message_id and o.lease_until <= statement_timestamp()
+      and (select true from {queue} t
+           where t.lane in (-1 - o.priority, -100) and t.message_id = o.message_id and t.ctid <> o.ctid limit 1)
+    for update skip locked) r
+)
+update {queue} q set message_id = default
+where q.ctid = any (array(select place from twins))
+returning q.lane, q.message_id;
 
 -- name: extend consumer relaxed brief
 -- Let leases that are still held run for `lease` seconds from now; answers with those. A lease is extended again and again

@@ -35,7 +35,18 @@ from pgqrs_core.errors import (
 from pgqrs_core.events import Draft
 from pgqrs_core.marks import Marks, Seen
 from pgqrs_core.messages import CLAIM_LANES, DEAD_LANE, Delivery, Lease, QueueOptions, check_name
-from pgqrs_core.operations import archives, claim, dead, enqueue, maintenance, metrics, queues, schema, settle
+from pgqrs_core.operations import (
+    archives,
+    claim,
+    dead,
+    enqueue,
+    maintenance,
+    metrics,
+    queues,
+    schema,
+    settle,
+    settle_many,
+)
 from pgqrs_core.sql import MIGRATIONS, Migration, Query, queries
 from pgqrs_core.testing.by_hand import NOON, array, claimed_row, elements, ints, make_queue, play, queue_row, text_of
 
@@ -349,7 +360,7 @@ class TestSettle:
         assert played.params(2) == {"lanes": "{0}", "ids": "{3}", "tokens": "{1}", "places": '{"(5,5)"}'}
 
     def test_what_moves_on_and_on_is_given_up(self) -> None:
-        played = play(settle.ack(JOBS, [Lease(0, 1, 1)]), *[[], [(1, "(1,1)")]] * settle._TRIES)
+        played = play(settle.ack(JOBS, [Lease(0, 1, 1)]), *[[], [(1, "(1,1)")]] * settle_many._TRIES)
 
         assert played.result == [False]
 
@@ -455,9 +466,9 @@ class TestReplace:
         assert asked["error"] == '{"type":"E"}'
 
     def test_a_lost_lease_is_said_and_nobody_is_woken(self) -> None:
-        played = play(settle.replace(JOBS, Lease(4, 9, 77), self.NEWS, Bell()), [])
+        played = play(settle.replace(JOBS, Lease(4, 9, 77), self.NEWS, Bell()), [], [])
 
-        assert (played.result, played.names) == (False, ["replace"])
+        assert (played.result, played.names) == (False, ["replace", "locate"])
 
     @pytest.mark.parametrize(("delay", "names"), [(0.1, ["replace", "notify"]), (60.0, ["replace"])])
     def test_sleepers_are_woken_unless_it_is_due_much_later(self, delay: float, names: list[str]) -> None:
@@ -1154,16 +1165,19 @@ class TestDeadAndArchive:
         assert play(dead.show_dead(JOBS, 4), []).result is None
 
     def test_replaying_some_asks_for_each_once_and_counts_what_was_there(self) -> None:
-        played = play(dead.replay_dead(JOBS, [3, 1, 3]), [(1,)])
+        played = play(dead.replay_dead(JOBS, [3, 1, 3]), [(1,)], [])
 
         assert played.params(0) == {"ids": "{1,3}"}
+        assert (played.names[1], played.params(1)) == ("renumber_free", {"lanes": "{-100}", "ids": "{3}"})
         assert played.result == 1
 
     def test_replaying_all_goes_page_by_page_and_rings_once(self) -> None:
-        played = play(dead.replay_dead(JOBS, None, Bell()), [(1,), (5,)], [(1,), (5,)], [(9,)], [], [], [])
+        played = play(dead.replay_dead(JOBS, None, Bell()), [(1,), (5,)], [(1,), (5,)], [(9,)], [], [], [], [])
 
-        assert played.names == ["dead_ids", "replay_dead", "dead_ids", "replay_dead", "dead_ids", "notify"]
-        assert [played.params(place)["after"] for place in (0, 2, 4)] == [-(2**63), 5, 9]
+        assert played.names == [
+            *("dead_ids", "replay_dead", "dead_ids", "replay_dead", "renumber_free", "dead_ids", "notify"),
+        ]
+        assert [played.params(place)["after"] for place in (0, 2, 5)] == [-(2**63), 5, 9]
         assert played.result == 2
 
     def test_purging_none_of_them_asks_nothing(self) -> None:

@@ -19,7 +19,7 @@ from table import DEAD
 
 from pgqrs_core import interest, marks, watch
 from pgqrs_core.errors import EnqueueUnknown
-from pgqrs_core.operations import claim, enqueue, settle
+from pgqrs_core.operations import claim, enqueue, settle, settle_many
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
@@ -121,7 +121,8 @@ def nobody_polls(patch: pytest.MonkeyPatch) -> None:
 
 def answers_are_mixed_up(patch: pytest.MonkeyPatch) -> None:
     """Two leases on one message in one statement, whose answer names the message only."""
-    patch.setattr(settle, "_rounds", lambda leases: [sorted(set(leases), key=settle._key)])
+    for module in (settle, settle_many):
+        patch.setattr(module, "in_rounds", lambda leases: [sorted(set(leases), key=settle_many._key)])
 
 
 def a_claim_forgets_its_last(patch: pytest.MonkeyPatch) -> None:

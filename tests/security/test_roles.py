@@ -252,12 +252,15 @@ def test_an_observer_may_be_granted_the_bodies_of_one_queue(own_estate: Estate) 
     assert b"seen" in observer.admin.peek("jobs")[0].body
 
 
-def test_nothing_is_anybodys_and_nothing_can_be_executed(estate: Estate) -> None:
+def test_nothing_is_anybodys_and_nothing_can_be_executed_by_anybody(estate: Estate) -> None:
     granted = estate.run(
         "select c.relname from pg_class c, aclexplode(c.relacl) a "
         "where c.relnamespace = 'pgqrs'::regnamespace and a.grantee = 0"
     )
-    functions = estate.run("select proname from pg_proc where pronamespace = 'pgqrs'::regnamespace")
+    functions = estate.run(
+        "select p.proname from pg_proc p, aclexplode(coalesce(p.proacl, acldefault('f', p.proowner))) a "
+        "where p.pronamespace = 'pgqrs'::regnamespace and a.grantee = 0"
+    )
     schema = estate.run(
         "select privilege_type from pg_namespace n, aclexplode(n.nspacl) a where n.nspname = 'pgqrs' and a.grantee = 0"
     )
@@ -270,7 +273,7 @@ def test_whatever_default_privileges_give_away_is_taken_back(pgqrs_dsn: str) -> 
         connection.execute("alter default privileges grant select on tables to public")
     estate = Estate(pgqrs_dsn, duties=())
     try:
-        test_nothing_is_anybodys_and_nothing_can_be_executed(estate)
+        test_nothing_is_anybodys_and_nothing_can_be_executed_by_anybody(estate)
     finally:
         estate.close()
 

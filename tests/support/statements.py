@@ -194,6 +194,8 @@ _CORE: Final[dict[str, Entry]] = {
         caller=True,
     ),
     "replace": Entry(lambda held: {**_DRAFT, **_PLAIN, **held.one, "error": None}, caller=True),
+    "renumber": Entry(lambda held: held.one),
+    "renumber_free": Entry({"lanes": numbers(DEAD_LANE for _ in _CHOSEN), "ids": _IDS}, rows=2 * BATCH),
     "watch": Entry({"queue_ids": numbers(range(10)), "consumer": 7, "seconds": 1.0, "fresh": True}, rows=10),
     "unwatch": Entry({"queue_ids": numbers(range(10)), "consumer": 7, "polled": True}, rows=10),
     "notify": Entry({"queue_id": 7, "count": 4, "consumer": 1, "payload": "7"}),

@@ -45,7 +45,7 @@ delete from {queue} q where q.ctid = any (array(select place from free))
 returning q.message_id;
 
 -- name: put_aside consumer brief
--- Make dead letters of messages that nobody holds; answers with those.
+-- Make dead letters of messages that nobody holds; answers with those. Not of one that has a twin there.
 with free as materialized (
   select r.place from unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) a(lane, message_id)
   cross join lateral (
@@ -55,6 +55,8 @@ with free as materialized (
 update {queue} q
 set lane = -100, due_at = statement_timestamp(), lease_until = 'epoch', lease_token = 0, last_error = %(error)s::json
 where q.ctid = any (array(select place from free))
+  and (select true from {queue} t
+       where t.lane = -100 and t.message_id = q.message_id and t.ctid <> q.ctid limit 1) is null
 returning q.message_id;
 
 -- name: beyond_length consumer brief
