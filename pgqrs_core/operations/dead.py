@@ -53,7 +53,7 @@ def _each_page(name: str, queue: Queue, ids: Sequence[int] | None) -> Op[int]:
         for page in _pages(ids):
             count += yield from _apply(name, queue, page)
         return count
-    after = 0
+    after = -(2**63)
     while True:
         found = yield Execute(queries["dead_ids"], {"after": after, "limit": _PAGE}, queue)
         if not found:
