@@ -20,6 +20,7 @@ from pgqrs_core.config_sources import PLUGIN_KEYS, Setting, env_names, read_argu
 from pgqrs_core.config_strays import tell_strays
 from pgqrs_core.errors import ConfigurationError
 from pgqrs_core.plugin_settings import NO_SETTINGS, AllSettings
+from pgqrs_core.secret import hidden, without_frames
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -97,13 +98,14 @@ class DatabaseConfig(_Section):
     def __post_init__(self) -> None:
         """Check every field, and that they do not contradict each other."""
         _Section.__post_init__(self)
+        object.__setattr__(self, "password", hidden(self.password))
         parts = self._parts()
         if self.url is None:
             config_address.check(self._parameters())
             return
         if parts:
             raise config_address.contradiction(next(iter(parts)))
-        object.__setattr__(self, "url", config_address.normalise(self.url))
+        object.__setattr__(self, "url", hidden(config_address.normalise(self.url)))
         timeout = config_address.connect_timeout(config_address.parse(self.url))
         if timeout is not None:
             default = SETTINGS["database"]["connection_timeout_seconds"].default
@@ -189,6 +191,9 @@ class PluginsConfig(_Section):
         return {**_Section.describe(self), **self.settings.describe()}
 
 
+# What it is given stands in its parameters.
+DatabaseConfig.__init__ = without_frames(DatabaseConfig.__init__)  # type: ignore[method-assign]
+
 _SECTIONS: dict[str, type[_Section]] = {
     cls._section: cls for cls in (DatabaseConfig, QueueConfig, PerformanceConfig, PluginsConfig)
 }
@@ -216,6 +221,7 @@ class Config:
                 raise ConfigurationError(f"{name} must be a {cls.__name__}", key=name)
 
     @classmethod
+    @without_frames
     def load(
         cls,
         path: str | os.PathLike[str] | None = None,
@@ -260,6 +266,7 @@ class Config:
         )
 
     @classmethod
+    @without_frames
     def from_value(cls, value: str | Config | None = None) -> Config:
         """Take what a client is given: a URL or conninfo string, a ``Config``, or None for ``load()``."""
         if isinstance(value, Config):
@@ -289,7 +296,7 @@ class Config:
                 f"{self.target} names a server that must be started first; is its plugin installed?",
                 key="database.url",
             )
-        return config_address.render(self.database._parameters(), self.database.connection_timeout_seconds)
+        return hidden(config_address.render(self.database._parameters(), self.database.connection_timeout_seconds))
 
     def describe(self) -> dict[str, Any]:
         """Give all settings by section, and the target, with secrets masked: for ``doctor`` and for logs."""

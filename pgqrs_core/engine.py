@@ -32,6 +32,7 @@ from pgqrs_core.operations.queues import find_queue
 from pgqrs_core.operations.schema import check_schema
 from pgqrs_core.plugins import Plugins, default_plugins
 from pgqrs_core.requirements import require
+from pgqrs_core.secret import hidden
 from pgqrs_core.servers import start_if_asked
 from pgqrs_core.wakeups import Wakeups
 
@@ -57,6 +58,7 @@ class _Base:
 
     def __init__(self, config: str | Config | None = None, *, plugins: Plugins | None = None) -> None:
         require("psycopg")
+        config = hidden(config)
         self.config, self._server = start_if_asked(Config.from_value(config))
         self.schema: str = self.config.database.schema
         chosen = self.config.plugins

@@ -19,6 +19,7 @@ from pgqrs_core.config import Config
 from pgqrs_core.config_address import split_schema
 from pgqrs_core.errors import ConfigurationError
 from pgqrs_core.leftovers import find_leftovers, tell_leftovers
+from pgqrs_core.secret import hidden
 
 __all__ = ["Options", "configuration", "read_options", "same_place", "tell_settings_of_redis"]
 
@@ -100,6 +101,7 @@ def configuration(url: str, settings: Mapping[str, Any]) -> Config:
         ImproperlyConfigured: the URL or a setting is wrong; the message never holds the password.
     """
     address, schema = split_schema(url)
+    address = hidden(address)
     given = dict(settings)
     if schema is not None:
         if given.get("schema", schema) != schema:

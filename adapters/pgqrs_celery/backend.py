@@ -30,6 +30,7 @@ from pgqrs_core.config_address import masked
 from pgqrs_core.effects import Rows
 from pgqrs_core.errors import PgqrsError
 from pgqrs_core.forks import Lock
+from pgqrs_core.secret import hidden
 
 __all__ = ["PgqrsBackend", "housekeeping"]
 
@@ -65,7 +66,8 @@ class PgqrsBackend(ChordsMixin, AsyncBackendMixin, Backend):
 
     def __init__(self, app: Any, url: str | None = None, **kwargs: Any) -> None:
         base = {name: kwargs.pop(name) for name in _BASE_ARGUMENTS if name in kwargs}
-        super().__init__(app, url=url or "pgqrs://", **base)
+        url = hidden(url or "pgqrs://")
+        super().__init__(app, url=url, **base)
         # One backend serves all threads, and with it one connection.
         self.thread_safe = True
         given = {**(app.conf.result_backend_transport_options or {}), **kwargs}
@@ -255,7 +257,7 @@ class PgqrsBackend(ChordsMixin, AsyncBackendMixin, Backend):
 
     def _share(self) -> Store:
         """Return the one store of this process for this address: two threads may make the first backend at once."""
-        key = repr(self.config.conninfo()), repr((self.config, self.options))
+        key = str(self.config.conninfo()), repr((self.config, self.options))
         with _sharing:
             store = _shared.get(key)
             if store is None:

@@ -17,6 +17,7 @@ from pgqrs_core.config import Config
 from pgqrs_core.errors import InvalidArgument, PgqrsError
 from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import QueueOptions, check_name
+from pgqrs_core.secret import hidden
 from pgqrs_dramatiq import composition
 from pgqrs_dramatiq.consumer import PgqrsConsumer
 from pgqrs_dramatiq.database import MAX_CONNECTIONS, configure, database_for
@@ -77,6 +78,7 @@ class PgqrsBroker(Inspection, Broker):
         max_body_bytes: int = 16 * 1024 * 1024,
         unknown_actors: Literal["retry", "bury"] = "retry",
     ) -> None:
+        url = hidden(url)
         with translated():
             if unknown_actors not in ("retry", "bury"):
                 raise InvalidArgument("unknown_actors", unknown_actors, "'retry' or 'bury'")

@@ -21,6 +21,7 @@ from pgqrs_core.engine import Engine
 from pgqrs_core.errors import ConfigurationError, SchemaMissing, TimedOut, Unavailable
 from pgqrs_core.forks import Lock, begin_anew_in_children
 from pgqrs_core.operations import schema
+from pgqrs_core.secret import hidden
 from pgqrs_dramatiq.deputies import Deputies
 from pgqrs_dramatiq.errors import translated
 from pgqrs_dramatiq.plugin import COMPONENT
@@ -56,6 +57,7 @@ def configure(url: str | Config | None, schema: str | None, max_connections: int
     inner = None
     if url is not None:
         url, inner = split_schema(url)
+        url = hidden(url)
     if inner is not None and schema not in (None, inner):
         raise ConfigurationError(f"the URL says schema {inner!r}, the argument {schema!r}", key="schema")
     return Config.load(url=url, schema=inner if schema is None else schema, max_connections=max_connections)
@@ -220,6 +222,7 @@ def database_of(url: str | Config | None, *, schema: str | None, max_connections
     Raises:
         ConnectionFailed: the address is none.
     """
+    url = hidden(url)
     with translated():
         return database_for(configure(url, schema, max_connections), create_schema=create_schema)
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from dramatiq.rate_limits import RateLimiterBackend
 
 from pgqrs_core.config import Config
+from pgqrs_core.secret import hidden
 from pgqrs_dramatiq import operations
 from pgqrs_dramatiq.database import MAX_CONNECTIONS, database_of
 from pgqrs_dramatiq.errors import translated
@@ -39,6 +40,7 @@ class PgqrsRateLimiterBackend(RateLimiterBackend):
         max_connections: int = MAX_CONNECTIONS,
         create_schema: bool = True,
     ) -> None:
+        url = hidden(url)
         self._database = database_of(url, schema=schema, max_connections=max_connections, create_schema=create_schema)
 
     def add(self, key: str, value: int, ttl: int) -> bool:

@@ -13,6 +13,7 @@ from dramatiq.results.backend import DEFAULT_TIMEOUT
 from pgqrs_core.backoff import Retries
 from pgqrs_core.config import Config
 from pgqrs_core.errors import ServerError
+from pgqrs_core.secret import hidden
 from pgqrs_core.sql import Query
 from pgqrs_dramatiq import operations
 from pgqrs_dramatiq.database import MAX_CONNECTIONS, database_of
@@ -54,6 +55,7 @@ class PgqrsResultBackend(ResultBackend):
         **options: Any,
     ) -> None:
         super().__init__(namespace=namespace, encoder=encoder, **options)
+        url = hidden(url)
         self._database = database_of(url, schema=schema, max_connections=max_connections, create_schema=create_schema)
 
     def get_result(self, message: Message[Any], *, block: bool = False, timeout: int | None = None) -> Any:

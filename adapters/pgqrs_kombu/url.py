@@ -12,6 +12,7 @@ from psycopg.conninfo import make_conninfo
 from pgqrs_core import config_address
 from pgqrs_core.config import Config, DatabaseConfig, PerformanceConfig, QueueConfig
 from pgqrs_core.errors import ConfigurationError
+from pgqrs_core.secret import without_frames
 from pgqrs_kombu.address import SCHEMA, embedded, parameters_of
 from pgqrs_kombu.registration import SCHEME
 
@@ -25,6 +26,7 @@ __all__ = ["config_of", "masked"]
 _SSL: Final = ("sslmode", "sslrootcert", "sslcert", "sslkey", "sslpassword", "sslcrl", "ssl_min_protocol_version")
 
 
+@without_frames
 def config_of(client: Connection, options: Options) -> Config:
     """Return the settings of an engine for a Kombu connection.
 

@@ -11,6 +11,7 @@ from pgqrs_core.config import Config
 from pgqrs_core.engine import AsyncEngine
 from pgqrs_core.leases import AsyncLeaseKeeper
 from pgqrs_core.plugins import Plugins
+from pgqrs_core.secret import hidden
 from pgqrs_native.async_admin import AsyncAdmin
 from pgqrs_native.async_consumer import AsyncConsumer
 from pgqrs_native.async_producer import AsyncProducer
@@ -30,6 +31,7 @@ class AsyncClient:
     """
 
     def __init__(self, config: str | Config | None = None, *, plugins: Plugins | None = None) -> None:
+        config = hidden(config)
         self.engine = AsyncEngine(config, plugins=plugins)
         self.keeper = AsyncLeaseKeeper(self.engine)
         #: Queues: creating, changing, watching and removing them.

@@ -11,6 +11,7 @@ from pgqrs_core.config import Config
 from pgqrs_core.engine import Engine
 from pgqrs_core.leases import LeaseKeeper
 from pgqrs_core.plugins import Plugins
+from pgqrs_core.secret import hidden
 from pgqrs_native.admin import Admin
 from pgqrs_native.consumer import Consumer
 from pgqrs_native.producer import Producer
@@ -30,6 +31,7 @@ class Client:
     """
 
     def __init__(self, config: str | Config | None = None, *, plugins: Plugins | None = None) -> None:
+        config = hidden(config)
         self.engine = Engine(config, plugins=plugins)
         self.keeper = LeaseKeeper(self.engine)
         #: Queues: creating, changing, watching and removing them.

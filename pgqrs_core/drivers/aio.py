@@ -32,6 +32,7 @@ from pgqrs_core.drivers.statements import (
 )
 from pgqrs_core.effects import Effect, Execute, Op, Rows, Transact, Wait
 from pgqrs_core.errors import PgqrsError, Unavailable
+from pgqrs_core.secret import forget_frames
 
 __all__ = ["drive", "open_link", "perform", "perform_borrowed", "transaction"]
 
@@ -212,7 +213,10 @@ async def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed
         with without_service(conninfo):
             connection = await AsyncConnection.connect(conninfo, client_encoding="utf8", autocommit=True)
     except psycopg.Error as error:
-        raise cannot_connect(error, target=target) from error
+        raise cannot_connect(error, target=target) from forget_frames(error)
+    except BaseException as error:
+        # Frames of psycopg's hold the password.
+        raise forget_frames(error) from error.__cause__
     connection.limit = limit_of(query_timeout)
     try:
         prepare_adapters(connection)

@@ -12,6 +12,7 @@ from typing import Annotated, Any
 import typer
 
 from pgqrs_core.config import Config
+from pgqrs_core.secret import hidden
 from pgqrs_core.servers import start_if_asked
 from pgqrs_native.client import Client
 from pgqrs_native.command.inputs import InvalidInput
@@ -37,7 +38,8 @@ class Given:
         """Take over the options that were given at one place."""
         for name, value in options.items():
             if value:
-                setattr(self, name, value)
+                # What an error reporter sends of a frame must not hold the password of an address.
+                setattr(self, name, hidden(value) if name == "url" else value)
 
     def load(self) -> Config:
         """Return the configuration that these options ask for. Commands of plugins use it: ``context.obj.load()``."""
