@@ -173,6 +173,10 @@ OPTIONS = (
     '{"unknown": {"deep": [1, 2]}, "max_body_bytes": 5}',
     '{"unknown": "\\u0000"}',
     '{"archive_retention_seconds": 1e308, "dead_retention_seconds": "x"}',
+    '{"idempotency_seconds": "x"}',
+    '{"idempotency_seconds": 1e308}',
+    '{"idempotency_seconds": -1}',
+    '{"idempotency_seconds": {"a": [3600]}}',
     "[" * 5_000 + "]" * 5_000,
 )
 
@@ -196,11 +200,12 @@ def test_options_that_cannot_be_used_are_told_and_harm_no_other_queue(
     assert "jobs" not in cleaned.failed
     assert not [one for one in findings if "could not be checked" in one.summary]
     unusable = [(option, queue.name) for queue in known for option, _ in queue.unusable]
-    assert len(unusable) == 5 + 1 + 2 + 2 + 2
+    assert len(unusable) == 5 + 1 + 2 + 2 + 2 + 4
     for option, name in unusable:
         assert caplog.text.count(f"option {option} of queue {name!r} cannot be used") == 1
         assert any(f"option {option} of queue {name!r}" in one.summary for one in findings)
     for queue in known:
+        harness.send(b"keyed", queue=queue.name, idempotency_key="k")
         harness.send(b"more", queue=queue.name)
         assert harness.bodies(queue=queue.name)[-1] == b"more"
 

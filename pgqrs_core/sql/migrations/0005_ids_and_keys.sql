@@ -41,8 +41,10 @@ begin
   end if;
   return query
   with head as materialized (
+    -- As text: options that were written by hand may hold what cannot be looked into, or no such number.
     select pg_current_xact_id(), interval '1 second' * coalesce(
-      (select (q.options ->> 'idempotency_seconds')::float8 from {schema}.queues q where q.queue_id = {queue_id}),
+      (select substring(q.options::text from '"idempotency_seconds": ?(\d{{1,9}}(?:\.\d{{1,9}})?)[,}}]')::float8
+       from {schema}.queues q where q.queue_id = {queue_id}),
       86400) as keep
   ),
   m as materialized (
