@@ -96,6 +96,7 @@ class _Base:
         return {
             "conninfo": self.config.conninfo(),
             "target": self.config.target,
+            "schema": database.schema,
             # One more is the wake-up connection's.
             "limit": max(database.max_connections - 1, 1),
             "keep": performance.connection_pool_size,

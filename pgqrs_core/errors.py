@@ -445,6 +445,8 @@ class NotPermitted(ServerError):
     duty: str
 
     def __init__(self, reason: str, *, user: str, schema: str, duty: str, remedy: str | None = None) -> None:
+        #: Whether the remedy is more than the name of a role.
+        self.explained = remedy is not None
         one = "producer" if duty == "anyone" else duty
         several = ", or what else it is for" if duty == "anyone" else ""
         remedy = remedy or (

@@ -16,6 +16,7 @@ from psycopg.rows import tuple_row
 
 from pgqrs_core.cluster.environment import without_service
 from pgqrs_core.drivers import session
+from pgqrs_core.drivers.acting import Owner, act_async, setting
 from pgqrs_core.drivers.borrowed import ARRAY_NULLS, Loan
 from pgqrs_core.drivers.faults import cannot_connect, refused, translate
 from pgqrs_core.drivers.locks import BRIEF, session_wait
@@ -31,7 +32,7 @@ from pgqrs_core.drivers.statements import (
     prepare_borrowed,
 )
 from pgqrs_core.effects import Effect, Execute, Op, Rows, Transact, Wait
-from pgqrs_core.errors import PgqrsError, Unavailable
+from pgqrs_core.errors import NotPermitted, PgqrsError, Unavailable
 from pgqrs_core.secret import forget_frames
 
 __all__ = ["drive", "open_link", "perform", "perform_borrowed", "transaction"]
@@ -87,13 +88,14 @@ async def perform(
         if "patient" in unusual:
             connection.limit = None
         if link.pooled:
-            rows = await _perform_pooled(connection, text, effect, timeout, lock_wait)
+            rows = await _perform_pooled(link, text, effect, timeout, lock_wait)
             if effect.hand is not None:
                 effect.hand[:] = rows
             return rows
         if unusual:
-            async with _special(connection, unusual, timeout, lock_wait, session_wait(relaxed=link.relaxed)):
+            async with _special(link, unusual, timeout, lock_wait):
                 cursor = await connection.execute(text, effect.params or None)
+            link.acting.note(effect)
         elif effect.hand is not None:
             return await _perform_claim(link.cursor, text, effect)
         elif effect.params or effect.queues:
@@ -122,16 +124,16 @@ async def _perform_claim(cursor: psycopg.AsyncCursor[Any], text: bytes, effect: 
     return hand
 
 
-async def _perform_pooled(
-    connection: psycopg.AsyncConnection[Any], text: bytes, effect: Execute, timeout: float, lock_wait: float
-) -> Rows:
+async def _perform_pooled(link: AsyncLink, text: bytes, effect: Execute, timeout: float, lock_wait: float) -> Rows:
     """Run one statement behind a transaction pooler, where a session is lent by the transaction."""
-    query = effect.query
-    settings = session.local_settings(timeout, relaxed=query.relaxed, flags=query.flags, lock_wait=lock_wait)
+    query, connection, role = effect.query, link.connection, link.acting.role
+    settings = session.local_settings(timeout, relaxed=query.relaxed, flags=query.flags, lock_wait=lock_wait, role=role)
     if connection.pgconn.transaction_status != TransactionStatus.IDLE:
         if query.unusual:
             await connection.execute(settings)
         cursor = await connection.execute(text, effect.params or None)
+        if role is not None and "login" in query.flags:
+            await connection.execute(session.local_settings(timeout, role=role))
     elif "alone" in query.flags:
         cursor = await connection.execute(text)
     else:
@@ -143,12 +145,14 @@ async def _perform_pooled(
 
 
 @asynccontextmanager
-async def _special(
-    connection: AsyncConnection, flags: frozenset[str], timeout: float, lock_wait: float, lock_timeout: str
-) -> AsyncIterator[None]:
+async def _special(link: AsyncLink, flags: frozenset[str], timeout: float, lock_wait: float) -> AsyncIterator[None]:
     """Lift what would hinder a long or an unusual statement, and put it back."""
+    connection, role = link.connection, link.acting.role
+    wait = session_wait(relaxed=link.relaxed)
     wanted = {"patient": session.timeouts(0, "0"), "bitmap": b"set enable_bitmapscan = on"}
-    before = {"patient": session.timeouts(timeout, lock_timeout), "bitmap": b"set enable_bitmapscan = off"}
+    before = {"patient": session.timeouts(timeout, wait), "bitmap": b"set enable_bitmapscan = off"}
+    if role is not None:
+        wanted["login"], before["login"] = setting(None), setting(role)
     for flag in flags & wanted.keys():
         await connection.execute(wanted[flag])
     try:
@@ -207,8 +211,13 @@ async def _fetch_in_pipeline(cursor: psycopg.AsyncCursor[Any]) -> Rows:
         return NO_ROWS
 
 
-async def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed: bool) -> AsyncLink:
-    """Connect and set the session up."""
+async def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed: bool, owner: Owner) -> AsyncLink:
+    """Connect and set the session up, to act as the role that the tables belong to where it may.
+
+    Raises:
+        Unavailable: the server cannot be reached.
+        NotPermitted: it would be a superuser's, and code of others is on the tables.
+    """
     try:
         with without_service(conninfo):
             connection = await AsyncConnection.connect(conninfo, client_encoding="utf8", autocommit=True)
@@ -230,10 +239,14 @@ async def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed
             await connection.execute(session.session_settings(query_timeout, relaxed=relaxed).encode())
             if relaxed:
                 await connection.execute(b"set synchronous_commit = off")
+        acting = await act_async(connection, owner, pooled=pooled)
     except psycopg.Error as error:
         await connection.close()
         raise cannot_connect(error, target=target) from error
-    return Link(connection, connection.cursor(), pooled=pooled, relaxed=relaxed)
+    except NotPermitted:
+        await connection.close()
+        raise
+    return Link(connection, connection.cursor(), pooled=pooled, relaxed=relaxed, acting=acting)
 
 
 @asynccontextmanager
@@ -246,7 +259,7 @@ async def transaction(link: AsyncLink, *, timeout: float, target: str) -> AsyncI
     try:
         await connection.execute(b"begin")
         if link.pooled:
-            await connection.execute(session.local_settings(timeout))
+            await connection.execute(session.local_settings(timeout, role=link.acting.role))
         yield
         await connection.execute(b"commit")
         link.doubt.resolve(target)

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import psycopg
 
 from pgqrs_core.drivers import aio, rights
+from pgqrs_core.drivers.acting import Owner
 from pgqrs_core.drivers.aio import AsyncLink
 from pgqrs_core.drivers.faults import MOST_CONFLICTS, RETRY, STALE
 from pgqrs_core.drivers.locks import Attempts, Turns, blockers_of, who_blocks
@@ -31,6 +32,7 @@ class Connections:
     Args:
         conninfo: a libpq connection string.
         target: what errors call the server; never holds a secret.
+        schema: the schema of our tables, whose owner sessions act as.
         limit: the most connections open at once.
         keep: how many stay open when idle.
         patience: seconds to wait for a free one at the limit.
@@ -38,7 +40,7 @@ class Connections:
     """
 
     def __init__(
-        self, conninfo: str, *, target: str, limit: int, keep: int, patience: float, query_timeout: float
+        self, conninfo: str, *, target: str, schema: str, limit: int, keep: int, patience: float, query_timeout: float
     ) -> None:
         self._conninfo = conninfo
         self._patience = patience
@@ -47,6 +49,7 @@ class Connections:
         self._waiting: set[asyncio.Future[None]] = set()
         self._closed = False
         self.target = target
+        self._owner = Owner(schema)
 
     async def run(self, effect: Execute, statements: Statements) -> Rows:
         """Run one statement, committed by itself."""
@@ -150,7 +153,7 @@ class Connections:
     async def open(self, *, relaxed: bool) -> AsyncLink:
         """Open a connection outside the pool's count, for somebody who keeps it."""
         return await aio.open_link(
-            self._conninfo, target=self.target, query_timeout=self._query_timeout, relaxed=relaxed
+            self._conninfo, target=self.target, query_timeout=self._query_timeout, relaxed=relaxed, owner=self._owner
         )
 
     async def get(self, *, relaxed: bool | None) -> AsyncLink:
@@ -242,9 +245,10 @@ class Connections:
             return not link.fresh
         if not isinstance(error, ServerError):
             return False
-        if error.sqlstate in STALE:
+        # The owner of the tables may be another role by now: the next session asks.
+        if error.sqlstate in STALE or (isinstance(error, NotPermitted) and link.acting.role is not None):
             await link.connection.close()
-            return True
+            return error.sqlstate in STALE
         return error.sqlstate in RETRY
 
     async def _drop(self, link: AsyncLink) -> None:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import psycopg
 
 from pgqrs_core.drivers import rights, sync
+from pgqrs_core.drivers.acting import Owner
 from pgqrs_core.drivers.faults import MOST_CONFLICTS, RETRY, STALE
 from pgqrs_core.drivers.locks import Attempts, Turns, blockers_of, who_blocks
 from pgqrs_core.drivers.patience import Connection
@@ -37,6 +38,7 @@ class Connections:
     Args:
         conninfo: a libpq connection string.
         target: what errors call the server; never holds a secret.
+        schema: the schema of our tables, whose owner sessions act as.
         limit: the most connections open at once.
         keep: how many stay open when idle.
         patience: seconds to wait for a free one at the limit.
@@ -44,7 +46,7 @@ class Connections:
     """
 
     def __init__(
-        self, conninfo: str, *, target: str, limit: int, keep: int, patience: float, query_timeout: float
+        self, conninfo: str, *, target: str, schema: str, limit: int, keep: int, patience: float, query_timeout: float
     ) -> None:
         self._conninfo = conninfo
         self._patience = patience
@@ -54,6 +56,7 @@ class Connections:
         self._waiting: list[threading.Lock] = []
         self._closed = False
         self.target = target
+        self._owner = Owner(schema)
 
     def run(self, effect: Execute, statements: Statements) -> Rows:
         """Run one statement, committed by itself."""
@@ -172,7 +175,10 @@ class Connections:
 
     def open(self, *, relaxed: bool) -> SyncLink:
         """Open a connection outside the pool's count, for somebody who keeps it."""
-        return sync.open_link(self._conninfo, target=self.target, query_timeout=self._query_timeout, relaxed=relaxed)
+        timeout = self._query_timeout
+        return sync.open_link(
+            self._conninfo, target=self.target, query_timeout=timeout, relaxed=relaxed, owner=self._owner
+        )
 
     def get(self, *, relaxed: bool | None) -> SyncLink:
         """Take a connection whose commits wait for the disk, with ``relaxed`` need not, or with None of either kind.
@@ -273,9 +279,10 @@ class Connections:
             return not link.fresh
         if not isinstance(error, ServerError):
             return False
-        if error.sqlstate in STALE:
+        # The owner of the tables may be another role by now: the next session asks.
+        if error.sqlstate in STALE or (isinstance(error, NotPermitted) and link.acting.role is not None):
             link.connection.close()
-            return True
+            return error.sqlstate in STALE
         return error.sqlstate in RETRY
 
     def _drop(self, link: SyncLink) -> None:

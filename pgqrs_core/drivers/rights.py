@@ -24,7 +24,7 @@ def who_may(schema: str) -> Execute:
 
 def named(error: NotPermitted, rows: Rows) -> NotPermitted:
     """Return an error that names the role to grant, by what `who_may` was answered."""
-    if not rows:
+    if not rows or error.explained:
         return error
     owner, roles = rows[0]
     prefix = owner.removesuffix(_ADMIN)

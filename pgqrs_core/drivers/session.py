@@ -20,6 +20,7 @@ from pgqrs_core.logs import get_logger
 from pgqrs_core.readiness import Readiness
 
 if TYPE_CHECKING:
+    from pgqrs_core.drivers.acting import Acting
     from pgqrs_core.drivers.prepared import Prepared
     from pgqrs_core.drivers.shelf import Slot
 
@@ -94,9 +95,14 @@ def session_settings(query_timeout: float, *, relaxed: bool = False) -> str:
 
 
 def local_settings(
-    query_timeout: float, *, relaxed: bool = False, flags: frozenset[str] = frozenset(), lock_wait: float = BRIEF
+    query_timeout: float,
+    *,
+    relaxed: bool = False,
+    flags: frozenset[str] = frozenset(),
+    lock_wait: float = BRIEF,
+    role: str | None = None,
 ) -> bytes:
-    """Return one statement that sets the same for the transaction it stands in."""
+    """Return one statement that sets the same for the transaction it stands in, and the role to act as, if there is one."""
     settings = {**_PATH, **_PINNED, **_FORMATS, "statement_timeout": f"{round(query_timeout * 1000)}ms"}
     if "patient" in flags:
         settings["statement_timeout"] = "0"
@@ -108,6 +114,8 @@ def local_settings(
         settings["lock_timeout"] = f"{round(lock_wait * 1000)}ms"
     if relaxed:
         settings["synchronous_commit"] = "off"
+    if role is not None:
+        settings["role"] = "none" if "login" in flags else role
     return _assign(settings, local=True)
 
 
@@ -148,6 +156,7 @@ class Link(Generic[C, K]):
     __slots__ = (
         "__weakref__",
         "_poll",
+        "acting",
         "connection",
         "cursor",
         "doubt",
@@ -162,9 +171,18 @@ class Link(Generic[C, K]):
     slot: Slot
 
     def __init__(
-        self, connection: C, cursor: K, *, pooled: bool, relaxed: bool, prepared: Prepared | None = None
+        self,
+        connection: C,
+        cursor: K,
+        *,
+        pooled: bool,
+        relaxed: bool,
+        acting: Acting,
+        prepared: Prepared | None = None,
     ) -> None:
         self.connection = connection
+        #: As which role its session acts.
+        self.acting = acting
         #: The short way for statements of the catalogue, where there is one.
         self.prepared = prepared
         #: One cursor for all statements; making one costs as much as binding its parameters.
@@ -183,9 +201,10 @@ class Link(Generic[C, K]):
     def is_alive(self) -> bool:
         """Tell whether an idle connection is still usable, without a round trip.
 
-        An idle server says nothing; if its socket is readable, it has said goodbye.
+        An idle server says nothing; if its socket is readable, it has said goodbye. A session is not usable either that may
+        act as the wrong role by now.
         """
-        return self.is_idle() and not self._poll.within(0)
+        return self.is_idle() and not self._poll.within(0) and self.acting.holds()
 
     def is_idle(self) -> bool:
         """Tell whether the connection is open and between transactions."""

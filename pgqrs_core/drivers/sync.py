@@ -16,6 +16,7 @@ from psycopg.rows import tuple_row
 
 from pgqrs_core.cluster.environment import without_service
 from pgqrs_core.drivers import session
+from pgqrs_core.drivers.acting import Owner, act, setting
 from pgqrs_core.drivers.borrowed import ARRAY_NULLS, Loan
 from pgqrs_core.drivers.faults import cannot_connect, refused, translate
 from pgqrs_core.drivers.locks import BRIEF, session_wait
@@ -33,7 +34,7 @@ from pgqrs_core.drivers.statements import (
     prepare_borrowed,
 )
 from pgqrs_core.effects import Effect, Execute, Op, Rows, Transact, Wait
-from pgqrs_core.errors import PgqrsError, Unavailable
+from pgqrs_core.errors import NotPermitted, PgqrsError, Unavailable
 from pgqrs_core.secret import forget_frames
 
 __all__ = ["drive", "open_link", "perform", "perform_borrowed", "salvage", "transaction"]
@@ -94,12 +95,13 @@ def perform(
         if "patient" in unusual:
             connection.limit = None
         if link.pooled:
-            return _noted(effect, _perform_pooled(connection, text, effect, timeout, lock_wait))
+            return _noted(effect, _perform_pooled(link, text, effect, timeout, lock_wait))
         if unusual:
-            with _special(connection, unusual, timeout, lock_wait, session_wait(relaxed=link.relaxed)):
+            with _special(link, unusual, timeout, lock_wait):
                 if unusual == _LOCK_TIMEOUT and (rows := _prepared(link, statement, effect)) is not None:
                     return rows
                 cursor = connection.execute(text, effect.params or None)
+            link.acting.note(effect)
         elif effect.params or effect.queues:
             prepare = link.prepared is None and not effect.once
             cursor = link.cursor.execute(text, effect.params or None, prepare=prepare, binary=True)
@@ -134,16 +136,16 @@ def _prepared(link: SyncLink, statement: Statement, effect: Execute) -> Rows | N
     return None if encoded is None else link.prepared.execute(statement, *encoded)
 
 
-def _perform_pooled(
-    connection: psycopg.Connection[Any], text: bytes, effect: Execute, timeout: float, lock_wait: float
-) -> Rows:
+def _perform_pooled(link: SyncLink, text: bytes, effect: Execute, timeout: float, lock_wait: float) -> Rows:
     """Run one statement behind a transaction pooler, where a session is lent by the transaction."""
-    query = effect.query
-    settings = session.local_settings(timeout, relaxed=query.relaxed, flags=query.flags, lock_wait=lock_wait)
+    query, connection, role = effect.query, link.connection, link.acting.role
+    settings = session.local_settings(timeout, relaxed=query.relaxed, flags=query.flags, lock_wait=lock_wait, role=role)
     if connection.pgconn.transaction_status != TransactionStatus.IDLE:
         if query.unusual:
             connection.execute(settings)
         cursor = connection.execute(text, effect.params or None)
+        if role is not None and "login" in query.flags:
+            connection.execute(session.local_settings(timeout, role=role))
     elif "alone" in query.flags:
         cursor = connection.execute(text)
     else:
@@ -155,12 +157,14 @@ def _perform_pooled(
 
 
 @contextmanager
-def _special(
-    connection: Connection, flags: frozenset[str], timeout: float, lock_wait: float, lock_timeout: str
-) -> Iterator[None]:
+def _special(link: SyncLink, flags: frozenset[str], timeout: float, lock_wait: float) -> Iterator[None]:
     """Lift what would hinder a long or an unusual statement, and put it back."""
+    connection, role = link.connection, link.acting.role
+    wait = session_wait(relaxed=link.relaxed)
     wanted = {"patient": session.timeouts(0, "0"), "bitmap": b"set enable_bitmapscan = on"}
-    before = {"patient": session.timeouts(timeout, lock_timeout), "bitmap": b"set enable_bitmapscan = off"}
+    before = {"patient": session.timeouts(timeout, wait), "bitmap": b"set enable_bitmapscan = off"}
+    if role is not None:
+        wanted["login"], before["login"] = setting(None), setting(role)
     for flag in flags & wanted.keys():
         connection.execute(wanted[flag])
     try:
@@ -217,8 +221,13 @@ def _fetch_in_pipeline(cursor: psycopg.Cursor[Any]) -> Rows:
         return NO_ROWS
 
 
-def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed: bool) -> SyncLink:
-    """Connect and set the session up."""
+def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed: bool, owner: Owner) -> SyncLink:
+    """Connect and set the session up, to act as the role that the tables belong to where it may.
+
+    Raises:
+        Unavailable: the server cannot be reached.
+        NotPermitted: it would be a superuser's, and code of others is on the tables.
+    """
     try:
         with without_service(conninfo):
             connection = Connection.connect(conninfo, client_encoding="utf8", autocommit=True)
@@ -240,14 +249,18 @@ def open_link(conninfo: str, *, target: str, query_timeout: float, relaxed: bool
             connection.execute(session.session_settings(query_timeout, relaxed=relaxed).encode())
             if relaxed:
                 connection.execute(b"set synchronous_commit = off")
+        acting = act(connection, owner, pooled=pooled)
     except psycopg.Error as error:
         connection.close()
         raise cannot_connect(error, target=target) from error
+    except NotPermitted:
+        connection.close()
+        raise
     prepared = Prepared(connection) if not pooled and is_usable() else None
     if prepared is not None:
         # What psycopg prepares it deallocates after a rollback or a DROP, and ours with it.
         connection.prepare_threshold = None
-    return Link(connection, connection.cursor(), pooled=pooled, relaxed=relaxed, prepared=prepared)
+    return Link(connection, connection.cursor(), pooled=pooled, relaxed=relaxed, acting=acting, prepared=prepared)
 
 
 @contextmanager
@@ -260,7 +273,7 @@ def transaction(link: SyncLink, *, timeout: float, target: str) -> Iterator[None
     try:
         connection.execute(b"begin")
         if link.pooled:
-            connection.execute(session.local_settings(timeout))
+            connection.execute(session.local_settings(timeout, role=link.acting.role))
         yield
         connection.execute(b"commit")
         link.doubt.resolve(target)

@@ -47,10 +47,10 @@ drop table if exists {schema}.roles;
 
 -- name: schema_is_droppable
 -- Whether it is empty, and ours.
-select not exists (select from pg_catalog.pg_class where relnamespace = n.oid) and pg_has_role(n.nspowner, 'usage')
+select not exists (select from pg_catalog.pg_class where relnamespace = n.oid) and pg_has_role(session_user, n.nspowner, 'usage')
 from pg_catalog.pg_namespace n where n.nspname = %(schema)s;
 
--- name: drop_schema
+-- name: drop_schema login
 drop schema {schema};
 
 -- name: schema_holds_others anyone glance

@@ -1,12 +1,12 @@
 -- What `pgqrs doctor` and `pgqrs top` look at. Nothing here writes, locks or reads the messages; all of it comes from
 -- the server's own views, so it costs the same whatever the queues hold.
 
--- name: server_facts observer
+-- name: server_facts login observer
 -- Who answers, and whether it may be written to. The time zone is the server's own: ours is set to UTC.
 select current_setting('server_version_num')::int, current_setting('server_version'),
   pg_is_in_recovery() or current_setting('default_transaction_read_only')::boolean,
   (select reset_val from pg_catalog.pg_settings where name = 'TimeZone'),
-  pg_has_role(current_user, 'pg_read_all_stats', 'usage'), current_user::text, current_database()::text;
+  pg_has_role(session_user, 'pg_read_all_stats', 'usage'), session_user::text, current_database()::text;
 
 -- name: server_time observer
 select extract(epoch from clock_timestamp())::float8;
@@ -18,16 +18,16 @@ where name in ('fsync', 'full_page_writes', 'synchronous_commit', 'synchronous_s
                'autovacuum_freeze_max_age', 'max_connections', 'superuser_reserved_connections',
                'reserved_connections');
 
--- name: synchronous_standbys observer
+-- name: synchronous_standbys login observer
 -- How many standbys commits may wait for; of others than our own role, only members of pg_monitor see any.
 select count(*) from pg_catalog.pg_stat_replication where sync_state in ('sync', 'quorum');
 
--- name: connection_counts observer
+-- name: connection_counts login observer
 -- Client connections to the whole server, and those of them that belong to pgqrs.
 select count(*), count(*) filter (where application_name = 'pgqrs')
 from pg_catalog.pg_stat_activity where backend_type = 'client backend';
 
--- name: xmin_pins observer
+-- name: xmin_pins login observer
 -- Everything that keeps vacuum from removing dead rows of this database, the oldest first. Of a statement only the
 -- first word is read: the rest may quote values.
 select * from (
@@ -82,7 +82,7 @@ from {schema}.leaders where until > statement_timestamp() order by role;
 -- How many consumers sleep and have asked to be woken, by queue.
 select queue_id, count(*) from {schema}.waiters where until > statement_timestamp() group by queue_id;
 
--- name: lock_holders anyone glance
+-- name: lock_holders login anyone glance
 -- Sessions that hold locks on these tables, or where none are named on any of the schema, the longest transaction first. Of
 -- a statement only what stands before its first quoted value is read, and no number.
 select a.pid, coalesce(a.usename::text, '?'), coalesce(a.application_name, ''), coalesce(a.state, ''),

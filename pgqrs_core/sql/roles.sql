@@ -21,19 +21,93 @@ insert into {schema}.roles (duty, name) values (%(duty)s, %(name)s);
 select rolname::text, rolcanlogin or rolsuper or rolbypassrls from pg_catalog.pg_roles
 where rolname = any (%(names)s::text[]);
 
+-- name: acting_role anyone glance
+-- The role that our tables belong to, if the session may act as it and does not yet, and whether the session is a superuser's.
+-- A superuser is not made another one.
+select o.rolname::text, u.rolsuper
+from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+join pg_catalog.pg_roles o on o.oid = c.relowner join pg_catalog.pg_roles u on u.rolname = session_user
+where n.nspname = {schema_name} and c.relname = 'queues' and o.rolname <> session_user and not o.rolsuper
+  and pg_has_role(session_user, o.oid, case when current_setting('server_version_num')::int >= 160000 then 'set' else 'member' end);
+
+-- name: foreign_code anyone glance
+-- Up to five pieces of code on our tables that run for whoever uses these, and that a role other than a superuser made or can
+-- make call its own: triggers, rules, expressions of defaults, checks, indexes and policies, types, views and foreign tables
+-- in the place of tables, and tables elsewhere that ours reach. Of PostgreSQL's functions those that can run a statement are
+-- volatile or stable, so of these only some are let pass.
+with ours as (
+  select c.oid, c.relname, c.relkind, n.oid as nsp, c.relrowsecurity
+  from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+  where n.nspname = {schema_name} and c.relkind not in ('S', 't', 'c')
+), code as (
+  select 'a rule on ' || o.relname as what, r.ev_action::text || coalesce(r.ev_qual::text, '') as tree
+  from ours o join pg_catalog.pg_rewrite r on r.ev_class = o.oid
+  union all
+  select 'trigger ' || t.tgname || ' on ' || o.relname, t.tgqual::text
+  from ours o join pg_catalog.pg_trigger t on t.tgrelid = o.oid where t.tgqual is not null
+  union all
+  select 'a default of ' || o.relname || '.' || a.attname, d.adbin::text
+  from ours o join pg_catalog.pg_attrdef d on d.adrelid = o.oid
+  join pg_catalog.pg_attribute a on a.attrelid = o.oid and a.attnum = d.adnum
+  union all
+  select 'constraint ' || k.conname || ' on ' || o.relname, k.conbin::text
+  from ours o join pg_catalog.pg_constraint k on k.conrelid = o.oid where k.conbin is not null
+  union all
+  select 'index ' || o.relname, coalesce(i.indexprs::text, '') || coalesce(i.indpred::text, '')
+  from ours o join pg_catalog.pg_index i on i.indexrelid = o.oid where i.indexprs is not null or i.indpred is not null
+)
+select what::text from (
+  select 'trigger ' || t.tgname || ' on ' || o.relname as what
+  from ours o join pg_catalog.pg_trigger t on t.tgrelid = o.oid join pg_catalog.pg_proc p on p.oid = t.tgfoid
+  join pg_catalog.pg_roles r on r.oid = p.proowner
+  where not t.tgisinternal and not r.rolsuper
+  union all
+  select c.what from code c cross join lateral regexp_matches(c.tree, ':(?:funcid|opfuncid|hashfuncid|aggfnoid|winfnoid) (\d+)', 'g') m
+  left join pg_catalog.pg_proc p on p.oid = m[1]::oid left join pg_catalog.pg_roles r on r.oid = p.proowner
+  where m[1] <> '0' and (r.rolsuper is not true
+    or p.oid < 16384 and p.provolatile <> 'i' and p.proname <> all ('{{now,statement_timestamp,clock_timestamp,nextval,
+       timestamptz_pl_interval,timestamptz_mi_interval}}'::name[]))
+  union all
+  select c.what from code c cross join lateral regexp_matches(c.tree, ':(?:resulttype|consttype|funcresulttype) (\d+)', 'g') m
+  join pg_catalog.pg_type t on t.oid = m[1]::oid join pg_catalog.pg_roles r on r.oid = t.typowner
+  where not r.rolsuper and t.typrelid = 0
+  union all
+  select 'the type of ' || o.relname || '.' || a.attname
+  from ours o join pg_catalog.pg_attribute a on a.attrelid = o.oid and a.attnum > 0 and not a.attisdropped
+  join pg_catalog.pg_type t on t.oid = a.atttypid join pg_catalog.pg_roles r on r.oid = t.typowner
+  where not r.rolsuper
+  union all
+  select 'foreign table ' || o.relname from ours o where o.relkind in ('f', 'm')
+  union all
+  select 'what ' || o.relname || ' reaches: ' || d.refobjid::regclass::text
+  from ours o join pg_catalog.pg_rewrite r on r.ev_class = o.oid
+  join pg_catalog.pg_depend d on d.classid = 'pg_catalog.pg_rewrite'::regclass and d.objid = r.oid
+    and d.refclassid = 'pg_catalog.pg_class'::regclass
+  where d.refobjid not in (select oid from ours)
+  union all
+  select 'foreign key ' || k.conname || ' of ' || k.conrelid::regclass::text
+  from ours o join pg_catalog.pg_constraint k on k.confrelid = o.oid and k.contype = 'f'
+  where k.conrelid not in (select oid from ours)
+  union all
+  select 'a child of ' || o.relname || ': ' || i.inhrelid::regclass::text
+  from ours o join pg_catalog.pg_inherits i on i.inhparent = o.oid where i.inhrelid not in (select oid from ours)
+  union all
+  select 'a policy on ' || o.relname from ours o where o.relrowsecurity
+) found group by what order by what limit 5;
+
 -- name: may_create_roles anyone glance
 -- Who we are, and whether we may make roles.
-select current_user::text, rolsuper or rolcreaterole from pg_catalog.pg_roles where rolname = current_user;
+select session_user::text, rolsuper or rolcreaterole from pg_catalog.pg_roles where rolname = session_user;
 
--- name: create_role
+-- name: create_role login
 -- Without a password, and nobody can log in as it: it is there to be granted.
 create role {role} nologin;
 
 -- name: has_role
 -- Whether what belongs to a role is ours, too.
-select pg_has_role(%(role)s, 'usage');
+select pg_has_role(session_user, %(role)s, 'usage');
 
--- name: join_role
+-- name: join_role login
 -- Whoever hands tables over to a role must have it.
 grant {role} to current_user;
 
@@ -41,17 +115,18 @@ grant {role} to current_user;
 -- Whether a role has the rights of the roles that are granted to it at once, and the server's version as a number.
 select rolinherit, current_setting('server_version_num')::int from pg_catalog.pg_roles where rolname = %(role)s;
 
--- name: add_member
+-- name: add_member login
 -- Who owned the tables keeps all rights on them.
 grant {admin} to {owner};
 
--- name: add_member_inherit
+-- name: add_member_inherit login
 -- The same for a role that does not inherit by itself; from PostgreSQL 16 on.
 grant {admin} to {owner} with inherit true;
 
--- name: open_schema
--- An owner needs this to be handed a table.
-grant usage, create on schema {schema} to {admin};
+-- name: open_schema login
+-- An owner needs to create in it to be handed a table.
+grant usage on schema {schema} to {producer}, {consumer}, {observer}, {admin};
+grant create on schema {schema} to {admin};
 
 -- name: tables_owner anyone glance
 -- Whom our tables belong to, and which roles for duties there are if that is the administrators'. It asks the catalogue alone,
@@ -74,9 +149,10 @@ select c.relname::text, r.rolname::text,
                                    where a.rolname = %(role)s), false)
 from pg_catalog.pg_class c
 join pg_catalog.pg_namespace n on n.oid = c.relnamespace join pg_catalog.pg_roles r on r.oid = c.relowner
-where n.nspname = %(schema)s and c.relkind in ('r', 'p', 'v') and r.rolname <> %(role)s and pg_has_role(c.relowner, 'usage');
+where n.nspname = %(schema)s and c.relkind in ('r', 'p', 'v') and r.rolname <> %(role)s
+  and pg_has_role(session_user, c.relowner, 'usage');
 
--- name: hand_over patient lock_timeout
+-- name: hand_over login patient lock_timeout
 -- Takes a lock on the table, for a moment.
 alter table {schema}.{table} owner to {admin};
 
@@ -84,10 +160,10 @@ alter table {schema}.{table} owner to {admin};
 -- The version as a number, 180000 for 18.
 select current_setting('server_version_num')::int;
 
--- name: drop_role
+-- name: drop_role login
 -- Refused while it owns anything, or may do anything, in any database.
 drop role if exists {role};
 
--- name: close_schema
+-- name: close_schema login
 -- A schema that stays, because others keep tables in it, is not the roles' any more.
 revoke all on schema {schema} from {producer}, {consumer}, {observer}, {admin};

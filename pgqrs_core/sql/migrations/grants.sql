@@ -2,8 +2,6 @@
 -- The tables belong to {admin}: whoever has that role may do everything with them, and needs no grants.
 
 -- name: shared
-grant usage on schema {schema} to {producer}, {consumer}, {observer}, {admin};
-grant create on schema {schema} to {admin};
 revoke all on {schema}.migrations, {schema}.queues, {schema}.waiters, {schema}.leaders, {schema}.roles,
   {schema}.idempotency_keys from public;
 grant select on {schema}.migrations, {schema}.queues, {schema}.waiters to {producer}, {consumer}, {observer};
