@@ -66,6 +66,7 @@ __all__ = [
     "QueueNotFound",
     "QueuesFailed",
     "ReadOnly",
+    "RoleMissing",
     "SchemaError",
     "SchemaMissing",
     "SchemaTooNew",
@@ -454,6 +455,26 @@ class NotPermitted(ServerError):
         )
         super().__init__(f"{user!r} may not do this: {reason}. {remedy}", sqlstate="42501")
         self.user, self.schema, self.duty, self.reason = user, schema, duty, reason
+
+
+class RoleMissing(ServerError):
+    """A group role that `install` made for a schema has another name now, or was dropped. Nothing was changed."""
+
+    schema: str
+    #: What the role is for: ``producer``, ``consumer``, ``observer`` or ``admin``.
+    duty: str
+    #: The name that it had.
+    role: str
+
+    def __init__(self, schema: str, duty: str, role: str) -> None:
+        note = f"set name = '…' where duty = '{duty}'"
+        super().__init__(
+            f"role {role!r}, the {duty}s' of schema {schema!r}, does not exist. If it was renamed, rename it back with "
+            f'`alter role … rename to "{role}"`, or note its name: `update "{schema}".roles {note}`. If it was dropped, '
+            "`pgqrs install --roles` makes it again.",
+            sqlstate="42704",
+        )
+        self.schema, self.duty, self.role = schema, duty, role
 
 
 class QueuesFailed(ServerError):

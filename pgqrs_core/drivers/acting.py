@@ -32,6 +32,9 @@ __all__ = ["Acting", "Owner", "act", "act_async", "setting"]
 
 #: Seconds after which a superuser's session that acts as itself asks again whom the tables belong to.
 _ASK_AGAIN: Final = 60.0
+#: The table whose owner counts, and what changes whom it belongs to.
+_FIRST: Final = "queues"
+_CHANGES: Final = frozenset({"hand_over", "drop_shared", "drop_schema", "close_schema", "drop_role"})
 
 
 class Owner:
@@ -69,15 +72,14 @@ class Acting:
 
     def note(self, effect: Execute) -> None:
         """A statement has been run: let all sessions ask again, if it may have changed whom the tables belong to."""
-        flags = effect.query.flags
-        if "login" in flags and not flags & {"glance", "observer"} and effect.names.get("table", "queues") == "queues":
+        if effect.query.name in _CHANGES and effect.names.get("table", _FIRST) == _FIRST:
             self.owner.generation += 1
 
 
 def setting(role: str | None) -> bytes:
-    """Return the statement that lets a session act as ``role``, None for its login. A role that has gone is not taken."""
+    """Return the statement that lets a session act as ``role``, None for as it began. A role that has gone is not taken."""
     if role is None:
-        return b"set role none"
+        return b"reset role"
     text = "select pg_catalog.set_config('role', rolname, false) from pg_catalog.pg_roles where rolname = {}"
     return sql.SQL(text).format(sql.Literal(role)).as_bytes(None)
 
@@ -93,9 +95,11 @@ def act(connection: psycopg.Connection[Any], owner: Owner, *, pooled: bool) -> A
     with connection.transaction() if pooled else nullcontext():
         if pooled:
             connection.execute(local_settings(0))
-        acting = _acting(connection, owner, connection.execute(_statement("acting_role", owner.schema)).fetchone())
+        acting = _acting(
+            connection, owner, connection.execute(_statement("acting_role"), {"schema": owner.schema}).fetchone()
+        )
         if acting.role is not None and acting.is_superuser:
-            found = connection.execute(_statement("foreign_code", owner.schema)).fetchall()
+            found = connection.execute(_statement("foreign_code"), {"schema": owner.schema}).fetchall()
             _refuse(found, connection.info.user, acting)
     if not pooled and acting.role is not None:
         connection.execute(setting(acting.role))
@@ -107,10 +111,10 @@ async def act_async(connection: psycopg.AsyncConnection[Any], owner: Owner, *, p
     async with connection.transaction() if pooled else nullcontext():
         if pooled:
             await connection.execute(local_settings(0))
-        cursor = await connection.execute(_statement("acting_role", owner.schema))
+        cursor = await connection.execute(_statement("acting_role"), {"schema": owner.schema})
         acting = _acting(connection, owner, await cursor.fetchone())
         if acting.role is not None and acting.is_superuser:
-            cursor = await connection.execute(_statement("foreign_code", owner.schema))
+            cursor = await connection.execute(_statement("foreign_code"), {"schema": owner.schema})
             _refuse(await cursor.fetchall(), connection.info.user, acting)
     if not pooled and acting.role is not None:
         await connection.execute(setting(acting.role))
@@ -123,8 +127,8 @@ def _acting(connection: psycopg.BaseConnection[Any], owner: Owner, row: tuple[An
     return Acting(owner, row[0], is_superuser=row[1])
 
 
-def _statement(name: str, schema: str) -> bytes:
-    return sql.SQL(queries[name].text).format(schema_name=sql.Literal(schema)).as_bytes(None)
+def _statement(name: str) -> bytes:
+    return sql.SQL(queries[name].text).format().as_bytes(None)
 
 
 def _refuse(found: Sequence[tuple[Any, ...]], user: str, acting: Acting) -> None:

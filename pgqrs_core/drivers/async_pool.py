@@ -245,10 +245,11 @@ class Connections:
             return not link.fresh
         if not isinstance(error, ServerError):
             return False
-        # The owner of the tables may be another role by now: the next session asks.
-        if error.sqlstate in STALE or (isinstance(error, NotPermitted) and link.acting.role is not None):
+        # The tables may belong to another role by now: the next session asks.
+        as_owner = isinstance(error, NotPermitted) and link.acting.role is not None
+        if error.sqlstate in STALE or as_owner:
             await link.connection.close()
-            return error.sqlstate in STALE
+            return not (as_owner and link.fresh)
         return error.sqlstate in RETRY
 
     async def _drop(self, link: AsyncLink) -> None:

@@ -26,9 +26,12 @@ def named(error: NotPermitted, rows: Rows) -> NotPermitted:
     """Return an error that names the role to grant, by what `who_may` was answered."""
     if not rows or error.explained:
         return error
-    owner, roles = rows[0]
+    owner, roles, monitors = rows[0]
     prefix = owner.removesuffix(_ADMIN)
-    duties = ("producer", "consumer", "observer") if error.duty == "anyone" else (error.duty,)
+    duties: tuple[str, ...] = (error.duty,)
+    if error.duty == "anyone":
+        # A member of pg_monitor is there to look.
+        duties = ("observer",) if monitors else ("producer", "consumer", "observer")
     known = [f"{prefix}_{duty}" for duty in duties if f"{prefix}_{duty}" in roles]
     if known:
         grants = " or ".join(f"`grant {_identifier(role)} to {_identifier(error.user)}`" for role in known)

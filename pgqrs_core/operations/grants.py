@@ -9,8 +9,9 @@ from collections.abc import Collection, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from pgqrs_core.arrays import texts
 from pgqrs_core.effects import Execute, Op, Transact
-from pgqrs_core.errors import ServerError
+from pgqrs_core.errors import RoleMissing, ServerError
 from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Queue
 from pgqrs_core.sql import GRANTS, Query, queries, read_grants
@@ -37,6 +38,23 @@ def known_roles(schema: str) -> Op[dict[str, str]]:
         return {}
     rows = yield Execute(queries["list_roles"])
     return dict(rows)
+
+
+def _existing_roles(schema: str) -> Op[dict[str, str]]:
+    """Return the roles that were made for this schema, as `known_roles` does.
+
+    Raises:
+        RoleMissing: one of them was renamed or dropped.
+    """
+    roles: dict[str, str] = yield from known_roles(schema)
+    if not roles:
+        return {}
+    rows = yield Execute(queries["known_roles"], {"names": texts(list(roles.values()))})
+    found = {row[0] for row in rows}
+    for duty, role in roles.items():
+        if role not in found:
+            raise RoleMissing(schema, duty, role)
+    return roles
 
 
 def grant_all(schema: str, plugins: Plugins, roles: Roles) -> Op[list[str]]:
@@ -68,7 +86,7 @@ def grant_all(schema: str, plugins: Plugins, roles: Roles) -> Op[list[str]]:
 
 def grant_new(schema: str, component: str, grants: Mapping[str, Query]) -> Op[None]:
     """Let the roles, where there are some, have what they need of the shared tables that a component just brought."""
-    roles = yield from known_roles(schema)
+    roles = yield from _existing_roles(schema)
     if roles:
         yield from _hand_over(schema, roles, _CORE if grants is GRANTS else (), [component])
         yield from _grant_shared(grants, roles)
@@ -76,7 +94,7 @@ def grant_new(schema: str, component: str, grants: Mapping[str, Query]) -> Op[No
 
 def grant_queue(schema: str, queue: Queue) -> Op[None]:
     """Let the roles, where there are some, have what they need of a queue that was just created."""
-    roles = yield from known_roles(schema)
+    roles = yield from _existing_roles(schema)
     if roles:
         yield from _hand_over(schema, roles, _tables(queue), [])
         number = (yield Execute(queries["server_number"]))[0][0]
@@ -128,5 +146,6 @@ def _grant(queue: Queue, roles: Roles, server: int) -> Op[None]:
         blocks.append(GRANTS["archive"])
     if server >= _MAINTAIN_SINCE:
         blocks.append(GRANTS["maintain"])
+    yield Execute(queries["hand_over_function"], queue=queue, names=roles)
     for block in blocks:
         yield Execute(block, queue=queue, names=roles)

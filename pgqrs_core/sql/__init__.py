@@ -51,8 +51,8 @@ class Query:
     have both of these. ``brief``: it has one turn of waiting for its locks, and whoever runs it tries again later; others
     wait as long as the query timeout allows. ``bitmap``: it wants the bitmap scans that are switched off for everything
     else. ``alone``: it refuses to run inside a transaction. ``glance``: it changes nothing and is over at once, so any
-    connection will do. ``login``: it runs with the rights of the role that logged in where the session acts as the owner of
-    the tables, see drivers/acting.py; it uses no table of ours, or changes whom one belongs to. ``producer``, ``consumer``,
+    connection will do. ``login``: it runs with the rights that the session began with where this acts as the owner of the
+    tables, see drivers/acting.py; it uses no table of ours, or changes whom one belongs to. ``producer``, ``consumer``,
     ``observer``, ``anyone``: who must be allowed to run it; without one of these it is an administrator's. See
     operations/roles.py.
 

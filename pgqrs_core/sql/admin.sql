@@ -45,9 +45,9 @@ drop table if exists {schema}.idempotency_keys;
 drop table if exists {schema}.waiters, {schema}.leaders, {schema}.queues, {schema}.migrations;
 drop table if exists {schema}.roles;
 
--- name: schema_is_droppable
+-- name: schema_is_droppable login
 -- Whether it is empty, and ours.
-select not exists (select from pg_catalog.pg_class where relnamespace = n.oid) and pg_has_role(session_user, n.nspowner, 'usage')
+select not exists (select from pg_catalog.pg_class where relnamespace = n.oid) and pg_has_role(n.nspowner, 'usage')
 from pg_catalog.pg_namespace n where n.nspname = %(schema)s;
 
 -- name: drop_schema login

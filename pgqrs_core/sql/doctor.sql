@@ -6,7 +6,7 @@
 select current_setting('server_version_num')::int, current_setting('server_version'),
   pg_is_in_recovery() or current_setting('default_transaction_read_only')::boolean,
   (select reset_val from pg_catalog.pg_settings where name = 'TimeZone'),
-  pg_has_role(session_user, 'pg_read_all_stats', 'usage'), session_user::text, current_database()::text;
+  pg_has_role(current_user, 'pg_read_all_stats', 'usage'), current_user::text, current_database()::text;
 
 -- name: server_time observer
 select extract(epoch from clock_timestamp())::float8;

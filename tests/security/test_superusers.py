@@ -21,33 +21,33 @@ WHO: Final = "select session_user::text, current_user::text"
 
 #: What an administrator of pgqrs runs for it to be run by a superuser. ``evil()`` makes him one, if he is let.
 RIGGED: Final = {
-    "trigger on queues": "create trigger evil before insert on pgqrs.queues for each row execute function pgqrs.evil()",
-    "trigger on messages": "create trigger evil before insert on pgqrs.q_jobs for each row execute function pgqrs.evil()",
+    "trigger on queues": "create trigger evil before insert on pgqrs.queues for each row execute function apart.evil()",
+    "trigger on messages": "create trigger evil before insert on pgqrs.q_jobs for each row execute function apart.evil()",
     "deferred trigger": "create constraint trigger evil after insert on pgqrs.q_jobs deferrable initially deferred "
-    "for each row execute function pgqrs.evil()",
-    "trigger for each statement": "create trigger evil before delete on pgqrs.waiters execute function pgqrs.evil()",
-    "rule": "create rule evil as on insert to pgqrs.q_jobs do also select pgqrs.evil_number()",
-    "default": "alter table pgqrs.q_jobs alter priority set default pgqrs.evil_number()",
+    "for each row execute function apart.evil()",
+    "trigger for each statement": "create trigger evil before delete on pgqrs.waiters execute function apart.evil()",
+    "rule": "create rule evil as on insert to pgqrs.q_jobs do also select apart.evil_number()",
+    "default": "alter table pgqrs.q_jobs alter priority set default apart.evil_number()",
     "default that sets the role": "alter table pgqrs.q_jobs alter content_type set default "
     "set_config('role', 'none', false)",
     "default that runs a text": "alter table pgqrs.q_jobs alter content_type set default "
-    "query_to_xml('select pgqrs.evil_number()', false, false, '')::text",
-    "generated column": "alter table pgqrs.waiters add evil int generated always as (pgqrs.evil_number()) stored",
-    "check": "alter table pgqrs.q_jobs add constraint evil check (pgqrs.evil_number() > 0) not valid",
-    "index": "create index evil on pgqrs.q_jobs ((message_id + pgqrs.evil_number()))",
-    "part of an index": "create index evil on pgqrs.q_jobs (message_id) where pgqrs.evil_number() > 5",
-    "type": "create domain pgqrs.evil as text check (pgqrs.evil_number() > 0); "
+    "query_to_xml('select apart.evil_number()', false, false, '')::text",
+    "generated column": "alter table pgqrs.waiters add evil int generated always as (apart.evil_number()) stored",
+    "check": "alter table pgqrs.q_jobs add constraint evil check (apart.evil_number() > 0) not valid",
+    "index": "create index evil on pgqrs.q_jobs ((message_id + apart.evil_number()))",
+    "part of an index": "create index evil on pgqrs.q_jobs (message_id) where apart.evil_number() > 5",
+    "type": "create domain apart.evil as json check (apart.evil_number() > 0); "
     "drop view pgqrs.v_jobs; "
-    "alter table pgqrs.q_jobs alter content_type type pgqrs.evil",
+    "alter table pgqrs.q_jobs alter last_error type apart.evil",
     "view in place of a table": "alter table pgqrs.queues rename to those; "
-    "create view pgqrs.queues as select those.*, pgqrs.evil_number() as evil from pgqrs.those",
-    "view of a table elsewhere": "create schema apart; create table apart.queues as table pgqrs.queues; "
+    "create view pgqrs.queues as select those.*, apart.evil_number() as evil from pgqrs.those",
+    "view of a table elsewhere": "create table apart.queues as table pgqrs.queues; "
     "alter table pgqrs.queues rename to those; create view pgqrs.queues as table apart.queues",
     "policy": "alter table pgqrs.queues enable row level security; "
-    "create policy evil on pgqrs.queues using (pgqrs.evil_number() > 0)",
-    "foreign key": "create schema apart; "
-    "create table apart.evil (name text references pgqrs.queues (name) on delete cascade)",
-    "child": "create schema apart; create table apart.evil () inherits (pgqrs.q_jobs)",
+    "create policy evil on pgqrs.queues using (apart.evil_number() > 0)",
+    "foreign key": "create table apart.evil (name text references pgqrs.queues (name) on delete cascade)",
+    "function in the place of ours": "create function pgqrs.later() returns int language sql return 1",
+    "child": "create table apart.evil () inherits (pgqrs.q_jobs)",
 }
 
 
@@ -57,11 +57,12 @@ def rigged(own_estate: Estate) -> Iterator[Estate]:
     estate = own_estate
     database = estate.run("select current_database()::text")[0][0]
     estate.run("grant create on database {} to {}", database, estate.role("admin"))
+    as_admin(estate, "create schema apart")
     body = "begin set local role none; execute 'alter role {} superuser'; return {}; end"
     role = sql.Identifier(estate.role("admin")).as_string(None)
-    as_admin(estate, "create function pgqrs.evil() returns trigger language plpgsql as $f$ "
+    as_admin(estate, "create function apart.evil() returns trigger language plpgsql as $f$ "
                      f"{body.format(role, 'new')} $f$")  # fmt: skip
-    as_admin(estate, "create function pgqrs.evil_number() returns int language plpgsql immutable as $f$ "
+    as_admin(estate, "create function apart.evil_number() returns int language plpgsql immutable as $f$ "
                      "begin return 7; end $f$")  # fmt: skip
     yield estate
     assert estate.run("select rolsuper from pg_roles where rolname = {}", sql.Literal(estate.role("admin"))) == [
@@ -88,11 +89,10 @@ def test_sessions_of_a_superuser_act_as_the_tables_owner(estate: Estate) -> None
 
 def test_so_do_those_of_the_asynchronous_client(estate: Estate) -> None:
     async def scene() -> Any:
-        async with (
-            AsyncClient(Config.load(url=estate.dsn, env={})) as client,
-            client.engine.transaction() as connection,
-        ):
-            return await (await connection.execute(WHO)).fetchone()
+        async with AsyncClient(Config.load(url=estate.dsn, env={})) as client:
+            link = await client.engine.connections.open(relaxed=False)
+            async with link.connection:
+                return await (await link.connection.execute(WHO)).fetchone()
 
     assert asyncio.run(scene())[1] == estate.role("admin")
 
@@ -212,7 +212,7 @@ def test_a_trigger_of_a_superusers_own_is_run_with_the_rights_of_the_owner(own_e
 
 def test_an_installation_of_our_own_is_clean(estate: Estate) -> None:
     with psycopg.connect(estate.dsn) as connection:
-        assert connection.execute(acting._statement("foreign_code", "pgqrs")).fetchall() == []
+        assert connection.execute(acting._statement("foreign_code"), {"schema": "pgqrs"}).fetchall() == []
 
 
 def test_the_doctor_still_sees_what_a_superuser_may_see(estate: Estate) -> None:

@@ -415,9 +415,11 @@ EXEMPT: Final[Mapping[str, Mapping[str, str]]] = {
             _SCHEMA,
         ),
         **dict.fromkeys(("may_create_roles", "inherits", "add_member", "add_member_inherit", "open_schema"), _SCHEMA),
-        **dict.fromkeys(("not_theirs", "hand_over", "server_number", "drop_role", "close_schema"), _SCHEMA),
+        **dict.fromkeys(
+            ("not_theirs", "hand_over", "hand_over_function", "server_number", "drop_role", "close_schema"), _SCHEMA
+        ),
         **dict.fromkeys(("inherits", "add_member", "add_member_inherit", "open_schema"), _SCHEMA),
-        **dict.fromkeys(("may_create_roles", "tables_owner"), _SCHEMA),
+        **dict.fromkeys(("may_create_roles", "tables_owner", "acting_role", "foreign_code"), _SCHEMA),
         **dict.fromkeys(
             (
                 "server_facts",

@@ -22,7 +22,6 @@ revoke all on {queue}, {view} from public;
 revoke all on {queue} from {producer};
 revoke all on sequence {sequence} from {producer};
 grant insert (lane, priority, due_at, expires_at, content_type, headers, body), select (message_id) on {queue} to {producer};
-alter function {enqueue} owner to {admin};
 grant execute on function {enqueue} to {producer};
 grant select, delete, update (lane, priority, attempt, message_id, lease_until, lease_token, enqueued_at, due_at, expires_at,
   content_type, headers, body, last_error) on {queue} to {consumer};
