@@ -160,6 +160,9 @@ class PerformanceConfig(_Section):
         low=0,
         high=1000,
     )
+    connection_idle_seconds: float = _setting(
+        "float", "after how long an idle connection is closed; 0: never", 10.0, unit="seconds", low=0, high=86_400
+    )
     query_timeout_seconds: float = _setting(
         "float", "how long one statement may take; 0: no limit", 30.0, unit="seconds", low=0, high=86_400
     )

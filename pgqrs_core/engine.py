@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Any, Concatenate, Final, TypeVar
@@ -102,6 +103,8 @@ class _Base:
             "keep": performance.connection_pool_size,
             "patience": database.connection_timeout_seconds,
             "query_timeout": performance.query_timeout_seconds,
+            "longest_idle": performance.connection_idle_seconds,
+            "claims": _claims_of(self),
         }
 
     def _wakeup_options(self) -> dict[str, Any]:
@@ -134,6 +137,17 @@ class _Base:
             yield from check_schema(self.schema)
             self._checked = True
         return (yield from make(*args, **kwargs))
+
+
+def _claims_of(engine: _Base) -> Callable[[], bool]:
+    """Return what tells whether an engine waits for messages; it does not keep the engine alive."""
+    found = weakref.ref(engine)
+
+    def claims() -> bool:
+        wakeups = getattr(found(), "_wakeups", None)
+        return wakeups is not None and wakeups.watch.watched > 0
+
+    return claims
 
 
 class Engine(_Base):

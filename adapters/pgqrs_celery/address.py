@@ -28,6 +28,7 @@ _SETTINGS: Final = (
     "schema",
     "max_connections",
     "connection_pool_size",
+    "connection_idle_seconds",
     "connection_timeout_seconds",
     "query_timeout_seconds",
     "cleanup_interval_seconds",

@@ -64,7 +64,6 @@ class Runtime:
 
     def _keep_house(self) -> None:
         """Remove what has expired, if no other process does."""
-        self._engine.connections.trim(1)
         # Neither stops the other.
         for clean in (self._clean_queues, self._clean_results):
             try:

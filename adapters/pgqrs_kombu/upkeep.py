@@ -156,7 +156,6 @@ class Upkeep:
         with self._changed:
             held = list(self._held)
         found = engine.run(topology.renew, self._broker.consumer, held, HOLD, engine.schema)
-        engine.connections.trim(1)
         gone = {number for number in held if number not in found}
         if gone:
             with self._changed:

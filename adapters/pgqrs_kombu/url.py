@@ -46,7 +46,7 @@ def config_of(client: Connection, options: Options) -> Config:
             max_connections=options.max_connections,
             connection_timeout_seconds=timeout,
         ),
-        # The pool keeps what a burst opened; the broker's upkeep closes what stays idle.
+        # The pool keeps what a burst opened, until it has been idle for a while.
         performance=PerformanceConfig(
             connection_pool_size=options.max_connections, query_timeout_seconds=options.query_timeout
         ),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
@@ -12,6 +13,7 @@ import psycopg
 from pgqrs_core.drivers import aio, rights
 from pgqrs_core.drivers.acting import Owner
 from pgqrs_core.drivers.aio import AsyncLink
+from pgqrs_core.drivers.commits import Errands
 from pgqrs_core.drivers.faults import MOST_CONFLICTS, RETRY, STALE
 from pgqrs_core.drivers.locks import Attempts, Turns, blockers_of, who_blocks
 from pgqrs_core.drivers.patience import AsyncConnection
@@ -37,15 +39,32 @@ class Connections:
         keep: how many stay open when idle.
         patience: seconds to wait for a free one at the limit.
         query_timeout: seconds after which the server cancels a statement; 0 for never.
+        longest_idle: seconds after which an idle connection is closed; 0 for never.
+        claims: tells whether this process waits for messages: then it keeps the connection on which it claims.
     """
 
     def __init__(
-        self, conninfo: str, *, target: str, schema: str, limit: int, keep: int, patience: float, query_timeout: float
+        self,
+        conninfo: str,
+        *,
+        target: str,
+        schema: str,
+        limit: int,
+        keep: int,
+        patience: float,
+        query_timeout: float,
+        longest_idle: float = 0.0,
+        claims: Callable[[], bool] = lambda: False,
     ) -> None:
         self._conninfo = conninfo
         self._patience = patience
         self._query_timeout = query_timeout
-        self._shelf: Shelf[AsyncConnection, psycopg.AsyncCursor[Any]] = Shelf(limit=limit, keep=keep)
+        self._shelf: Shelf[AsyncConnection, psycopg.AsyncCursor[Any]] = Shelf(
+            limit=limit, keep=keep, longest=longest_idle
+        )
+        self._claims = claims
+        self._timer: asyncio.TimerHandle | None = None
+        self._errands = Errands()
         self._waiting: set[asyncio.Future[None]] = set()
         self._closed = False
         self.target = target
@@ -187,12 +206,33 @@ class Connections:
         """Give a connection back. One that is not idle is closed: whoever had it was interrupted."""
         if link.is_idle() and not self._closed and self._shelf.give(link):
             self._wake_all()
+            if self._timer is None and self._shelf.closes_idle:
+                self._set_timer()
             return
         await self._drop(link)
+
+    def _set_timer(self) -> None:
+        pause = self._shelf.next_expiry()
+        if pause is None:
+            self._timer = None
+            return
+        close = weakref.WeakMethod(self._close_idle)
+        # By a weak reference: a pool that is dropped is not to live until then.
+        self._timer = asyncio.get_running_loop().call_later(pause, lambda: (method := close()) and method())
+
+    def _close_idle(self) -> None:
+        """Close what has been idle for too long, and come again while something is idle."""
+        expired = self._shelf.expired(claims=self._claims())
+        if expired:
+            self._wake_all()
+            self._errands.start(_close_all(expired))
+        self._set_timer()
 
     async def close(self) -> None:
         """Close all idle connections, and the others when they come back."""
         self._closed = True
+        if self._timer is not None:
+            self._timer.cancel()
         idle = self._shelf.empty()
         self._wake_all()
         for link in idle:
@@ -259,3 +299,8 @@ class Connections:
     def _free(self, slot: Slot) -> None:
         self._shelf.free(slot)
         self._wake_all()
+
+
+async def _close_all(links: list[AsyncLink]) -> None:
+    for link in links:
+        await link.connection.close()

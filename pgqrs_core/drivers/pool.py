@@ -18,6 +18,7 @@ import psycopg
 from pgqrs_core.drivers import rights, sync
 from pgqrs_core.drivers.acting import Owner
 from pgqrs_core.drivers.faults import MOST_CONFLICTS, RETRY, STALE
+from pgqrs_core.drivers.idle import CLOSER
 from pgqrs_core.drivers.locks import Attempts, Turns, blockers_of, who_blocks
 from pgqrs_core.drivers.patience import Connection
 from pgqrs_core.drivers.shelf import Shelf, Slot
@@ -43,15 +44,30 @@ class Connections:
         keep: how many stay open when idle.
         patience: seconds to wait for a free one at the limit.
         query_timeout: seconds after which the server cancels a statement; 0 for never.
+        longest_idle: seconds after which an idle connection is closed; 0 for never.
+        claims: tells whether this process waits for messages: then it keeps the connection on which it claims.
     """
 
     def __init__(
-        self, conninfo: str, *, target: str, schema: str, limit: int, keep: int, patience: float, query_timeout: float
+        self,
+        conninfo: str,
+        *,
+        target: str,
+        schema: str,
+        limit: int,
+        keep: int,
+        patience: float,
+        query_timeout: float,
+        longest_idle: float = 0.0,
+        claims: Callable[[], bool] = lambda: False,
     ) -> None:
         self._conninfo = conninfo
         self._patience = patience
         self._query_timeout = query_timeout
-        self._shelf: Shelf[Connection, psycopg.Cursor[Any]] = Shelf(limit=limit, keep=keep)
+        self._shelf: Shelf[Connection, psycopg.Cursor[Any]] = Shelf(limit=limit, keep=keep, longest=longest_idle)
+        self._claims = claims
+        #: Whether what is idle is looked after.
+        self._is_watched = False
         self._lock = threading.Lock()
         self._waiting: list[threading.Lock] = []
         self._closed = False
@@ -220,20 +236,30 @@ class Connections:
 
     def put(self, link: SyncLink) -> None:
         """Give a connection back. One that is not idle is closed: whoever had it was interrupted."""
+        kept = False
         if link.is_idle():
             with self._lock:
-                if not self._closed and self._shelf.give(link):
-                    if self._waiting:
-                        self._wake()
-                    return
-        self._drop(link)
+                kept = not self._closed and self._shelf.give(link)
+                if kept and self._waiting:
+                    self._wake()
+        if not kept:
+            self._drop(link)
+        elif not self._is_watched and self._shelf.closes_idle:
+            self._is_watched = True
+            CLOSER.watch(self)
 
-    def trim(self, keep: int) -> None:
-        """Close idle durable connections beyond ``keep``: a burst opens as many as it needs, and leaves them behind."""
+    def close_idle(self) -> float | None:
+        """Close what has been idle for too long; return in how many seconds to do so again, None if nothing is idle."""
         with self._lock:
-            spare = self._shelf.spare(keep)
-        for link in spare:
+            expired = self._shelf.expired(claims=self._claims())
+            pause = self._shelf.next_expiry()
+            if pause is None:
+                self._is_watched = False
+            if expired:
+                self._wake()
+        for link in expired:
             link.connection.close()
+        return pause
 
     def close(self) -> None:
         """Close all idle connections, and the others when they come back."""

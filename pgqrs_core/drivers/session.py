@@ -161,6 +161,7 @@ class Link(Generic[C, K]):
         "cursor",
         "doubt",
         "fresh",
+        "idle_since",
         "pooled",
         "prepared",
         "relaxed",
@@ -193,6 +194,8 @@ class Link(Generic[C, K]):
         self.relaxed = relaxed
         #: Whether it was opened for its present user, and nobody had it before.
         self.fresh = True
+        #: When it was last given back to its pool, on the monotonic clock.
+        self.idle_since = 0.0
         #: Whether its last commit waited in vain for a standby.
         self.doubt = Doubt()
         connection.add_notice_handler(self.doubt)

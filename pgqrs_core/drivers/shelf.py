@@ -66,11 +66,13 @@ class Shelf(Generic[C, K]):
     Args:
         limit: the most connections open at once, at least 1.
         keep: how many stay open when idle.
+        longest: seconds after which an idle one is closed; 0 for never.
     """
 
-    def __init__(self, *, limit: int, keep: int) -> None:
+    def __init__(self, *, limit: int, keep: int, longest: float = 0.0) -> None:
         self._limit = limit
         self._keep = keep
+        self._longest = longest
         self._idle: list[Link[C, K]] = []
         self._slots: dict[bool, WeakSet[Slot]] = {True: WeakSet(), False: WeakSet()}
         self._reserved_until = 0.0
@@ -160,17 +162,36 @@ class Shelf(Generic[C, K]):
         # Whoever was interrupted while waiting for a standby does not hear of it; the next one must not either.
         link.doubt.arisen = False
         link.fresh = False
+        link.idle_since = time.monotonic()
         self._idle.append(link)
         return True
 
-    def spare(self, keep: int) -> list[Link[C, K]]:
-        """Forget idle durable connections beyond ``keep``, the longest idle first, and return them."""
-        idle = [link for link in self._idle if not link.relaxed]
-        spare = idle[: max(len(idle) - keep, 0)]
-        for link in spare:
+    @property
+    def closes_idle(self) -> bool:
+        """Whether there is something idle that is to be closed some time."""
+        return bool(self._idle) and self._longest > 0
+
+    def expired(self, *, claims: bool) -> list[Link[C, K]]:
+        """Forget what has been idle for too long, and return it; with ``claims`` not the connection for claims."""
+        if not self._longest:
+            return []
+        since = time.monotonic() - self._longest
+        expired = [link for link in self._idle if link.idle_since <= since and not (claims and self._claims(link))]
+        for link in expired:
             self._idle.remove(link)
             self.free(link.slot)
-        return spare
+        return expired
+
+    def next_expiry(self) -> float | None:
+        """Return in how many seconds to ask `expired` again; None if nothing is idle."""
+        if not self.closes_idle:
+            return None
+        left = min(link.idle_since for link in self._idle) + self._longest - time.monotonic()
+        # One for claims was kept although its time had come.
+        return left if left > 0 else self._longest
+
+    def _claims(self, link: Link[C, K]) -> bool:
+        return link.relaxed or self._limit == 1
 
     def empty(self) -> list[Link[C, K]]:
         """Forget all idle connections and return them."""

@@ -50,6 +50,7 @@ VALUES: dict[str, Any] = {
     "cleanup_interval_seconds": 7.5,
     "prefetch_count": 0,
     "connection_pool_size": 2,
+    "connection_idle_seconds": 2.5,
     "query_timeout_seconds": 0.0,
     "blocked": ("one", "two"),
     "content_types": ("mail.*=application/vnd.msgpack", "*=application/json"),

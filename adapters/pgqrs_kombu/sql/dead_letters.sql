@@ -1,6 +1,6 @@
 -- Queues with a dead-letter exchange or a greatest length: which they are, what has fallen out of them, and moving it.
 
--- name: with_rules anyone
+-- name: with_rules anyone glance
 -- The durable queues that have either, with their arguments. JSON with a NUL cannot be looked into, and would fail for all.
 select name, arguments::text from {schema}.kombu_queues
 where not ephemeral and case when strpos(arguments::text, '\u0000') > 0 then false else

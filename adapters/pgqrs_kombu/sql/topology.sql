@@ -132,7 +132,7 @@ select q.name, b.exchange, b.routing_key
 from {schema}.kombu_bindings b join {schema}.kombu_queues q on q.queue_id = b.queue_id
 order by b.exchange, q.name, b.routing_key;
 
--- name: exchange_table anyone
+-- name: exchange_table anyone glance
 -- The type of an exchange and what is bound to it: of durable queues each binding, of ephemeral ones that there are some.
 select e.type, b.routing_key, b.pattern, q.name, q.ephemeral, q.message_ttl, q.arguments::text
 from {schema}.kombu_exchanges e

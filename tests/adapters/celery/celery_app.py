@@ -83,3 +83,9 @@ def stubborn(self: Any, text: Any) -> None:
     note(f"try {self.request.retries}")
     if self.request.retries < 2:
         raise self.retry(countdown=0.2)
+
+
+@app.task(shared=False)
+def pass_on(text: Any) -> str:
+    say.delay(text)
+    return f"passed {text}"

@@ -1,0 +1,73 @@
+"""Closes connections that have been idle for a while, so that a process that has nothing to do holds few.
+
+One thread serves all blocking pools of the process. It starts with the first idle connection and ends with the last. The
+asynchronous pools have a timer of their event loop each.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from typing import Final, Protocol
+from weakref import WeakSet
+
+from pgqrs_core.forks import begin_anew_in_children
+from pgqrs_core.supervision import start_thread
+
+__all__ = ["CLOSER", "IdleCloser"]
+
+#: Seconds between two looks at the least.
+_SHORTEST: Final = 0.05
+
+
+class Pool(Protocol):
+    """A pool that has idle connections."""
+
+    def close_idle(self) -> float | None:
+        """Close what has been idle for long; return in how many seconds to come again, None if nothing is idle."""
+
+
+class IdleCloser:
+    """Serves the pools of this process. Thread-safe; a forked child begins anew."""
+
+    def __init__(self) -> None:
+        self.begin_anew()
+        begin_anew_in_children(self)
+
+    def begin_anew(self) -> None:
+        """In a forked child: the connections and the thread are the parent's."""
+        self._lock = threading.Lock()
+        self._pools: WeakSet[Pool] = WeakSet()
+        self._thread: threading.Thread | None = None
+
+    def watch(self, pool: Pool) -> None:
+        """Serve a pool until nothing in it is idle."""
+        with self._lock:
+            self._pools.add(pool)
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = start_thread(self._run, name="pgqrs-idle-connections")
+
+    def _run(self) -> None:
+        while (pause := self._round()) is not None:
+            time.sleep(max(pause, _SHORTEST))
+
+    def _round(self) -> float | None:
+        """Serve each pool; return in how many seconds to do so again, None if there is none left."""
+        pauses = []
+        for pool in list(self._pools):
+            # Under the lock, so that a pool which has something idle again meanwhile is added after this.
+            with self._lock:
+                pause = pool.close_idle()
+                if pause is None:
+                    self._pools.discard(pool)
+                else:
+                    pauses.append(pause)
+        with self._lock:
+            if not self._pools:
+                self._thread = None
+                return None
+        return min(pauses, default=_SHORTEST)
+
+
+#: Of this process.
+CLOSER: Final = IdleCloser()

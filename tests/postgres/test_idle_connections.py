@@ -1,0 +1,78 @@
+"""Connections that are idle are given back to the server; one that waits for messages keeps what it claims on."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+
+import pytest
+from harness import AsyncHarness, Harness, SyncHarness, meanwhile, until
+
+from pgqrs_core.operations import schema
+
+#: Seconds after which the pools of these tests close what is idle.
+IDLE = 0.3
+
+
+@pytest.fixture
+def idle(open_harness: Callable[..., Harness]) -> Harness:
+    made = open_harness(performance={"connection_idle_seconds": IDLE})
+    made.transact(schema.install, made.engine.schema)
+    made.create("jobs")
+    made.send()
+    made.take(1)
+    return made
+
+
+def tick(harness: Harness, seconds: float = 0.02) -> None:
+    """Let time pass, and the event loop run."""
+    if isinstance(harness, AsyncHarness):
+        harness.loop.run_until_complete(asyncio.sleep(seconds))
+    else:
+        threading.Event().wait(seconds)
+
+
+def test_a_process_that_has_nothing_to_do_holds_no_connection(idle: Harness) -> None:
+    assert len(idle.backends()) == 2
+
+    until(lambda: tick(idle) or not idle.backends(), "all are closed")
+
+    assert idle.engine.connections.total == 0
+
+
+def test_it_opens_them_again_and_closes_them_again(idle: Harness) -> None:
+    for _ in range(2):
+        until(lambda: tick(idle) or not idle.backends(), "all are closed")
+        idle.send()
+        assert len(idle.backends()) == 1
+
+
+def test_one_that_is_used_is_not_closed(idle: Harness) -> None:
+    until(lambda: tick(idle) or not idle.backends(), "all are closed")
+    idle.send()
+    (before,) = {pid for pid, _ in idle.backends()}
+    for _ in range(20):
+        tick(idle, IDLE / 5)
+        idle.send()
+
+    assert {pid for pid, _ in idle.backends()} == {before}
+
+
+def test_one_that_waits_for_messages_keeps_the_connection_on_which_it_claims(idle: Harness) -> None:
+    idle.create("quiet")
+    other = SyncHarness(idle.dsn)
+    with meanwhile(lambda: idle.take(1, queue="quiet", patience=60.0)):
+        until(lambda: idle.engine.figures().watched, "it waits")
+        until(lambda: len(idle.backends()) == 2, "it claims on one, and listens on another")
+        assert idle.engine.connections.usage.idle == 1
+        other.send(queue="quiet")
+    other.close()
+
+
+def test_zero_keeps_them(open_harness: Callable[..., Harness]) -> None:
+    made = open_harness(performance={"connection_idle_seconds": 0})
+    made.transact(schema.install, made.engine.schema)
+    tick(made, 2 * IDLE)
+
+    assert len(made.backends()) == 1
