@@ -20,17 +20,19 @@ from pgqrs_core.config import Config
 from pgqrs_core.doorbell import Doorbell
 from pgqrs_core.drivers import aio, async_pool, borrowed, pool, sync
 from pgqrs_core.drivers.commits import Errands
+from pgqrs_core.drivers.missing import is_missing
 from pgqrs_core.drivers.statements import Statements
 from pgqrs_core.effects import Effect, Execute, Op, Transact, Wait
 from pgqrs_core.errors import NotPermitted, PgqrsError, ServerError, WrongEventLoop
 from pgqrs_core.figures import EngineFigures, figures_of, note_engine
 from pgqrs_core.forks import begin_anew_in_children
+from pgqrs_core.installations import Installation
 from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Queue
 from pgqrs_core.operations.claim import give_back
 from pgqrs_core.operations.enqueue import ring_all
 from pgqrs_core.operations.queues import find_queue
-from pgqrs_core.operations.schema import check_schema
+from pgqrs_core.operations.schema import prepare
 from pgqrs_core.plugins import Plugins, default_plugins
 from pgqrs_core.requirements import require
 from pgqrs_core.secret import hidden
@@ -66,6 +68,8 @@ class _Base:
         self.plugins = plugins or default_plugins(frozenset(chosen.blocked), chosen.settings, chosen.content_types)
         self.plugins.check()
         self.statements = Statements(self.schema)
+        #: What this process knows of the tables.
+        self.installation = Installation(self.config.target, self.schema)
         #: Whether it is this process's, and not one that a fork inherited and nobody here has used yet.
         self.is_ours = True
         self._begin()
@@ -134,7 +138,7 @@ class _Base:
     def checked(self, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> Op[T]:
         """Check the schema before the first operation that needs it, so that what is missing is said once and well."""
         if not self._checked:
-            yield from check_schema(self.schema)
+            yield from prepare(self.installation, self.plugins, create=False)
             self._checked = True
         return (yield from make(*args, **kwargs))
 
@@ -207,6 +211,10 @@ class Engine(_Base):
             result = sync.drive(make(*args, **kwargs), lambda effect: perform(loan, statements, effect, target))
         except NotPermitted as error:
             raise self.connections.named(error, statements) from error.__cause__
+        except ServerError as error:
+            if is_missing(error):
+                raise self.connections.explained(error, statements) from error.__cause__
+            raise
         loan.when_committed(lambda queues: self.run(ring_all, queues, self.doorbell))
         return result
 
@@ -306,6 +314,10 @@ class AsyncEngine(_Base):
             result = await aio.drive(make(*args, **kwargs), lambda effect: perform(loan, statements, effect, target))
         except NotPermitted as error:
             raise await self.connections.named(error, statements) from error.__cause__
+        except ServerError as error:
+            if is_missing(error):
+                raise await self.connections.explained(error, statements) from error.__cause__
+            raise
         loan.when_committed(lambda queues: self._errands.start(self.run(ring_all, queues, self.doorbell)))
         return result
 

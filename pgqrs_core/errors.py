@@ -13,7 +13,8 @@
     ├── SchemaError                 run `pgqrs install`, or upgrade the package
     │   ├── SchemaMissing
     │   ├── SchemaTooOld
-    │   └── SchemaTooNew
+    │   ├── SchemaTooNew
+    │   └── SchemaUnrecorded        tables without their version, as in a copy without data: `pgqrs install --repair`
     ├── PayloadError                about one payload; others are unaffected
     │   ├── EncodeError             it cannot be serialised
     │   ├── DecodeError             these bytes are not what their content type says
@@ -22,6 +23,7 @@
     ├── LeaseLost                   somebody else may hold this message now: do not apply its effects
     ├── Unavailable                 the server could not be reached or broke off: try again later
     │   ├── EnqueueUnknown          the connection broke while the commit was on its way
+    │   ├── SchemaUnavailable       the tables that this process has used are gone: a restore, perhaps
     │   ├── ReadOnly                the server accepts no writes: a standby, or read-only by its settings
     │   └── TimedOut                the server did not answer a statement in time
     ├── ServerError                 the server refused a statement; the cause is chained
@@ -71,6 +73,8 @@ __all__ = [
     "SchemaMissing",
     "SchemaTooNew",
     "SchemaTooOld",
+    "SchemaUnavailable",
+    "SchemaUnrecorded",
     "ServerError",
     "TableLocked",
     "TimedOut",
@@ -266,6 +270,23 @@ class SchemaTooNew(SchemaError):
         )
 
 
+class SchemaUnrecorded(SchemaError):
+    """The tables are there, but not the record of their version: a copy without its data, or a restore that failed."""
+
+    component: str
+
+    def __init__(self, schema: str, supported: int, component: str) -> None:
+        repair = _install(schema) + " --repair"
+        super().__init__(
+            f"schema {schema!r} holds tables of {component}, but not the record of their version: it is a copy without its "
+            f"data, or a restore failed. Run `{repair}`, or restore all of it.",
+            schema=schema,
+            installed=0,
+            supported=supported,
+        )
+        self.component = component
+
+
 class PayloadError(PgqrsError):
     """One payload cannot be written or read. Other messages are unaffected."""
 
@@ -370,6 +391,25 @@ class EnqueueUnknown(Unavailable):
             in_flight=True,
         )
         self.queue, self.reason, self.keyed = queue, message, keyed
+
+
+class SchemaUnavailable(Unavailable):
+    """The tables that this process has used are gone or not complete. Nothing was changed; try again later.
+
+    The database is being replaced or restored, perhaps. A process makes tables only where it has never seen any.
+    """
+
+    schema: str
+    #: What is missing.
+    reason: str
+
+    def __init__(self, schema: str, reason: str, *, target: str = "") -> None:
+        super().__init__(
+            f"the tables in schema {schema!r} of {target}, which this process has used, are not there any more: "
+            f"{reason.rstrip('.')}. They are awaited, and not made anew: restore them, or run `{_install(schema)}`.",
+            target=target,
+        )
+        self.schema, self.reason = schema, reason
 
 
 class ReadOnly(Unavailable):

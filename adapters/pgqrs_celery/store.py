@@ -16,7 +16,6 @@ from pgqrs_celery.sql import COMPONENT, MIGRATIONS
 from pgqrs_core.config import Config
 from pgqrs_core.effects import Op
 from pgqrs_core.engine import Engine
-from pgqrs_core.errors import SchemaMissing
 from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.kept import open_kept, seal_kept
 from pgqrs_core.operations import schema
@@ -113,14 +112,12 @@ class Store:
         with self._checking:
             if self._ready:
                 return
-            try:
-                self._check()
-            except SchemaMissing:
-                if not self._create_schema:
-                    raise
-                self.engine.run(schema.install_if_empty, self.engine.schema, self.engine.plugins)
-                self._check()
+            self.engine.run(
+                schema.prepare,
+                self.engine.installation,
+                self.engine.plugins,
+                create=self._create_schema,
+                component=COMPONENT,
+                migrations=MIGRATIONS,
+            )
             self._ready = True
-
-    def _check(self) -> None:
-        self.engine.run(schema.check_component, self.engine.schema, COMPONENT, MIGRATIONS)

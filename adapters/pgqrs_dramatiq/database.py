@@ -18,7 +18,7 @@ from pgqrs_core.config import Config
 from pgqrs_core.config_address import split_schema
 from pgqrs_core.effects import Op
 from pgqrs_core.engine import Engine
-from pgqrs_core.errors import ConfigurationError, SchemaMissing, TimedOut, Unavailable
+from pgqrs_core.errors import ConfigurationError, TimedOut, Unavailable
 from pgqrs_core.forks import Lock, begin_anew_in_children
 from pgqrs_core.operations import schema
 from pgqrs_core.secret import hidden
@@ -34,8 +34,6 @@ P = ParamSpec("P")
 
 #: One that claims, one that listens, and two for what is enqueued and settled.
 MAX_CONNECTIONS: Final = 4
-
-_REMEDY: Final = "Run `pgqrs install`."
 
 
 def configure(url: str | Config | None, schema: str | None, max_connections: int) -> Config:
@@ -186,20 +184,10 @@ class Database:
         if own_tables in self._checked:
             return
         with self._lock:
-            try:
-                self._check(own_tables=own_tables)
-            except SchemaMissing:
-                if not self._create_schema:
-                    raise
-                self.engine.run(schema.install_if_empty, self.engine.schema, self.engine.plugins)
-                self._check(own_tables=own_tables)
+            own: dict[str, Any] = {"component": COMPONENT, "migrations": MIGRATIONS} if own_tables else {}
+            engine = self.engine
+            engine.run(schema.prepare, engine.installation, engine.plugins, create=self._create_schema, **own)
             self._checked.add(own_tables)
-
-    def _check(self, *, own_tables: bool) -> None:
-        if own_tables:
-            self.engine.run(schema.check_component, self.engine.schema, COMPONENT, MIGRATIONS, remedy=_REMEDY)
-        else:
-            self.engine.run(schema.check_schema, self.engine.schema)
 
 
 _lock = Lock()

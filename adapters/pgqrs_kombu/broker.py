@@ -129,7 +129,7 @@ class Broker:
                 self._asked_at = time.monotonic()
         else:
             engine = self.engine
-            engine.run(topology.prepare_schema, engine.schema, engine.plugins, self.options.create_schema)
+            engine.run(topology.prepare_schema, engine.installation, engine.plugins, self.options.create_schema)
             self._be_seen()
             self._ready = True
         self._users.add(user)

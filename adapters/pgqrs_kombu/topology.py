@@ -8,9 +8,10 @@ from typing import Any, Final, NamedTuple
 from pgqrs_core.arrays import numbers, texts
 from pgqrs_core.effects import Execute, Op
 from pgqrs_core.errors import QueueNotFound, SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
+from pgqrs_core.installations import Installation
 from pgqrs_core.messages import Queue, QueueOptions, check_name
 from pgqrs_core.operations.queues import create_queue, delete_queue, find_queue
-from pgqrs_core.operations.schema import check_component, install_all, install_if_empty
+from pgqrs_core.operations.schema import install_all, prepare
 from pgqrs_core.plugins import Plugins
 from pgqrs_kombu.arguments import as_json, check_exchange, rules_of, seconds_of
 from pgqrs_kombu.dead_letters import is_expired_kept, keep_expired
@@ -55,28 +56,25 @@ class Declared(NamedTuple):
     message_ttl: float | None
 
 
-def prepare_schema(schema: str, plugins: Plugins, create: bool | None) -> Op[None]:
+def prepare_schema(installation: Installation, plugins: Plugins, create: bool | None) -> Op[None]:
     """Install what is missing if that is wanted; raise unless all that the transport needs is there.
 
     Several processes may do so at once: they take turns, and the later ones find it done.
 
     Raises:
+        SchemaUnavailable: tables that this process has used are gone.
         SchemaError: tables are missing and are not to be created, or do not fit; or the schema is somebody else's.
     """
+    own: dict[str, Any] = {"component": COMPONENT, "migrations": MIGRATIONS, "remedy": _REMEDY}
     try:
-        yield from check_component(schema, COMPONENT, MIGRATIONS, remedy=_REMEDY)
-    except (SchemaTooOld, SchemaTooNew):
+        yield from prepare(installation, plugins, create=create is not False, **own)
+    except (SchemaMissing, SchemaTooOld, SchemaTooNew):
         raise
-    except SchemaMissing:
-        if create is False:
-            raise
-        yield from install_if_empty(schema, plugins)
-        # Where another process has installed it meanwhile, it may be without these tables.
-        yield from check_component(schema, COMPONENT, MIGRATIONS, remedy=_REMEDY)
     except SchemaError:
         if not create:
             raise
-        yield from install_all(schema, plugins)
+        yield from install_all(installation.schema, plugins)
+        yield from prepare(installation, plugins, create=False, **own)
 
 
 def declare_exchange(

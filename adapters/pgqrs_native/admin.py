@@ -8,9 +8,10 @@ from typing import Any
 
 from pgqrs_core.engine import Engine
 from pgqrs_core.messages import ArchivedMessage, DeadMessage, InspectedMessage, Metrics, Queue, Snapshot
-from pgqrs_core.operations import archives, by_id, dead, maintenance, metrics, queues, roles, schema
+from pgqrs_core.operations import archives, by_id, dead, maintenance, metrics, queues, repair, roles, schema
 from pgqrs_core.operations.by_id import Deleted
 from pgqrs_core.operations.maintenance import Housekeeping
+from pgqrs_core.operations.repair import Repair
 from pgqrs_core.operations.roles import RolesPlan
 from pgqrs_native.shared import queue_options
 
@@ -49,6 +50,21 @@ class Admin:
         """
         return self._engine.run(roles.plan_roles, self._engine.schema, self._engine.plugins, role_prefix)
 
+    def repair(self, *, dry_run: bool = False) -> Repair:
+        """Mend what a restore has left incomplete, and install what is missing. Run it while no program uses the schema.
+
+        Tables of queues whose rows are missing are adopted, missing tables are made, empty, and a copy of the schema
+        without its data becomes an installation again. Nothing that holds a row is dropped.
+
+        Args:
+            dry_run: change nothing.
+
+        Returns:
+            What was done, or would be, and what cannot be mended: a sentence for each.
+        """
+        engine = self._engine
+        return engine.run(repair.repair, engine.schema, engine.plugins, dry_run=dry_run)
+
     def uninstall(self, *, roles: bool = False) -> list[str]:
         """Drop all queues with their messages, and all tables; return the names of the queues.
 
@@ -57,7 +73,10 @@ class Admin:
         Args:
             roles: also drop the group roles that `install` made. Else they stay, without rights on anything here.
         """
-        return self._engine.run(schema.uninstall, self._engine.schema, self._engine.plugins, roles=roles)
+        dropped = self._engine.run(schema.uninstall, self._engine.schema, self._engine.plugins, roles=roles)
+        # What was removed on purpose is no outage.
+        self._engine.installation.forget()
+        return dropped
 
     def roles(self) -> dict[str, str]:
         """Return the group roles that `install` made, by what they are for; none unless it was asked to."""

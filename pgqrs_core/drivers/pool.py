@@ -20,6 +20,7 @@ from pgqrs_core.drivers.acting import Owner
 from pgqrs_core.drivers.faults import MOST_CONFLICTS, RETRY, STALE
 from pgqrs_core.drivers.idle import CLOSER
 from pgqrs_core.drivers.locks import Attempts, Turns, blockers_of, who_blocks
+from pgqrs_core.drivers.missing import explained, is_missing, which_are_missing
 from pgqrs_core.drivers.patience import Connection
 from pgqrs_core.drivers.shelf import Shelf, Slot
 from pgqrs_core.drivers.statements import Statements
@@ -27,6 +28,7 @@ from pgqrs_core.drivers.sync import SyncLink
 from pgqrs_core.effects import Effect, Execute, Op, Rows, Transact, Wait
 from pgqrs_core.errors import NotPermitted, PgqrsError, ReadOnly, ServerError, TableLocked, Unavailable
 from pgqrs_core.figures import PoolUsage
+from pgqrs_core.installations import Installation
 
 __all__ = ["Connections"]
 
@@ -80,6 +82,18 @@ class Connections:
             return self._run(effect, statements)
         except NotPermitted as error:
             raise self.named(error, statements) from error.__cause__
+        except ServerError as error:
+            if is_missing(error):
+                raise self.explained(error, statements) from error.__cause__
+            raise
+
+    def explained(self, error: ServerError, statements: Statements) -> PgqrsError:
+        """Return what it means that a table is missing, or the error as it is where that cannot be asked for."""
+        try:
+            rows = self._run(which_are_missing(statements.schema), statements)
+        except PgqrsError:
+            return error
+        return explained(error, rows, Installation(self.target, statements.schema))
 
     def named(self, error: NotPermitted, statements: Statements) -> NotPermitted:
         """Return the error with the name of the role to grant, or as it is where that cannot be asked for."""
@@ -124,6 +138,10 @@ class Connections:
             return self._transact(make, statements)
         except NotPermitted as error:
             raise self.named(error, statements) from error.__cause__
+        except ServerError as error:
+            if is_missing(error):
+                raise self.explained(error, statements) from error.__cause__
+            raise
 
     def _transact(self, make: Callable[[], Op[T]], statements: Statements) -> T:
         retries, attempts = MOST_CONFLICTS, Attempts()

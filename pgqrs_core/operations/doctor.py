@@ -19,10 +19,14 @@ from pgqrs_core.errors import (
     SchemaMissing,
     SchemaTooNew,
     SchemaTooOld,
+    SchemaUnavailable,
+    SchemaUnrecorded,
     ServerError,
 )
+from pgqrs_core.hookspecs import MigrationSource
 from pgqrs_core.installing import install_command
 from pgqrs_core.operations import doctor_queues, doctor_server
+from pgqrs_core.operations.damage import CORE, components_of, find_damage, read_schema
 from pgqrs_core.operations.findings import Finding, span
 from pgqrs_core.operations.schema import SUPPORTED, check_schema, version
 from pgqrs_core.pasting import command
@@ -43,6 +47,8 @@ class Circumstances(msgspec.Struct, frozen=True):
     pooled: bool = False
     #: How many connections one process may open.
     max_connections: int = 16
+    #: Where the scripts of plugins are, whose tables are looked at, too.
+    sources: tuple[MigrationSource, ...] = ()
 
 
 def examine(given: Circumstances) -> Op[list[Finding]]:
@@ -58,6 +64,7 @@ def examine(given: Circumstances) -> Op[list[Finding]]:
         found += yield from _contained(name, check)
     schema = yield from _contained("schema", _schema(given.schema))
     found += schema
+    found += yield from _contained("consistency", _consistency(given))
     if not any(finding.status == "fail" for finding in schema):
         for name, check in doctor_queues.checks(given.schema):
             found += yield from _contained(name, check)
@@ -72,6 +79,8 @@ def _contained(name: str, check: Op[list[Finding]]) -> Op[list[Finding]]:
     except ReadOnly as error:
         remedy = "Let the URL of doctor lead to the primary."
         return [Finding(name, "info", f"cannot be seen on a standby: {error.reason}", remedy)]
+    except SchemaUnavailable as error:
+        return [Finding(name, "fail", f"could not be checked: {error}")]
     except ServerError as error:
         return [Finding(name, "warn", f"could not be checked: {error}")]
 
@@ -110,12 +119,29 @@ def _clock(clock: Callable[[], float]) -> Op[list[Finding]]:
     ]
 
 
+def _consistency(given: Circumstances) -> Op[list[Finding]]:
+    """Look for tables without rows, and rows without tables. Whether anything is installed is said elsewhere."""
+    held = yield from read_schema(given.schema)
+    remedy = "Restore it from a backup, or stop all programs that use it and mend it."
+    commands = (command("install", "--repair", "--dry-run"), command("install", "--repair"))
+    return [
+        Finding("consistency", "fail", damage.describe(), remedy, commands)
+        for damage in find_damage(held, components_of(given.sources))
+        # What the schema and the tables of queues lack has findings of its own.
+        if not (damage.kind == "unrecorded" and damage.component == CORE)
+        and not (damage.queue is not None and f"q_{damage.queue.suffix}" in damage.tables)
+    ] or [Finding("consistency", "ok", "tables and the rows that name them fit together")]
+
+
 def _schema(schema: str) -> Op[list[Finding]]:
     try:
         yield from check_schema(schema)
     except SchemaMissing as error:
         summary = f"nothing is installed in schema {error.schema!r}"
         return [Finding("schema", "fail", summary, "Install it.", (command("install"),))]
+    except SchemaUnrecorded as error:
+        commands = (command("install", "--repair", "--dry-run"), command("install", "--repair"))
+        return [Finding("schema", "fail", str(error), "Restore all of it, or mend it.", commands)]
     except SchemaTooOld as error:
         return [Finding("schema", "fail", str(error), "Upgrade the tables.", (command("install"),))]
     except SchemaTooNew as error:

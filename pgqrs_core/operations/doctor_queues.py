@@ -39,9 +39,9 @@ def _tables(schema: str) -> Op[list[Finding]]:
     for queue in queues:
         fact = facts.get(f"q_{queue.suffix}")
         if fact is None:
-            remedy = "Restore it from a backup, or delete what is left of the queue."
-            delete = command("queue", "delete", "--yes", names=(queue.name,))
-            found.append(Finding("tables", "fail", f"the table of queue {queue.name!r} is missing", remedy, (delete,)))
+            remedy = "Restore it from a backup, or delete what is left of the queue, or make its tables anew, empty."
+            commands = (command("queue", "delete", "--yes", names=(queue.name,)), command("install", "--repair"))
+            found.append(Finding("tables", "fail", f"the table of queue {queue.name!r} is missing", remedy, commands))
             continue
         if fact.autovacuum_off:
             summary = f"autovacuum is switched off for the table of queue {queue.name!r}"

@@ -12,7 +12,7 @@ import msgspec
 
 from pgqrs_core.arrays import numbers
 from pgqrs_core.effects import Execute, Op, Rows
-from pgqrs_core.errors import InvalidArgument, QueueExists, QueueNotFound, ServerError
+from pgqrs_core.errors import InvalidArgument, QueueExists, QueueNotFound, SchemaError, ServerError
 from pgqrs_core.messages import (
     CLAIM_LANES,
     Queue,
@@ -25,6 +25,7 @@ from pgqrs_core.messages import (
 from pgqrs_core.operations.grants import grant_queue
 from pgqrs_core.operations.queue_options import read_options
 from pgqrs_core.operations.schema import SUPPORTED, build_queue, pause_migrations
+from pgqrs_core.pasting import command, shell_quoted
 from pgqrs_core.sql import queries
 
 __all__ = [
@@ -70,7 +71,7 @@ def create_queue(name: str, options: QueueOptions) -> Op[Queue]:
         InvalidQueueName: if no queue may be called so.
         QueueExists: if it exists with other options; the error shows the difference.
         SchemaTooNew: it does not exist, and newer code has changed the schema since: what this code creates would not fit.
-        ServerError: a table of another make has the name that the queue's table would have.
+        SchemaError: a table that belongs to no queue has the name that the queue's table would have.
     """
     check_name(name)
     stored = msgspec.json.encode(options).decode()
@@ -88,10 +89,14 @@ def create_queue(name: str, options: QueueOptions) -> Op[Queue]:
         except ServerError as error:
             if error.sqlstate != _DUPLICATE_TABLE:
                 raise
-            raise ServerError(
-                f"queue {name!r} cannot be created: {str(error).partition(' (SQLSTATE')[0]}. Something that belongs to no "
-                f"queue has this name in schema {schema!r}: rename or drop it, or choose another name.",
-                sqlstate=error.sqlstate,
+            repair = command("install", *(() if schema == "pgqrs" else ("--schema", shell_quoted(schema))), "--repair")
+            raise SchemaError(
+                f"queue {name!r} cannot be created: {str(error).partition(' (SQLSTATE')[0]}. It belongs to no queue of "
+                f"schema {schema!r}: `{repair}` adopts it if a restore has left it without its row; else rename or drop "
+                "it, or choose another name.",
+                schema=schema,
+                installed=SUPPORTED,
+                supported=SUPPORTED,
             ) from error
         yield from grant_queue(schema, queue)
         return queue

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
+from pgqrs_core.arrays import texts
 from pgqrs_core.effects import Execute, Op, Transact
 from pgqrs_core.errors import (
     InvalidArgument,
@@ -20,10 +21,12 @@ from pgqrs_core.errors import (
     SchemaMissing,
     SchemaTooNew,
     SchemaTooOld,
+    SchemaUnrecorded,
     ServerError,
 )
 from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Queue
+from pgqrs_core.operations.damage import read_schema, shared_tables
 from pgqrs_core.operations.grants import grant_new
 from pgqrs_core.operations.roles import check_roles, drop_roles, install_roles, known_roles
 from pgqrs_core.operations.upgrade import apply_to_queue, raise_if_any, upgrade_queues
@@ -31,6 +34,8 @@ from pgqrs_core.pasting import command, shell_quoted
 from pgqrs_core.sql import GRANTS, MIGRATIONS, Migration, Query, queries, read_grants, read_migrations
 
 if TYPE_CHECKING:
+    from pgqrs_core.installations import Installation
+    from pgqrs_core.operations.damage import Schema
     from pgqrs_core.plugins import Plugins
 
 __all__ = [
@@ -42,6 +47,7 @@ __all__ = [
     "install_all",
     "install_if_empty",
     "pause_migrations",
+    "prepare",
     "uninstall",
     "version",
 ]
@@ -50,6 +56,12 @@ __all__ = [
 SUPPORTED: Final = MIGRATIONS[-1].version
 
 COMPONENT: Final = "pgqrs"
+
+#: By which the tables of queues and of archives are known.
+_COLUMNS: Final = {
+    "q": frozenset({"lane", "message_id", "lease_until", "lease_token", "body"}),
+    "a": frozenset({"message_id", "archived_at", "body"}),
+}
 
 _log = get_logger("pgqrs.schema")
 
@@ -67,6 +79,7 @@ def install(
 
     Raises:
         SchemaTooNew: a newer version is installed, by a step that this code does not work with.
+        SchemaUnrecorded: the tables are there, but not which steps they have had.
         SchemaError: a step was applied with other contents than it has now.
         TableLocked: a table stayed locked. Run it again; what was done is done.
     """
@@ -90,6 +103,8 @@ def _install_shared(
     newest = migrations[-1].version
     if any(number > newest and not safe for number, (_, safe) in applied.items()):
         raise SchemaTooNew(schema, max(applied), newest)
+    if not applied:
+        yield from _refuse_unrecorded(schema, component, migrations)
     done: list[str] = []
     for step in migrations:
         if step.version in applied:
@@ -117,6 +132,15 @@ def _install_shared(
     if done:
         yield from grant_new(schema, component, grants)
     return done
+
+
+def _refuse_unrecorded(schema: str, component: str, migrations: Sequence[Migration]) -> Op[None]:
+    """Raise where the tables of a component are there, but not which steps they have had."""
+    tables = shared_tables(migrations)
+    if tables:
+        rows = yield Execute(queries["existing_tables"], {"schema": schema, "tables": texts(tables)})
+        if rows:
+            raise SchemaUnrecorded(schema, migrations[-1].version, component)
 
 
 def install_all(schema: str, plugins: Plugins, *, roles: bool = False, role_prefix: str | None = None) -> Op[list[str]]:
@@ -173,6 +197,56 @@ def _install_if_empty(schema: str, plugins: Plugins) -> Op[tuple[list[str], str]
     return (yield from install_all(schema, plugins)), database
 
 
+def prepare(
+    installation: Installation,
+    plugins: Plugins,
+    *,
+    create: bool,
+    component: str = "",
+    migrations: Sequence[Migration] = (),
+    remedy: str = "Run `pgqrs install`.",
+) -> Op[None]:
+    """Check the tables before their first use, and install them where nothing is there and that is wanted.
+
+    Args:
+        installation: what this process knows of them.
+        plugins: whose tables are installed, too.
+        create: whether to install everything where the schema holds nothing.
+        component: a plugin whose own tables are checked with the core's.
+        migrations: its scripts.
+        remedy: the sentence that tells what to do where its tables are missing.
+
+    Raises:
+        SchemaUnavailable: tables that this process has used are gone. They are never made anew.
+        SchemaError: tables are missing and are not to be created, or do not fit.
+    """
+
+    def check() -> Op[None]:
+        if component:
+            yield from check_component(installation.schema, component, migrations, remedy=remedy)
+        else:
+            yield from check_schema(installation.schema)
+
+    try:
+        yield from check()
+    except SchemaTooNew:
+        raise
+    except (SchemaMissing, SchemaTooOld, SchemaUnrecorded) as error:
+        if installation.was_used():
+            raise installation.unavailable(str(error).partition(". Run `")[0]) from error
+        if not (create and isinstance(error, SchemaMissing)):
+            raise
+        yield from install_if_empty(installation.schema, plugins)
+        # Where another process has installed it meanwhile, it may be without the component's tables.
+        yield from check()
+    except SchemaError as error:
+        if component and installation.was_used(component):
+            raise installation.unavailable(str(error).partition(". Run `")[0]) from error
+        raise
+    installation.note_used()
+    installation.note_used(component)
+
+
 def pause_migrations() -> Op[str]:
     """Let no migration run until this transaction ends, so that a queue made in it gets every step. Return the schema."""
     rows = yield Execute(queries["migration_pause"])
@@ -207,15 +281,15 @@ def uninstall(schema: str, plugins: Plugins | None = None, *, roles: bool = Fals
         SchemaMissing: nothing is installed.
         QueuesFailed: some queues could not be dropped, because other objects depend on them, say. The others were.
     """
-    from pgqrs_core.operations.queues import delete_queue, list_queues
+    from pgqrs_core.operations.queues import delete_queue
 
-    exists = yield Execute(queries["schema_exists"], {"schema": schema})
-    if not exists[0][0]:
+    found = yield from read_schema(schema)
+    if not found.there(["migrations", *shared_tables(MIGRATIONS)]):
         raise SchemaMissing(schema, SUPPORTED)
     dropped: list[str] = []
     while True:
         failed: dict[str, ServerError] = {}
-        for name in [queue.name for queue in (yield from list_queues())]:
+        for name in [queue.name for queue in found.queues]:
             try:
                 yield Transact(partial(delete_queue, name))
                 dropped.append(name)
@@ -228,20 +302,19 @@ def uninstall(schema: str, plugins: Plugins | None = None, *, roles: bool = Fals
         # A program that still runs may have made one meanwhile.
         if (yield Transact(lambda: _uninstall_shared(schema, plugins, roles=roles))):
             return sorted(dropped)
+        found = yield from read_schema(schema)
 
 
 def _uninstall_shared(schema: str, plugins: Plugins | None, *, roles: bool) -> Op[bool]:
     """Drop everything but the queues; answer whether there were none, and it was done."""
     yield Execute(queries["migration_lock"], {"schema": schema})
-    if (yield Execute(queries["queue_names"])):
+    found = yield from read_schema(schema)
+    if found.queues:
         return False
     known = yield from known_roles(schema)
     for source in plugins.migrations if plugins is not None else ():
-        rows = yield Execute(queries["applied_migrations"], {"component": source.component})
-        applied = {row[0] for row in rows}
-        for step in reversed([step for step in read_migrations(source.package) if step.version in applied]):
-            if "drop" in step.blocks:
-                yield Execute(step.blocks["drop"])
+        yield from _drop_component(found, source.component, list(read_migrations(source.package)))
+    yield from _drop_strays(schema, found)
     yield Execute(queries["drop_shared"])
     droppable = yield Execute(queries["schema_is_droppable"], {"schema": schema})
     if droppable[0][0]:
@@ -251,6 +324,32 @@ def _uninstall_shared(schema: str, plugins: Plugins | None, *, roles: bool) -> O
     if roles:
         yield from drop_roles(known)
     return True
+
+
+def _drop_component(found: Schema, component: str, steps: Sequence[Migration]) -> Op[None]:
+    """Drop the tables of a plugin by its own blocks; one by one where these would fail, because some are missing."""
+    applied = [step for step in steps if step.version in found.steps.get(component, ())]
+    tables = shared_tables(applied or steps)
+    there = found.there(tables)
+    if applied and len(there) == len(tables):
+        for step in reversed(applied):
+            if "drop" in step.blocks:
+                yield Execute(step.blocks["drop"])
+    else:
+        for table in reversed(there):
+            yield Execute(queries["drop_table"], names={"table": table})
+
+
+def _drop_strays(schema: str, found: Schema) -> Op[None]:
+    """Drop the tables of queues whose rows are missing: those that have the columns of ours."""
+    tables = [name for name, (kind, _) in found.relations.items() if name.startswith(("q_", "a_")) and kind == "r"]
+    if not tables:
+        return
+    for table, facts in (yield Execute(queries["table_facts"], {"schema": schema, "tables": texts(tables)})):
+        columns = {fact.split()[1] for fact in facts if fact.startswith("column ")}
+        if columns >= _COLUMNS[table[0]]:
+            yield Execute(queries["drop_view"], names={"table": f"v_{table[2:]}"})
+            yield Execute(queries["drop_table"], names={"table": table})
 
 
 def version(schema: str) -> Op[int]:
@@ -269,12 +368,15 @@ def check_schema(schema: str) -> Op[None]:
 
     Raises:
         SchemaMissing, SchemaTooOld, SchemaTooNew: naming both versions and what to run.
+        SchemaUnrecorded: the tables are there, but not which steps they have had.
     """
     exists = yield Execute(queries["schema_exists"], {"schema": schema})
     if not exists[0][0]:
         raise SchemaMissing(schema, SUPPORTED)
     rows = yield Execute(queries["applied_migrations"], {"component": COMPONENT})
     installed = max((row[0] for row in rows), default=0)
+    if not rows:
+        raise SchemaUnrecorded(schema, SUPPORTED, COMPONENT)
     if installed < SUPPORTED:
         raise SchemaTooOld(schema, installed, SUPPORTED)
     if not all(safe for number, _, safe in rows if number > SUPPORTED):

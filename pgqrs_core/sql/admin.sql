@@ -39,6 +39,12 @@ values (%(component)s, %(version)s, %(name)s, %(checksum)s, %(safe)s);
 select exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
                where n.nspname = %(schema)s and c.relname = 'migrations');
 
+-- name: missing_core_tables anyone glance
+-- Which of the tables that every queue needs are not there.
+select t.name from unnest('{{migrations,queues,waiters,leaders,idempotency_keys}}'::text[]) t(name)
+where not exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+                  where n.nspname = %(schema)s and c.relname = t.name);
+
 -- name: drop_shared patient lock_timeout
 -- The keys may be missing: they came later.
 drop table if exists {schema}.idempotency_keys;

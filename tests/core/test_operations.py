@@ -1330,9 +1330,9 @@ class TestSchema:
 
     def test_an_older_version_names_both_versions(self) -> None:
         with pytest.raises(SchemaTooOld) as caught:
-            play(schema.check_schema("pgqrs"), [(True,)], [])
+            play(schema.check_schema("pgqrs"), [(True,)], [(1, "c", True)])
 
-        assert (caught.value.installed, caught.value.supported) == (0, schema.SUPPORTED)
+        assert (caught.value.installed, caught.value.supported) == (1, schema.SUPPORTED)
 
     def test_a_newer_version_is_fine_if_every_unknown_step_is_safe(self) -> None:
         known = [(number, "c", False) for number in range(1, schema.SUPPORTED + 1)]
@@ -1362,7 +1362,8 @@ class TestSchema:
         assert play(schema.version("pgqrs"), *replies).result == number
 
     def test_uninstalling_keeps_a_schema_in_which_others_have_tables(self) -> None:
-        played = play(schema.uninstall("pgqrs"), [(True,)], [], [], [], NO_ROLES, [], [(False,)])
+        held: list[Any] = [[("migrations", "r", ""), ("queues", "r", "")], [], []]
+        played = play(schema.uninstall("pgqrs"), *held, [], *held, NO_ROLES, [], [(False,)])
 
         assert "drop_schema" not in played.names
 

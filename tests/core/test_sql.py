@@ -17,7 +17,9 @@ CORE = Path(pgqrs_core.__file__).parent
 SHELVES = [CORE, CORE.parent / "adapters", CORE.parent / "plugins"]
 FILES = sorted((CORE / "sql").glob("*.sql"))
 #: What is filled in from `Execute.names`: roles, and a table to hand over to one.
-NAMES = {name: f"some {name}" for name in ("producer", "consumer", "observer", "admin", "role", "table", "owner")}
+NAMES = {
+    name: f"some {name}" for name in ("producer", "consumer", "observer", "admin", "role", "table", "owner", "scratch")
+}
 PLACEHOLDERS = {
     "schema",
     "queue",
@@ -39,6 +41,9 @@ CLEAR = frozenset(
         "create_migrations",
         "create_schema",
         "delete_queue",
+        "drop_scratch",
+        "drop_view",
+        "move_table",
         "drop_archive",
         "drop_schema",
         "find_queue",

@@ -13,7 +13,7 @@ import pytest
 from harness import SyncHarness, ask
 
 from pgqrs_core.drivers import locks, sync
-from pgqrs_core.errors import QueuesFailed, SchemaTooOld, ServerError, TableLocked
+from pgqrs_core.errors import QueuesFailed, SchemaError, SchemaTooOld, ServerError, TableLocked
 from pgqrs_core.messages import QueueOptions
 from pgqrs_core.operations import maintenance, metrics, queues, schema
 from pgqrs_core.operations.many import TOGETHER
@@ -335,7 +335,7 @@ class TestNames:
     def test_a_table_that_is_in_the_way_is_named_with_a_remedy(self, engine: SyncHarness) -> None:
         engine.ask("create table pgqrs.a_taken (n int)")
 
-        with pytest.raises(ServerError, match=r"'taken' cannot be created.*a_taken.*rename or drop"):
+        with pytest.raises(SchemaError, match=r"'taken' cannot be created.*a_taken.*rename or drop"):
             engine.create("taken")
 
         assert engine.ask("select from pgqrs.queues where name = 'taken'") == []

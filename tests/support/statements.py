@@ -382,6 +382,7 @@ EXEMPT: Final[Mapping[str, Mapping[str, str]]] = {
                 "namespace_exists",
                 "schema_exists",
                 "schema_holds_others",
+                "missing_core_tables",
                 "oldest_writer",
                 "dead_tuples",
             ),
@@ -420,6 +421,11 @@ EXEMPT: Final[Mapping[str, Mapping[str, str]]] = {
         ),
         **dict.fromkeys(("inherits", "add_member", "add_member_inherit", "open_schema"), _SCHEMA),
         **dict.fromkeys(("may_create_roles", "tables_owner", "acting_role", "foreign_code"), _SCHEMA),
+        **dict.fromkeys(
+            ("relations", "recorded_steps", "table_facts", "holds_rows", "drop_table", "drop_view"), _SCHEMA
+        ),
+        **dict.fromkeys(("create_scratch", "move_table", "drop_scratch"), _SCHEMA),
+        **dict.fromkeys(("adopt_queue", "pass_queue_numbers"), _SCHEMA),
         **dict.fromkeys(
             (
                 "server_facts",

@@ -86,7 +86,7 @@ def _examine(session: Session) -> _Examined:
         # What is looked at needs no plugin, and a plugin that is set up wrongly must not keep it from being looked at.
         with Client(config, plugins=Plugins.core()) as client:
             examined.findings += _connect(client)
-            examined.findings += client.engine.run(examine, _circumstances(client))
+            examined.findings += client.engine.run(examine, _circumstances(client, plugins))
     except ConfigurationError as error:
         examined.code = 2
         remedy = "Correct it: without a configuration the server cannot be examined."
@@ -147,7 +147,7 @@ def encryption(host: str, *, encrypted: bool, mode: str) -> Finding:
     return Finding("encryption", "ok", "the connection is encrypted, and the server is who it says")
 
 
-def _circumstances(client: Client) -> Circumstances:
+def _circumstances(client: Client, plugins: Plugins) -> Circumstances:
     link = client.engine.connections.get(relaxed=False)
     client.engine.connections.put(link)
     return Circumstances(
@@ -155,6 +155,7 @@ def _circumstances(client: Client) -> Circumstances:
         time.time,
         pooled=link.pooled,
         max_connections=client.config.database.max_connections,
+        sources=plugins.migrations,
     )
 
 

@@ -43,14 +43,24 @@ def install(
     role_prefix: Annotated[
         str | None, typer.Option("--role-prefix", help="What the roles' names begin with; by default the schema.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --roles: only say what would change.")] = False,
+    repair: Annotated[
+        bool, typer.Option("--repair", help="Also mend what a restore left incomplete, while no program runs.")
+    ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="With --roles or --repair: only say what would change.")
+    ] = False,
     yes: Yes = False,
 ) -> None:
     """Create or upgrade the tables. Harmless to repeat, and to run again after it was interrupted."""
     admin, schema = session.client.admin, session.client.engine.schema
     roles = roles or role_prefix is not None
+    if repair and roles:
+        raise InvalidInput("--repair and --roles are done one after the other")
+    if repair:
+        _repair(session, dry_run=dry_run)
+        return
     if dry_run and not roles:
-        raise InvalidInput("--dry-run is for --roles: say what it would change")
+        raise InvalidInput("--dry-run is for --roles and --repair: say what they would change")
     plan = admin.plan_roles(role_prefix) if roles else None
     if plan is not None and (dry_run or plan.takes_over):
         if dry_run:
@@ -72,6 +82,22 @@ def install(
             f"schema {schema!r} has version {version}, newer than this code ({SUPPORTED}), which works with it: "
             "nothing is installed or taken back"
         )
+
+
+def _repair(session: Session, *, dry_run: bool) -> None:
+    mended = session.client.admin.repair(dry_run=dry_run)
+    schema = session.client.engine.schema
+    if session.out.json:
+        session.out.document({"schema": schema, "dry_run": dry_run, "done": mended.done, "left": mended.left})
+    else:
+        for sentence in mended.done:
+            session.out.say(f"{'would ' if dry_run else 'done: '}{sentence}")
+        if not mended.done and not mended.left:
+            session.out.say(f"schema {schema!r} is complete")
+    for sentence in mended.left:
+        session.out.note(f"not mended: {sentence}")
+    if mended.left:
+        raise typer.Exit(1)
 
 
 def _show_plan(session: Session, plan: RolesPlan) -> None:
