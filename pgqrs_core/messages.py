@@ -13,6 +13,7 @@ A lane is entered at enqueue, retry and replay, never at claim, so a claim touch
 
 from __future__ import annotations
 
+import re
 from datetime import datetime
 from typing import Any, Final
 
@@ -44,8 +45,11 @@ __all__ = [
     "delayed_lane",
     "discreet",
     "encode_headers",
+    "read_label",
     "show_headers",
 ]
+
+_LABEL: Final = re.compile(r"pgqrs queue (\d{1,9}): (.*)", re.DOTALL)
 
 MAX_PRIORITY: Final = 9
 DEAD_LANE: Final = -100
@@ -196,6 +200,17 @@ class Queue(msgspec.Struct, frozen=True):
     paused_at: datetime | None = None
     created_at: datetime | None = None
     unusable: tuple[tuple[str, str], ...] = ()
+
+    @property
+    def label(self) -> str:
+        """What stands as a comment on its table, so that the table alone tells whose it is; see `read_label`."""
+        return f"pgqrs queue {self.id}: {self.name}"
+
+
+def read_label(comment: str) -> tuple[int, str] | None:
+    """Return the number and the name of a queue out of the comment on its table; None if it is another one."""
+    found = _LABEL.fullmatch(comment)
+    return (int(found[1]), found[2]) if found else None
 
 
 class Lease(msgspec.Struct, frozen=True, gc=False):

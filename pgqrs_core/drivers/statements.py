@@ -100,6 +100,7 @@ class Statements:
                 names[key] = sql.Identifier(self.schema, prefix + queue.suffix)
             names["queue_id"] = sql.Literal(queue.id)
             names["enqueue"] = sql.Identifier(self.schema, f"e_{queue.suffix}")
+            names["queue_label"] = sql.Literal(queue.label)
             names["sequence"] = sql.Identifier(self.schema, f"q_{queue.suffix}_message_id_seq")
             for key in ("queue", "archive", "sequence"):
                 names[f"{key}_name"] = sql.Literal(names[key].as_string(None))

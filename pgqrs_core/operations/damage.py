@@ -24,8 +24,8 @@ __all__ = ["CORE", "Damage", "Schema", "components_of", "find_damage", "read_sch
 #: The core's name among components.
 CORE: Final = "pgqrs"
 
-_CREATED: Final = re.compile(r"^create (?:unlogged )?table (?:if not exists )?\{schema\}\.(\w+)", re.MULTILINE)
-_DROPPED: Final = re.compile(r"^drop table (?:if exists )?\{schema\}\.(\w+)", re.MULTILINE)
+_CREATED: Final = re.compile(r"^create (?:unlogged )?(?:table|view) (?:if not exists )?\{schema\}\.(\w+)", re.MULTILINE)
+_DROPPED: Final = re.compile(r"^drop (?:table|view) (?:if exists )?\{schema\}\.(\w+)", re.MULTILINE)
 _UNDER: Final = "migrations"
 
 
@@ -75,6 +75,10 @@ class Schema(msgspec.Struct, frozen=True):
     steps: dict[str, tuple[int, ...]]
     queues: list[Queue]
 
+    def is_view(self, name: str) -> bool:
+        """Tell whether one of the relations is a view."""
+        return self.relations.get(name, ("", ""))[0] == "v"
+
     def there(self, tables: Collection[str]) -> list[str]:
         """Return those of these tables that are there."""
         return [table for table in tables if table in self.relations]
@@ -86,7 +90,7 @@ def components_of(sources: Sequence[MigrationSource]) -> dict[str, tuple[Migrati
 
 
 def shared_tables(steps: Sequence[Migration]) -> list[str]:
-    """Return the tables that the shared blocks of these steps leave, in the order in which they are made."""
+    """Return the tables and views that the shared blocks of these steps leave, in the order in which they are made."""
     tables: dict[str, None] = {}
     for step in steps:
         if "shared" in step.blocks:

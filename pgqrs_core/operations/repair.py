@@ -13,7 +13,7 @@ stray       the queue gets a row again if its tables are what some version makes
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, Final
 
@@ -23,7 +23,7 @@ from pgqrs_core.arrays import texts
 from pgqrs_core.effects import Execute, Op, Rows, Transact
 from pgqrs_core.errors import PgqrsError, ServerError
 from pgqrs_core.logs import get_logger
-from pgqrs_core.messages import Queue, QueueOptions
+from pgqrs_core.messages import Queue, QueueOptions, read_label
 from pgqrs_core.operations.damage import CORE, Damage, Schema, components_of, find_damage, read_schema
 from pgqrs_core.operations.grants import grant_new, grant_queue
 from pgqrs_core.operations.queues import queue_of, table_suffix
@@ -38,9 +38,9 @@ __all__ = ["Repair", "repair"]
 
 _log = get_logger("pgqrs.schema")
 
+_VIEWS: Final = re.compile(r"^create (?:view|rule) .*?;$", re.MULTILINE | re.DOTALL)
+_NAMED: Final = re.compile(r"create view \{schema\}\.(\w+)")
 _VIEW: Final = re.compile(r"create (?:or replace )?view \{view\}.*?(?:;|\Z)", re.DOTALL)
-#: What stands on the table of a queue: its number and its name.
-_LABEL: Final = re.compile(r"pgqrs queue (\d{1,9}): (.*)", re.DOTALL)
 #: A queue that is made to see what tables look like, and never committed.
 _PATTERN: Final = Queue(0, "pgqrs pattern", "pgqrs_pattern_of_a_queue", QueueOptions(archive=True))
 
@@ -76,13 +76,13 @@ def repair(schema: str, plugins: Plugins, *, dry_run: bool = False) -> Op[Repair
     found = yield from read_schema(schema)
     for damage in find_damage(found, components):
         if damage.kind == "unrecorded":
-            why = yield from _why_not_anew(damage)
+            why = yield from _why_not_anew(damage, found)
             if why:
                 left.append(why)
                 continue
             done.append(f"make the tables of {damage.component} anew, which are all empty: {', '.join(damage.tables)}")
             if not dry_run:
-                yield Transact(partial(_drop, damage.tables))
+                yield Transact(partial(_drop, damage.tables, found))
                 yield from _install(schema, plugins, damage.component, components)
     if left:
         return Repair(done, left)
@@ -120,9 +120,9 @@ def repair(schema: str, plugins: Plugins, *, dry_run: bool = False) -> Op[Repair
     return Repair(done, left)
 
 
-def _why_not_anew(damage: Damage) -> Op[str]:
+def _why_not_anew(damage: Damage, found: Schema) -> Op[str]:
     for table in damage.tables:
-        if (yield Execute(queries["holds_rows"], names={"table": table}))[0][0]:
+        if not found.is_view(table) and (yield Execute(queries["holds_rows"], names={"table": table}))[0][0]:
             return (
                 f"{damage.describe()}; {table} holds rows, so they are not made anew: "
                 "restore the table migrations from the same backup"
@@ -130,9 +130,9 @@ def _why_not_anew(damage: Damage) -> Op[str]:
     return ""
 
 
-def _drop(tables: Sequence[str]) -> Op[None]:
+def _drop(tables: Sequence[str], found: Schema) -> Op[None]:
     for table in reversed(tables):
-        yield Execute(queries["drop_table"], names={"table": table})
+        yield Execute(queries["drop_view" if found.is_view(table) else "drop_table"], names={"table": table})
 
 
 def _install(
@@ -155,9 +155,17 @@ def _make_shared(schema: str, damage: Damage, found: Schema, steps: Sequence[Mig
     for step in steps:
         if step.version in recorded and "shared" in step.blocks:
             yield Execute(step.blocks["shared"], names={"schema": names["scratch"]})
+    # Views stay behind, with the tables that they read.
+    views = {
+        name: text for step in steps if "shared" in step.blocks for name, text in _views(step.blocks["shared"].text)
+    }
     for table in damage.tables:
-        yield Execute(queries["move_table"], names={**names, "table": table})
+        if table not in views:
+            yield Execute(queries["move_table"], names={**names, "table": table})
     yield Execute(queries["drop_scratch"], names=names)
+    for name in damage.tables:
+        if name in views:
+            yield Execute(Query("view", views[name]))
     yield from grant_new(schema, damage.component, _grants(plugins, damage.component))
 
 
@@ -169,6 +177,18 @@ def _make_queue_tables(schema: str, queue: Queue, missing: Sequence[str]) -> Op[
         yield Execute(_view(), {}, queue)
     yield from grant_queue(schema, queue)
     yield Execute(queries["record_version"], {"queue_id": queue.id, "version": SUPPORTED})
+
+
+def _views(text: str) -> Iterator[tuple[str, str]]:
+    """Yield the views that a block makes, each with the statements that make it and its rules."""
+    statements = _VIEWS.findall(text)
+    for statement in statements:
+        named = _NAMED.match(statement)
+        if named is not None:
+            rules = [
+                one for one in statements if one.startswith("create rule") and f" to {{schema}}.{named[1]} " in one
+            ]
+            yield named[1], "\n".join([statement, *rules]).removesuffix(";")
 
 
 def _view() -> Query:
@@ -231,9 +251,9 @@ def _difference(table: str, facts: Sequence[str], wanted: Sequence[str]) -> str:
 
 def _name_of(damage: Damage) -> tuple[int, str | None]:
     """Return the number and name of a queue, by what stands on its table, or by the table's name; 0 and None: unknown."""
-    label = _LABEL.fullmatch(damage.comment)
-    if label is not None and table_suffix(label[2]) == damage.suffix:
-        return int(label[1]), label[2]
+    label = read_label(damage.comment)
+    if label is not None and table_suffix(label[1]) == damage.suffix:
+        return label
     return 0, damage.suffix if table_suffix(damage.suffix) == damage.suffix else None
 
 
@@ -261,5 +281,6 @@ def _adopt(schema: str, damage: Damage, queue: Queue, version: int) -> Op[None]:
     for step in MIGRATIONS:
         if step.version > version:
             yield from apply_to_queue(step, adopted)
+    yield Execute(queries["label_queue"], {}, adopted)
     yield from grant_queue(schema, adopted)
     yield Execute(queries["record_version"], {"queue_id": adopted.id, "version": SUPPORTED})

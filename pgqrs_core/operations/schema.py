@@ -337,7 +337,7 @@ def _drop_component(found: Schema, component: str, steps: Sequence[Migration]) -
                 yield Execute(step.blocks["drop"])
     else:
         for table in reversed(there):
-            yield Execute(queries["drop_table"], names={"table": table})
+            yield Execute(queries["drop_view" if found.is_view(table) else "drop_table"], names={"table": table})
 
 
 def _drop_strays(schema: str, found: Schema) -> Op[None]:

@@ -3,8 +3,8 @@
 A statement begins with ``-- name: <name>`` and the comment that follows says what it promises. Placeholders in
 braces are identifiers, composed by the driver and never formatted: ``{schema}``, ``{queue}``, ``{archive}``, ``{view}``,
 ``{sequence}``, ``{enqueue}`` (a function), ``{queue_name}``, ``{archive_name}`` and ``{sequence_name}`` (as texts, for
-functions that take one) and ``{queue_id}`` (a number). Values are always parameters. Others, of roles for instance, are
-filled in from `Execute.names`.
+functions that take one), ``{queue_id}`` (a number) and ``{queue_label}`` (a text). Values are always parameters. Others, of
+roles for instance, are filled in from `Execute.names`.
 """
 
 from __future__ import annotations

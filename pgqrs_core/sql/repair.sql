@@ -16,7 +16,7 @@ select c.relname::text, array(
   select f.fact from (
     select 'column ' || a.attname || ' ' || format_type(a.atttypid, a.atttypmod)
            || case when a.attnotnull then ' not null' else '' end
-           || case when a.attidentity <> '' then ' identity' else '' end
+           || case a.attidentity when 'a' then ' identity' when 'd' then ' identity by default' else '' end
     from pg_catalog.pg_attribute a where a.attrelid = c.oid and a.attnum > 0 and not a.attisdropped
     union all
     select regexp_replace(pg_get_constraintdef(k.oid), ' NOT VALID$', '')
@@ -42,6 +42,7 @@ select exists (select from {schema}.{table});
 drop table {schema}.{table};
 
 -- name: drop_view patient lock_timeout
+-- One of a table that no queue has, or of a component.
 drop view if exists {schema}.{table};
 
 -- name: create_scratch
@@ -61,6 +62,10 @@ overriding system value
 select %(number)s::int, %(name)s, %(suffix)s, %(options)s::json, %(version)s
 where not exists (select from {schema}.queues where queue_id = %(number)s::int)
 returning queue_id, name, table_suffix, options::text, paused_at, created_at;
+
+-- name: label_queue
+-- The number and the name of a queue stand on its table, so that they are known without its row.
+comment on table {queue} is {queue_label};
 
 -- name: pass_queue_numbers
 -- Let the numbers that are given next be beyond those that queues have.

@@ -197,8 +197,12 @@ DAMAGES: dict[str, tuple[str, str]] = {
     "a table of Celery": ("drop table pgqrs.celery_groups", "tables of celery are missing: celery_groups"),
     "a table of Kombu": ("drop table pgqrs.kombu_bindings", "tables of kombu are missing: kombu_bindings"),
     "all tables of Dramatiq": (
-        "drop table pgqrs.dramatiq_results, pgqrs.dramatiq_limits, pgqrs.dramatiq_waiters",
+        "drop table pgqrs.dramatiq_results, pgqrs.dramatiq_limits, pgqrs.dramatiq_waiters cascade",
         "tables of dramatiq are missing: dramatiq_results, dramatiq_limits, dramatiq_waiters",
+    ),
+    "views of Celery": (
+        "drop view pgqrs.celery_ended_waits, pgqrs.celery_new_chords",
+        "tables of celery are missing: celery_new_chords, celery_ended_waits",
     ),
     "the table of a queue": ("drop table pgqrs.q_jobs cascade", "the table of queue 'jobs' is missing"),
     "an archive": ("drop table pgqrs.a_jobs", "tables of queue 'jobs' are missing: a_jobs"),

@@ -31,6 +31,7 @@ PLACEHOLDERS = {
     "sequence",
     "sequence_name",
     "enqueue",
+    "queue_label",
     *NAMES,
 }
 
@@ -42,7 +43,6 @@ CLEAR = frozenset(
         "create_schema",
         "delete_queue",
         "drop_scratch",
-        "drop_view",
         "move_table",
         "drop_archive",
         "drop_schema",
