@@ -10,6 +10,7 @@ from typing import Any
 
 import psycopg
 import pytest
+from pgqrs_native import Client
 
 from pgqrs_core.errors import SchemaUnavailable, Unavailable
 from pgqrs_core.testing import eventually
@@ -151,6 +152,22 @@ class TestCelery:
         crew.wait_for("say kept", patience=60)
         started.join(30)
         assert tables(pgqrs_dsn) >= {"q_celery", "queues"}
+
+    def test_a_worker_whose_queue_has_lost_its_row_waits_until_it_is_adopted(self, crew: Any, pgqrs_dsn: str) -> None:
+        crew.tasks.say.delay("kept")
+        with psycopg.connect(pgqrs_dsn, autocommit=True) as connection:
+            connection.execute("delete from pgqrs.queues")
+            connection.execute("delete from pgqrs.kombu_queues")
+        started = threading.Thread(target=crew.start, daemon=True)
+        started.start()
+        eventually(lambda: crew.processes and "--repair` adopts it" in crew.processes[0].log, 60)
+
+        with Client(pgqrs_dsn) as client:
+            client.admin.repair()
+
+        crew.wait_for("say kept", patience=60)
+        started.join(30)
+        assert crew.processes[0].process.poll() is None
 
     def test_results_are_waited_for_and_stored_again(self, pgqrs_dsn: str, tmp_path: Path) -> None:
         celery = pytest.importorskip("celery")
