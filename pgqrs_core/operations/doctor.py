@@ -122,6 +122,8 @@ def _clock(clock: Callable[[], float]) -> Op[list[Finding]]:
 def _consistency(given: Circumstances) -> Op[list[Finding]]:
     """Look for tables without rows, and rows without tables. Whether anything is installed is said elsewhere."""
     held = yield from read_schema(given.schema)
+    if not held.relations:
+        return []
     remedy = "Restore it from a backup, or stop all programs that use it and mend it."
     commands = (command("install", "--repair", "--dry-run"), command("install", "--repair"))
     return [

@@ -59,6 +59,8 @@ WRONG: dict[str, list[tuple[Any, ...]]] = {
     ],
     "notify_usage": [(0.9,)],
     "schema_exists": [(True,)],
+    "relations": [("migrations", "r", ""), ("q_left", "r", "")],
+    "recorded_steps": [("pgqrs", list(range(1, SUPPORTED + 1)))],
     "applied_migrations": [(number, "", True) for number in range(1, SUPPORTED + 1)],
     "outdated_queues": [],
     "list_queues": [(number, name, f"s{number}", "{}", None, None) for number, name in enumerate(NAMES)],

@@ -44,6 +44,7 @@ SOUND: dict[str, Sequence[tuple[Any, ...]]] = {
     "xmin_pins": [],
     "notify_usage": [(0.0,)],
     "schema_exists": [(False,)],
+    "relations": [],
 }
 
 
