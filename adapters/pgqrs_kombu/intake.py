@@ -174,9 +174,14 @@ class Intake:
     def poll(self, *, last: bool = False) -> bool:
         """Look at ephemeral queues once more if it is time to: the wake-up connection may hang. Tell whether to fetch.
 
+        Only for who waits for replies alone: beside a durable queue, whose polls show that the connection is there, nothing
+        more is asked.
+
         Args:
             last: the caller is about to give up. Then one look is due since the wait began, or something came.
         """
+        if any(source.mailbox is None for source in self._sources):
+            return False
         if not (self._polls.is_due or (last and self._polls.is_untried)):
             return False
         idle = [source for source in self._sources if source.mailbox is not None and not source.look]
