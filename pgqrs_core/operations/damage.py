@@ -66,7 +66,7 @@ class Schema(msgspec.Struct, frozen=True):
     """What a schema holds.
 
     Attributes:
-        relations: Tables and views by name: kind, and comment.
+        relations: Tables, views, and functions of queues by name: kind, and comment.
         steps: The recorded steps, by component.
         queues: The rows of queues.
     """
@@ -136,7 +136,8 @@ def _queues(found: Schema) -> Iterator[Damage]:
     suffixes = set()
     for queue in found.queues:
         suffixes.add(queue.suffix)
-        kinds = "qva" if queue.options.archive else "qv"
+        # What is not there before the queue is brought up to date is none of its parts.
+        kinds = "qvea" if queue.options.archive else "qve"
         missing = [f"{kind}_{queue.suffix}" for kind in kinds if f"{kind}_{queue.suffix}" not in found.relations]
         if missing:
             yield Damage("queue", tuple(missing), queue=queue)

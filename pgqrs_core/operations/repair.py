@@ -38,6 +38,10 @@ __all__ = ["Repair", "repair"]
 
 _log = get_logger("pgqrs.schema")
 
+_FUNCTION: Final = re.compile(
+    r"create function \{enqueue\}.*?\$pgqrs\$.*?\$pgqrs\$;\nrevoke [^;]* on function \{enqueue\} [^;]*(?:;|\Z)",
+    re.DOTALL,
+)
 _VIEWS: Final = re.compile(r"^create (?:view|rule) .*?;$", re.MULTILINE | re.DOTALL)
 _NAMED: Final = re.compile(r"create view \{schema\}\.(\w+)")
 _VIEW: Final = re.compile(r"create (?:or replace )?view \{view\}.*?(?:;|\Z)", re.DOTALL)
@@ -171,10 +175,15 @@ def _make_shared(schema: str, damage: Damage, found: Schema, steps: Sequence[Mig
 
 def _make_queue_tables(schema: str, queue: Queue, missing: Sequence[str]) -> Op[None]:
     kinds = [kind for kind, short in (("queue", "q"), ("archive", "a")) if f"{short}_{queue.suffix}" in missing]
+    if "queue" in kinds:
+        # What is left of them is in the way.
+        yield Execute(queries["drop_queue"], {}, queue)
     for step in MIGRATIONS:
         yield from apply_to_queue(step, queue, kinds)
-    if "queue" not in kinds and f"v_{queue.suffix}" in missing:
-        yield Execute(_view(), {}, queue)
+    if "queue" not in kinds:
+        if f"v_{queue.suffix}" in missing:
+            yield Execute(_part(_VIEW), {}, queue)
+        yield Execute(_part(_FUNCTION), {}, queue)
     yield from grant_queue(schema, queue)
     yield Execute(queries["record_version"], {"queue_id": queue.id, "version": SUPPORTED})
 
@@ -191,12 +200,11 @@ def _views(text: str) -> Iterator[tuple[str, str]]:
             yield named[1], "\n".join([statement, *rules]).removesuffix(";")
 
 
-def _view() -> Query:
-    """Return the statement that makes the view of a queue as the newest step leaves it."""
-    found = [
-        match for step in MIGRATIONS if "queue" in step.blocks for match in _VIEW.findall(step.blocks["queue"].text)
-    ]
-    return Query("view", found[-1].removesuffix(";"))
+def _part(pattern: re.Pattern[str]) -> Query:
+    """Return the statements that make a part of a queue, its view or its function, as the newest step leaves it."""
+    texts_of = [step.blocks["queue"].text for step in MIGRATIONS if "queue" in step.blocks]
+    found = [part for text in texts_of for part in pattern.findall(text)]
+    return Query("part", found[-1].removesuffix(";").replace("create function", "create or replace function", 1))
 
 
 def _shapes(schema: str) -> Op[dict[int, tuple[Any, Any]]]:
@@ -277,10 +285,12 @@ def _adopt(schema: str, damage: Damage, queue: Queue, version: int) -> Op[None]:
         return
     views = yield Execute(queries["existing_tables"], {"schema": schema, "tables": texts([f"v_{queue.suffix}"])})
     if not views:
-        yield Execute(_view(), {}, adopted)
+        yield Execute(_part(_VIEW), {}, adopted)
     for step in MIGRATIONS:
         if step.version > version:
             yield from apply_to_queue(step, adopted)
+    # It holds the number of its queue.
+    yield Execute(_part(_FUNCTION), {}, adopted)
     yield Execute(queries["label_queue"], {}, adopted)
     yield from grant_queue(schema, adopted)
     yield Execute(queries["record_version"], {"queue_id": adopted.id, "version": SUPPORTED})

@@ -342,6 +342,9 @@ def _drop_component(found: Schema, component: str, steps: Sequence[Migration]) -
 
 def _drop_strays(schema: str, found: Schema) -> Op[None]:
     """Drop the tables of queues whose rows are missing: those that have the columns of ours."""
+    for name, (kind, _) in found.relations.items():
+        if kind == "f":
+            yield Execute(queries["drop_function"], names={"table": name})
     tables = [name for name, (kind, _) in found.relations.items() if name.startswith(("q_", "a_")) and kind == "r"]
     if not tables:
         return

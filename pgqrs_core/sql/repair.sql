@@ -1,10 +1,14 @@
 -- Finding and mending what a restore, or something else than pgqrs, has left incomplete: see operations/damage.py.
 
 -- name: relations anyone glance
--- Every table and view of the schema, with its kind and the comment on it.
+-- Every table and view of the schema, with its kind and the comment on it, and the functions by which queues are written to.
 select c.relname::text, c.relkind::text, coalesce(obj_description(c.oid, 'pg_class'), '')
 from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
-where n.nspname = %(schema)s and c.relkind in ('r', 'p', 'v');
+where n.nspname = %(schema)s and c.relkind in ('r', 'p', 'v')
+union all
+select p.proname::text, 'f', ''
+from pg_catalog.pg_proc p join pg_catalog.pg_namespace n on n.oid = p.pronamespace
+where n.nspname = %(schema)s and p.prosrc ~ 'idempotency_keys';
 
 -- name: recorded_steps anyone glance
 -- Which steps of which components are recorded as applied.
@@ -54,6 +58,10 @@ alter table {scratch}.{table} set schema {schema};
 
 -- name: drop_scratch
 drop schema {scratch} cascade;
+
+-- name: drop_function patient lock_timeout
+-- One of a queue that has no row and no table.
+drop function {schema}.{table};
 
 -- name: adopt_queue
 -- The row of a queue whose tables are there, with its old number; nothing comes back where another queue has that.

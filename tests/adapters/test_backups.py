@@ -207,6 +207,7 @@ DAMAGES: dict[str, tuple[str, str]] = {
     "the table of a queue": ("drop table pgqrs.q_jobs cascade", "the table of queue 'jobs' is missing"),
     "an archive": ("drop table pgqrs.a_jobs", "tables of queue 'jobs' are missing: a_jobs"),
     "a view": ("drop view pgqrs.v_jobs", "tables of queue 'jobs' are missing: v_jobs"),
+    "a function": ("drop function pgqrs.e_jobs", "tables of queue 'jobs' are missing: e_jobs"),
     "the row of a queue": ("delete from pgqrs.queues where name = 'jobs'", "tables belong to no queue: q_jobs, a_jobs"),
     "all rows of queues": ("delete from pgqrs.queues where table_suffix = name", "no queue: q_celery"),
 }

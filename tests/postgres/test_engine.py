@@ -25,6 +25,8 @@ from pgqrs_core.errors import (
     SchemaMissing,
     SchemaTooNew,
     SchemaTooOld,
+    SchemaUnavailable,
+    SchemaUnrecorded,
     ServerError,
     TimedOut,
     Unavailable,
@@ -1399,10 +1401,19 @@ class TestSchemaChecks:
 
     def test_an_older_schema_is_refused(self, bare: Harness) -> None:
         bare.transact(schema.install, "pgqrs")
+        bare.ask("delete from pgqrs.migrations where version > 1")
+
+        with pytest.raises(SchemaTooOld, match="version 1, this code needs"):
+            bare.send()
+
+    def test_tables_without_the_record_of_their_version_are_refused(self, bare: Harness) -> None:
+        bare.transact(schema.install, "pgqrs")
         bare.ask("delete from pgqrs.migrations")
 
-        with pytest.raises(SchemaTooOld, match="version 0, this code needs"):
+        with pytest.raises(SchemaUnrecorded, match="pgqrs install --repair"):
             bare.send()
+        with pytest.raises(SchemaUnrecorded):
+            bare.transact(schema.install, "pgqrs")
 
     @pytest.mark.parametrize("safe", [True, False])
     def test_a_newer_schema_is_accepted_only_if_old_code_survives_it(self, harness: Harness, safe: bool) -> None:
@@ -1416,11 +1427,11 @@ class TestSchemaChecks:
             with pytest.raises(SchemaTooNew, match="version 999"):
                 harness.send()
 
-    def test_a_schema_that_was_dropped_meanwhile_is_missing(self, harness: Harness) -> None:
+    def test_a_schema_that_was_dropped_meanwhile_is_awaited(self, harness: Harness) -> None:
         harness.send()
         harness.ask("drop schema pgqrs cascade")
 
-        with pytest.raises(SchemaMissing):
+        with pytest.raises(SchemaUnavailable, match="migrations, queues"):
             harness.send()
 
 

@@ -424,7 +424,7 @@ EXEMPT: Final[Mapping[str, Mapping[str, str]]] = {
         **dict.fromkeys(
             ("relations", "recorded_steps", "table_facts", "holds_rows", "drop_table", "drop_view"), _SCHEMA
         ),
-        **dict.fromkeys(("create_scratch", "move_table", "drop_scratch"), _SCHEMA),
+        **dict.fromkeys(("drop_function", "create_scratch", "move_table", "drop_scratch"), _SCHEMA),
         **dict.fromkeys(("adopt_queue", "label_queue", "pass_queue_numbers"), _SCHEMA),
         **dict.fromkeys(
             (
