@@ -154,7 +154,8 @@ returning message_id;
 -- Answers with the lane each went to. The ids are sorted, so that what belongs to one is found by a binary search.
 --
 -- This, the next two and `replace` pass by a message that has a twin where it is to go: another one with the same id, as an
--- asynchronous failover or a restored backup can leave behind. operations/twins.py then gives it another id.
+-- asynchronous failover or a restored backup can leave behind. operations/twins.py then gives it another id. The twins are
+-- found before: asked for each row, the planner would take the visit of a place for dear, and read the whole table.
 update {queue} q
 set (lane, due_at, last_error) = (
       select case when f.dead then -100 else -1 - greatest(least(q.priority, 9), 0) end,
@@ -166,8 +167,11 @@ set (lane, due_at, last_error) = (
 where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token) in (
   select a.lane, a.message_id, a.token
   from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
-  and (select true from {queue} t
-       where t.lane in (-1 - q.priority, -100) and t.message_id = q.message_id and t.ctid <> q.ctid limit 1) is null
+  and q.message_id <> all (array(
+    select a.message_id from unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) a(lane, message_id)
+    cross join lateral (
+      select from {queue} where lane in (case when a.lane >= 0 then -1 - a.lane else -100 end, -100)
+        and message_id = a.message_id limit 1) t))
 returning q.message_id, q.lane;
 
 -- name: release consumer brief
@@ -179,8 +183,10 @@ set lane = -1 - greatest(least(q.priority, 9), 0), due_at = greatest(least(q.enq
 where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token) in (
   select a.lane, a.message_id, a.token
   from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
-  and (select true from {queue} t
-       where t.lane = -1 - q.priority and t.message_id = q.message_id and t.ctid <> q.ctid limit 1) is null
+  and q.message_id <> all (array(
+    select a.message_id from unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) a(lane, message_id)
+    cross join lateral (
+      select from {queue} where a.lane >= 0 and lane = -1 - a.lane and message_id = a.message_id limit 1) t))
 returning q.message_id;
 
 -- name: postpone consumer brief
@@ -196,8 +202,10 @@ set lane = -1 - greatest(least(q.priority, 9), 0), attempt = greatest(q.attempt,
 where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token) in (
   select a.lane, a.message_id, a.token
   from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
-  and (select true from {queue} t
-       where t.lane = -1 - q.priority and t.message_id = q.message_id and t.ctid <> q.ctid limit 1) is null
+  and q.message_id <> all (array(
+    select a.message_id from unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) a(lane, message_id)
+    cross join lateral (
+      select from {queue} where a.lane >= 0 and lane = -1 - a.lane and message_id = a.message_id limit 1) t))
 returning q.message_id;
 
 -- name: locate consumer glance brief
