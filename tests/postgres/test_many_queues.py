@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import logging
 import re
+import threading
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psycopg
 import pytest
 from harness import SyncHarness, ask
+from psycopg.conninfo import make_conninfo
 
 from pgqrs_core.drivers import locks, sync
 from pgqrs_core.errors import QueuesFailed, SchemaError, SchemaTooOld, ServerError, TableLocked
@@ -339,3 +341,50 @@ class TestNames:
             engine.create("taken")
 
         assert engine.ask("select from pgqrs.queues where name = 'taken'") == []
+
+
+class TestASmallLockTable:
+    """A server whose lock table holds the locks of a few dozen queues, and another database on it that works meanwhile."""
+
+    def test_everything_is_done_for_more_queues_than_it_has_room_for(self, pgqrs_private_cluster: Cluster) -> None:
+        pgqrs_private_cluster.options.update(
+            {"max_locks_per_transaction": "10", "max_connections": "20", "autovacuum": "off"}
+        )
+        pgqrs_private_cluster.restart()
+        dsn = pgqrs_private_cluster.dsn
+        ask(dsn, "create database other template template0")
+        stop, errors = threading.Event(), list[Exception]()
+
+        def work_beside() -> None:
+            with psycopg.connect(make_conninfo(dsn, dbname="other"), autocommit=True) as connection:
+                while not stop.is_set():
+                    try:
+                        with connection.transaction(force_rollback=True):
+                            for number in range(10):
+                                connection.execute(f"create table t{number} (n int primary key)".encode())
+                    except psycopg.Error as error:
+                        errors.append(error)
+
+        beside = threading.Thread(target=work_beside)
+        harness = SyncHarness(dsn)
+        names = [f"many_{number}" for number in range(70)]
+        plugins = default_plugins()
+        try:
+            harness.run(schema.install_all, "pgqrs", plugins)
+            for name in names:
+                harness.create(name, archive=True)
+            beside.start()
+
+            harness.run(schema.install_all, "pgqrs", plugins, roles=True, role_prefix="small")
+            listed = harness.run(queues.list_queues)
+            assert [one.error for one in harness.run(metrics.measure, listed) if one.error] == []
+            assert harness.run(maintenance.maintain, "pgqrs").failed == {}
+            assert harness.run(schema.install_all, "pgqrs", plugins, roles=True) == []
+            assert sorted(harness.run(schema.uninstall, "pgqrs", plugins, roles=True)) == sorted(names)
+        finally:
+            stop.set()
+            if beside.is_alive():
+                beside.join()
+            harness.close()
+
+        assert errors == []

@@ -18,7 +18,7 @@ from psycopg import sql
 
 from pgqrs_core.config import Config
 from pgqrs_core.drivers import locks
-from pgqrs_core.errors import InvalidArgument, NotPermitted, TableLocked
+from pgqrs_core.errors import InvalidArgument, NotPermitted, RoleMissing, TableLocked
 from pgqrs_core.operations import doctor, roles
 from pgqrs_core.sql import DUTIES
 
@@ -598,3 +598,42 @@ def test_the_page_says_what_is_tried_here() -> None:
 
     assert len(documented()) > 25
     assert {name: tried.get(name) for name in documented()} == documented()
+
+
+class TestRenamedRoles:
+    @pytest.mark.parametrize("duty", DUTIES)
+    def test_a_role_that_was_renamed_is_named_with_what_to_do(self, duty: str, own_estate: Estate) -> None:
+        old, new = own_estate.role(duty), f"{own_estate.prefix}_renamed"
+        own_estate.run("alter role {} rename to {}", old, new)
+        try:
+            with pytest.raises(RoleMissing, match=f"{old!r}.*rename to .*pgqrs install --roles") as caught:
+                own_estate.client(own_estate.dsn).admin.create_queue("later")
+            noted = re.findall(r"`(update [^`]*)`", str(caught.value))[0].replace("…", new)
+
+            assert (caught.value.schema, caught.value.duty, caught.value.role) == ("pgqrs", duty, old)
+            assert own_estate.run("select from pgqrs.queues where name = 'later'") == []
+            own_estate.run(noted)
+            own_estate.client(own_estate.dsn).admin.create_queue("later")
+            assert own_estate.owner.admin.roles()[duty] == new
+        finally:
+            own_estate.run("alter role {} rename to {}", new, old)
+
+    def test_one_that_was_dropped_is_made_again(self, own_estate: Estate) -> None:
+        own_estate.run("drop owned by {}", own_estate.role("observer"))
+        own_estate.run("drop role {}", own_estate.role("observer"))
+        with pytest.raises(RoleMissing):
+            own_estate.owner.admin.create_queue("later")
+
+        assert f"role {own_estate.role('observer')}" in own_estate.owner.admin.install(roles=True)
+        own_estate.owner.admin.create_queue("later")
+
+
+@pytest.mark.parametrize("group", ["pg_monitor", "pg_read_all_stats"])
+def test_a_role_that_monitors_servers_is_told_to_become_an_observer(group: str, own_estate: Estate) -> None:
+    monitor = own_estate.client(own_estate.login(f"{own_estate.prefix}_monitor", grant=group))
+
+    with pytest.raises(NotPermitted) as caught:
+        monitor.admin.list_queues()
+
+    assert f"`grant {own_estate.role('observer')} to " in str(caught.value)
+    assert own_estate.role("producer") not in str(caught.value)

@@ -163,7 +163,7 @@ def test_a_trigger_has_no_more_rights_than_the_owner(own_estate: Estate, monkeyp
         lambda: own_estate.owner.admin.create_queue("later"),
         lambda: own_estate.owner.producer.enqueue("jobs", 1),
     ):
-        with pytest.raises(NotPermitted, match="alter role"):
+        with pytest.raises(NotPermitted, match=r"alter .*role"):
             attack()
     assert own_estate.run(
         "select rolsuper from pg_roles where rolname = {}", sql.Literal(own_estate.role("admin"))
