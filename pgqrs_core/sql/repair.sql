@@ -72,7 +72,7 @@ where not exists (select from {schema}.queues where queue_id = %(number)s::int)
 returning queue_id, name, table_suffix, options::text, paused_at, created_at;
 
 -- name: label_queue
--- The number and the name of a queue stand on its table, so that they are known without its row.
+-- As the migration 0006 does.
 comment on table {queue} is {queue_label};
 
 -- name: pass_queue_numbers

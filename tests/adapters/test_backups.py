@@ -232,6 +232,18 @@ def test_what_is_missing_is_found_and_made_again(full: str, shell: Shell, damage
     _use_celery(full)
 
 
+def test_names_of_queues_are_found_again_by_what_stands_on_their_tables(full: str, shell: Shell) -> None:
+    with psycopg.connect(full, autocommit=True) as connection:
+        (before,) = connection.execute("select queue_id from pgqrs.queues where name = %s", [ODD]).fetchone() or (0,)
+        connection.execute("delete from pgqrs.queues where name = %s", [ODD])
+
+    shell.ok("install", "--repair")
+
+    with psycopg.connect(full) as connection:
+        assert connection.execute("select queue_id from pgqrs.queues where name = %s", [ODD]).fetchone() == (before,)
+    assert content(full, ODD) == ([{"in": ODD}], [2])
+
+
 def test_tables_that_hold_rows_without_their_version_are_left_alone(full: str, shell: Shell) -> None:
     with psycopg.connect(full, autocommit=True) as connection:
         connection.execute("delete from pgqrs.migrations")
