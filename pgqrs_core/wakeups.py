@@ -8,6 +8,7 @@ breaks it, consumers fall back to looking for themselves until it is back.
 from __future__ import annotations
 
 import contextlib
+import logging
 import secrets
 import threading
 from collections import deque
@@ -48,6 +49,7 @@ _log = get_logger("pgqrs.wakeups")
 #: A connection that waits for notifications is idle, and meant to be.
 SPARE = "set idle_session_timeout = 0"
 LONGEST_PAUSE = 5.0
+_UNDEFINED_TABLE = "42P01"
 
 
 class Shared:
@@ -154,8 +156,13 @@ class Shared:
 
     def _without(self, queues: list[Queue], rows: Rows, failed: Mapping[int, ServerError]) -> Rows:
         """Return the answers; consumers of queues that cannot be read get none, so they claim and learn why."""
+        names = {queue.id: queue.name for queue in queues}
         for number, error in failed.items():
-            _log.debug("queue number %d cannot be probed: %s", number, error)
+            # What passes, and a table that is missing, the claim tells.
+            passes = error.retryable or error.sqlstate == _UNDEFINED_TABLE
+            level = logging.DEBUG if passes or number in self._unseen else logging.WARNING
+            text = "queue %r cannot be looked at, its consumers claim instead; those of others are not concerned: %s"
+            _log.log(level, text, names.get(number) or number, error)
         self._unseen.difference_update(queue.id for queue in queues)
         self._unseen.update(failed)
         return rows

@@ -228,3 +228,18 @@ def test_a_delayed_message_that_is_never_due_does_not_disturb_those_who_wait(ope
     )
 
     assert with_wakeups == [b"soon"]
+
+
+def test_a_queue_that_cannot_be_looked_at_is_told_once_and_the_consumers_of_others_are_woken(
+    harness: Harness, caplog: pytest.LogCaptureFixture
+) -> None:
+    harness.create("broken")
+    queues_ = [harness.queue("broken"), harness.queue("jobs")]
+    harness.ask("alter table pgqrs.q_broken rename column due_at to else_named")
+
+    for _ in range(3):
+        harness.send(b"honest")
+        until(lambda: harness.do(harness.engine.wakeups.wait_any, queues_, 10.0)[1], "the consumer is woken")
+        until(lambda: harness.bodies() == [b"honest"], "the message is claimed")
+
+    assert caplog.text.count("queue 'broken' cannot be looked at") == 1
