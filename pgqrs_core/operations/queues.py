@@ -81,6 +81,8 @@ def create_queue(name: str, options: QueueOptions) -> Op[Queue]:
     if rows:
         return _same(queue_of(rows[0]), options)
     new = {"name": name, "suffix": suffix, "options": stored, "version": SUPPORTED}
+    # After a restore or a switch-over the sequence may be behind.
+    yield Execute(queries["pass_queue_numbers"], {"schema": schema})
     rows = yield Execute(queries["insert_queue"], new)
     if rows:
         queue = queue_of(rows[0])

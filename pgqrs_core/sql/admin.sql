@@ -77,7 +77,7 @@ select name from {schema}.queues order by name limit 10000;
 -- Nothing comes back when the name is taken.
 insert into {schema}.queues (name, table_suffix, options, schema_version)
 values (%(name)s, %(suffix)s, %(options)s::json, %(version)s)
-on conflict do nothing
+on conflict (name) do nothing
 returning queue_id, name, table_suffix, options::text, paused_at, created_at;
 
 -- name: alter_queue

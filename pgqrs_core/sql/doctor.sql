@@ -1,4 +1,4 @@
--- What `pgqrs doctor` and `pgqrs top` look at. Nothing here writes, locks or reads the messages; all of it comes from
+-- What `pgqrs doctor` and `pgqrs top` look at. Nothing here writes or locks. But for the ids at the end, all of it comes from
 -- the server's own views, so it costs the same whatever the queues hold.
 
 -- name: server_facts login observer
@@ -98,3 +98,27 @@ where a.pid <> pg_backend_pid() and (a.xact_start is null or a.xact_start < cloc
       where n.nspname = %(schema)s
         and (cardinality(%(tables)s::text[]) = 0 or c.relname = any (%(tables)s::text[]))))
 order by a.xact_start nulls last limit 3;
+
+-- name: highest_ids observer lock_timeout
+-- The highest id among a queue's messages, and the last one that its sequence gave; null where there is none. Ids near the end
+-- of the type were not given by a sequence.
+select {queue_id}::int,
+  (select max(r.message_id)
+   from unnest('{{9,8,7,6,5,4,3,2,1,0,-1,-2,-3,-4,-5,-6,-7,-8,-9,-10,-100}}'::smallint[]) h(lane) cross join lateral (
+     select message_id from {queue} where lane = h.lane and message_id < 4611686018427387904
+     order by message_id desc limit 1) r),
+  (select last_value from {sequence} where is_called);
+
+-- name: highest_archived observer lock_timeout
+-- The highest id in a queue's archive.
+select {queue_id}::int,
+  (select message_id from {archive} where message_id < 4611686018427387904 order by message_id desc limit 1);
+
+-- name: highest_keyed observer patient
+-- Of each queue the highest id that a key stands for: all that is left of messages that are gone. Reads all keys.
+select queue_id, max(message_id) from {schema}.idempotency_keys where message_id < 4611686018427387904 group by queue_id;
+
+-- name: queue_numbers observer
+-- The highest number of a queue, and the last one that the sequence gave.
+select (select max(queue_id) from {schema}.queues),
+  (select last_value - (not is_called)::int from {schema}.queues_queue_id_seq);

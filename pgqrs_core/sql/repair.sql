@@ -76,8 +76,9 @@ returning queue_id, name, table_suffix, options::text, paused_at, created_at;
 comment on table {queue} is {queue_label};
 
 -- name: pass_queue_numbers
--- Let the numbers that are given next be beyond those that queues have.
-select setval(pg_get_serial_sequence(quote_ident(%(schema)s::text) || '.queues', 'queue_id'), max(queue_id))
-from {schema}.queues
-having max(queue_id) > (select coalesce(last_value, 0) from pg_catalog.pg_sequences
-                        where schemaname = %(schema)s and sequencename = 'queues_queue_id_seq');
+-- Let the numbers that are given next be beyond those that queues have, or had: keys of deleted queues go by them.
+select setval(pg_get_serial_sequence(quote_ident(%(schema)s::text) || '.queues', 'queue_id'), m.highest)
+from (select greatest((select max(queue_id) from {schema}.queues),
+                      (select max(queue_id) from {schema}.idempotency_keys)) as highest) m
+where m.highest > (select coalesce(last_value, 0) from pg_catalog.pg_sequences
+                   where schemaname = %(schema)s and sequencename = 'queues_queue_id_seq');

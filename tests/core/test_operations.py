@@ -930,19 +930,22 @@ class TestQueues:
             op,
             LOCKED,
             [],
+            [],
             [queue_row()],
             APPLIED,
             *[[] for step in MIGRATIONS for _ in step.blocks.keys() & {"queue", "archive"}],
             [(False,)],
         )
 
-        assert played.names[1:6] == ["find_queue", "insert_queue", "applied_migrations", "queue", "archive"]
+        assert played.names[1:4] == ["find_queue", "pass_queue_numbers", "insert_queue"]
+        assert played.names[4:7] == ["applied_migrations", "queue", "archive"]
         assert played.result.name == "jobs"
 
     def test_without_an_archive_no_table_for_it_is_built(self) -> None:
         played = play(
             queues.create_queue("jobs", QueueOptions(archive=False)),
             LOCKED,
+            [],
             [],
             [queue_row(archive=False)],
             APPLIED,
@@ -958,9 +961,9 @@ class TestQueues:
         assert played.names == ["migration_pause", "find_queue"]
 
     def test_one_that_is_created_by_two_at_once_is_created_by_one(self) -> None:
-        played = play(queues.create_queue("jobs", QueueOptions()), LOCKED, [], [], [queue_row()])
+        played = play(queues.create_queue("jobs", QueueOptions()), LOCKED, [], [], [], [queue_row()])
 
-        assert played.names[1:] == ["find_queue", "insert_queue", "find_queue"]
+        assert played.names[1:] == ["find_queue", "pass_queue_numbers", "insert_queue", "find_queue"]
 
     def test_creating_it_again_with_other_options_shows_the_difference(self) -> None:
         with pytest.raises(QueueExists) as caught:
@@ -1249,7 +1252,7 @@ class TestSchema:
         newer = [*APPLIED, (schema.SUPPORTED + 1, "d", True)]
 
         with pytest.raises(SchemaTooNew):
-            play(queues.create_queue("jobs", QueueOptions()), LOCKED, [], [queue_row()], newer)
+            play(queues.create_queue("jobs", QueueOptions()), LOCKED, [], [], [queue_row()], newer)
 
     def test_a_missing_schema_is_created(self) -> None:
         played = play(schema.install("pgqrs", migrations=STEPS[:1]), [], [(False,)], [], [], [(1, "c", True)], [])

@@ -14,8 +14,10 @@ from pgqrs_core.drivers.sync import drive
 from pgqrs_core.effects import Effect, Execute
 from pgqrs_core.engine import Engine
 from pgqrs_core.errors import ServerError, Unavailable
+from pgqrs_core.events import Draft
+from pgqrs_core.marks import Marks
 from pgqrs_core.messages import QueueOptions
-from pgqrs_core.operations import doctor_queues, doctor_server, queues, schema
+from pgqrs_core.operations import claim, doctor_queues, doctor_server, enqueue, queues, schema, settle
 from pgqrs_core.operations.doctor import Circumstances, examine
 from pgqrs_core.operations.findings import Finding
 from pgqrs_core.testing import throw_away_cluster
@@ -301,6 +303,54 @@ def test_a_missing_table_is_a_failure_and_hides_nothing_else(engine: Engine) -> 
     assert found["queues"][0].summary == "1 queue: 0 ready, 0 in flight"
 
 
+def restart(engine: Engine, *statements: str) -> None:
+    with psycopg.connect(engine.config.conninfo(), autocommit=True) as connection:
+        for statement in statements:
+            connection.execute(statement.encode())
+
+
+@pytest.mark.parametrize("where", ["in the queue", "in its archive", "of an idempotency key"])
+def test_a_sequence_behind_the_ids_that_it_gave_is_told_with_what_mends_it(engine: Engine, where: str) -> None:
+    """Wherever the highest of them is left."""
+    for number in range(3):
+        key = "k" if where == "of an idempotency key" and number == 2 else None
+        engine.on("jobs", enqueue.enqueue, [Draft("jobs", b"", "text/plain", idempotency_key=key)])
+    if where != "in the queue":
+        settler = settle.archive if where == "in its archive" else settle.ack
+        for item in engine.on("jobs", claim.claim, Marks(), limit=3, lease=30.0):
+            engine.on("jobs", settler, [item.lease])
+    (before,) = looked_at(engine)["sequences"]
+    assert before.status == "ok"
+    restart(engine, "alter sequence pgqrs.q_jobs_message_id_seq restart")
+
+    (finding,) = looked_at(engine)["sequences"]
+
+    assert (finding.status, f"there is 3 {where}" in finding.summary) == ("fail", True)
+    restart(engine, *finding.commands)
+    assert looked_at(engine)["sequences"] == [before]
+
+
+def test_a_sequence_behind_the_numbers_of_queues_is_told_and_creating_one_mends_it(engine: Engine) -> None:
+    engine.transact(queues.create_queue, "second", QueueOptions())
+    restart(engine, "alter sequence pgqrs.queues_queue_id_seq restart")
+    (finding,) = looked_at(engine)["sequences"]
+    assert (finding.status, "queue 2 exists" in finding.summary) == ("warn", True)
+
+    made = engine.transact(queues.create_queue, "third", QueueOptions())
+
+    assert made.id == 3
+    assert [one.status for one in looked_at(engine)["sequences"]] == ["ok"]
+
+
+def test_the_number_of_a_deleted_queue_is_not_given_again_while_its_keys_are_known(engine: Engine) -> None:
+    gone = engine.transact(queues.create_queue, "second", QueueOptions())
+    engine.on("second", enqueue.enqueue, [Draft("second", b"", "text/plain", idempotency_key="k")])
+    engine.transact(queues.delete_queue, "second")
+    restart(engine, "alter sequence pgqrs.queues_queue_id_seq restart")
+
+    assert engine.transact(queues.create_queue, "third", QueueOptions()).id > gone.id
+
+
 def test_a_table_without_autovacuum_is_told(engine: Engine) -> None:
     """With the statement that repairs it."""
     with psycopg.connect(engine.config.conninfo(), autocommit=True) as connection:
@@ -319,6 +369,10 @@ def test_a_bloated_table_is_told() -> None:
         "applied_migrations": [(schema.SUPPORTED, "", True)],
         "metrics": [],
         "archive_metrics": [],
+        "queue_numbers": [(1, 1)],
+        "highest_ids": [(1, 10, 10)],
+        "highest_archived": [(1, None)],
+        "highest_keyed": [],
         "leaders": [("celery", None, None, 5.0), ("housekeeper", "web-1", 4711, 12.0)],
         "sleepers": [(1, 2)],
     }

@@ -13,6 +13,7 @@ grant select on {schema}.leaders to {observer};
 revoke all on {schema}.idempotency_keys from {producer}, {consumer}, {observer};
 grant select (ctid, queue_id, message_id, expires_at), update (expires_at), delete on {schema}.idempotency_keys to {consumer};
 grant select (queue_id, message_id) on {schema}.idempotency_keys to {observer};
+grant select on sequence {schema}.queues_queue_id_seq to {consumer}, {observer};
 
 -- name: queue
 -- A producer reads nothing but the id that it is given, and sets no column that says who has a message, and how often; ids come
