@@ -10,7 +10,6 @@ import sys
 from functools import wraps
 from typing import Any, Final
 
-from pgqrs_core import config_address
 from pgqrs_kombu.registration import SCHEME
 
 __all__ = ["mask_settings"]
@@ -32,6 +31,9 @@ def _by_our_rules(original: Any) -> Any:
     @wraps(original)
     def sanitize_url(url: Any, mask: str = "**") -> Any:
         if isinstance(url, str) and url.startswith((f"{SCHEME}:", f"{SCHEME}+")):
+            # Imported late: programs with another broker load this module, too.
+            from pgqrs_core import config_address
+
             return config_address.masked(url, mask)
         return original(url, mask)
 

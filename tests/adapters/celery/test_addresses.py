@@ -10,6 +10,7 @@ import sys
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
@@ -134,4 +135,29 @@ def test_settings_show_no_password_of_results(address: str, broker: str) -> None
     shown = app.conf.humanize() + app.bugreport() + str(app.conf.table(censored=True))
 
     assert "one/db" in shown
+    assert "s3cret" not in shown
+
+
+BACKENDS = [
+    "pgqrs://app@db/shop?password=s3cret",
+    "pgqrs://db/shop?user=app&sslmode=verify-full&sslpassword=s3cret",
+    "pgqrs://db/shop?oauth_client_secret=s3cret",
+    "pgqrs+postgresql://app:s3cret@db/shop",
+    "pgqrs://db/shop?PASSWORD=s3cret",
+    "pgqrs://db/shop?pass%77ord=s3cret",
+]
+
+
+@pytest.mark.parametrize("broker", ["memory://", "amqp://", "pgqrs://app@db/shop?password=s3cret"])
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_a_report_shows_no_password_whatever_the_broker_is(tmp_path: Path, broker: str, backend: str) -> None:
+    # Nothing but the address names pgqrs, and neither broker nor backend is made.
+    script = (
+        f"from celery import Celery; app = Celery('t', broker={broker!r}, backend={backend!r}); print(app.bugreport())"
+    )
+    shown = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=True, cwd=tmp_path
+    ).stdout
+
+    assert "result_backend" in shown
     assert "s3cret" not in shown
