@@ -6,7 +6,7 @@ people see in `pgqrs dead list` what a message was, whichever encoder wrote it.
 
 from __future__ import annotations
 
-from math import isnan
+from math import inf, isnan
 from typing import Any, Final
 
 from dramatiq.common import current_millis
@@ -20,6 +20,9 @@ from pgqrs_core.messages import MAX_PRIORITY
 
 __all__ = ["compose", "decode", "due_in", "readable", "undecodable"]
 
+#: Options with which Dramatiq calculates, whatever they are.
+_NUMBERS: Final = frozenset(["retries", "max_retries", "min_backoff", "max_backoff", "max_age", "time_limit"])
+_FAR: Final = 2**53
 _OCTETS: Final = "application/octet-stream"
 
 
@@ -87,8 +90,26 @@ def decode(body: bytes, queue_name: str) -> Message[Any]:
         raise DecodeError("its options or keyword arguments are not a mapping", body, None)
     if not isinstance(message.actor_name, str):
         raise DecodeError("its actor's name is not a text", body, None)
+    if not isinstance(message.message_id, str):
+        raise DecodeError("its id is not a text", body, None)
+    for name in _NUMBERS & message.options.keys():
+        if not _is_number(message.options[name]):
+            raise DecodeError(f"its option {name!r} is not a number, or out of range", body, None)
+    throws = message.options.get("throws")
+    # The error that it makes of anything else ends the thread that runs actors.
+    if throws is not None and not all(
+        isinstance(one, type) for one in (throws if isinstance(throws, tuple) else [throws])
+    ):
+        raise DecodeError("its option 'throws' is not a class of exceptions, or several", body, None)
     message.options.pop("eta", None)
     return message if message.queue_name == queue_name else message.copy(queue_name=queue_name)
+
+
+def _is_number(value: object) -> bool:
+    """Tell whether Dramatiq can calculate with a value: None stands for none, and infinity for no limit."""
+    if value is None or value == inf:
+        return True
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < _FAR
 
 
 def undecodable(error: DecodeError) -> dict[str, Any]:

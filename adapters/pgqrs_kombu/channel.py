@@ -230,6 +230,18 @@ class Channel(Declarations, virtual.Channel):  # type: ignore[misc]
         """
         self._qos.give_up(delivery_tag)
 
+    def refuse(self, delivery_tag: int, error: dict[str, Any]) -> None:
+        """Make a message a dead letter, with this as the reason. Without effect on what was settled before."""
+        self._qos.refuse(delivery_tag, error)
+
+    def has(self, delivery_tag: Any) -> bool:
+        """Tell whether a delivery of this channel is not settled yet."""
+        return self._qos.is_held(delivery_tag)
+
+    def is_last(self, delivery_tag: int) -> bool:
+        """Tell whether a message that is not settled is delivered for the last time before it is dead."""
+        return self._qos.is_last(delivery_tag)
+
     @translating
     def basic_recover(self, requeue: bool = False) -> None:
         """Give all unsettled messages back."""

@@ -95,6 +95,20 @@ class QoS(virtual.QoS):  # type: ignore[misc]
         if delivery_tag in self._held:
             self._settle("requeue", (delivery_tag,))
 
+    def refuse(self, delivery_tag: int, error: dict[str, Any]) -> None:
+        """Make a message a dead letter, with this as the reason, if it was not settled before."""
+        if delivery_tag in self._held:
+            self._settle("reject", (delivery_tag,), error)
+
+    def is_held(self, delivery_tag: Any) -> bool:
+        """Tell whether a delivery is not settled."""
+        return delivery_tag in self._held
+
+    def is_last(self, delivery_tag: int) -> bool:
+        """Tell whether a message that is not settled is delivered for the last time."""
+        held = self._held.get(delivery_tag)
+        return held is not None and held.delivery.attempt >= held.queue.options.max_attempts
+
     def await_returned(self) -> None:
         """Wait until the messages that this channel gave back are in their queues again."""
         if self._went_back:
@@ -132,7 +146,7 @@ class QoS(virtual.QoS):  # type: ignore[misc]
     def _up_to(self, tag: int) -> list[int]:
         return [other for other in list(self._held) if other <= tag]
 
-    def _settle(self, kind: Kind, tags: Any) -> None:
+    def _settle(self, kind: Kind, tags: Any, error: dict[str, Any] | None = None) -> None:
         give = self._broker.give
         for tag in tags:
             held = self._held.pop(tag, None)
@@ -140,7 +154,7 @@ class QoS(virtual.QoS):  # type: ignore[misc]
                 _log.warning("delivery tag %r cannot be settled (%s): it is unknown, or was settled before", tag, kind)
                 continue
             seconds = None if kind == "release" else time.monotonic() - held.handed_at
-            give(Verdict(kind, held.queue, held.delivery, held.claimed_at, seconds))
+            give(Verdict(kind, held.queue, held.delivery, held.claimed_at, seconds, error))
         self._went_back = self._went_back or (kind != "ack" and bool(tags))
         if kind == "requeue" and self.on_requeue is not None and not self._lost:
             self.on_requeue()

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from functools import wraps
 from typing import Any, Final
 
-from pgqrs_core.logs import get_logger
+from pgqrs_core.logs import error_text, get_logger
 
 __all__ = ["follow_requests"]
 
@@ -84,16 +84,24 @@ def _settled_afterwards(request: Any) -> Iterator[None]:
     request._on_ack = lambda *args: held.append((ack, args))
     request._on_reject = lambda *args: held.append((reject, args))
     lost = False
+    problem: Exception | None = None
     try:
         yield
     except request.connection_errors as error:
         lost = True
         _log.warning("the end of task %s could not be recorded, so it runs again: %s", request.humaninfo(), error)
         raise
+    except Exception as error:
+        # Celery's code stumbled over what the message says, and would leave it unsettled for good.
+        problem = error
+        raise
     finally:
         request._on_ack, request._on_reject = ack, reject
         if lost:
             request.message.channel.give_up(request.message.delivery_tag)
+        elif problem is not None and not held and not request.acknowledged:
+            reason = {"type": type(problem).__name__, "message": error_text(problem)}
+            request.message.channel.refuse(request.message.delivery_tag, reason)
         else:
             for settle, args in held:
                 settle(*args)

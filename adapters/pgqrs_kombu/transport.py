@@ -23,6 +23,7 @@ from pgqrs_kombu.address import place, place_alternates, split_when_taken
 from pgqrs_kombu.broker import Broker, broker_for
 from pgqrs_kombu.errors import CHANNEL_ERRORS, CONNECTION_ERRORS, RECOVERABLE_CONNECTION_ERRORS, translated, translating
 from pgqrs_kombu.groups import publish_groups_together
+from pgqrs_kombu.guard import guard_worker
 from pgqrs_kombu.intake import STALE, Intake
 from pgqrs_kombu.options import Options
 from pgqrs_kombu.requests import follow_requests
@@ -93,6 +94,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         _open_gates(client)
         surround_tasks()
         follow_requests()
+        guard_worker()
         mask_settings()
 
     # Connecting
