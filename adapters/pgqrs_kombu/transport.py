@@ -30,6 +30,7 @@ from pgqrs_kombu.requests import follow_requests
 from pgqrs_kombu.shown import mask_settings
 from pgqrs_kombu.tasks import surround_tasks
 from pgqrs_kombu.url import config_of, masked
+from pgqrs_kombu.workers import mend_workers
 
 if TYPE_CHECKING:
     from kombu import Connection
@@ -95,6 +96,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         surround_tasks()
         follow_requests()
         guard_worker()
+        mend_workers()
         mask_settings()
 
     # Connecting

@@ -1,0 +1,66 @@
+"""Where workers of the supported versions of Celery, from 5.4 on, differ: what later versions mended is mended here.
+
+=================================  ====================================================================================
+AsynPool.flush, before 5.6.3       forgets all tasks when the connection is lost, those that run included: they would be
+                                   done and never acked, and their leases renewed as long as the worker lives
+Request.cancel, before 5.7         fails in pools that cannot cancel, which ends the worker over a lost connection with
+                                   ``worker_cancel_long_running_tasks_on_connection_loss``
+=================================  ====================================================================================
+"""
+
+from __future__ import annotations
+
+import sys
+from functools import wraps
+from typing import Any, Final
+
+from pgqrs_core.logs import get_logger
+
+__all__ = ["mend_workers"]
+
+_log = get_logger("pgqrs.kombu")
+
+_MENDED_FLUSH: Final = (5, 6, 3)
+_MENDED_CANCEL: Final = (5, 7)
+
+
+def mend_workers() -> None:
+    """Mend what is loaded of Celery's worker. Without effect in other processes, and when repeated."""
+    version = getattr(sys.modules.get("celery"), "VERSION", None)
+    if version is None:
+        return
+    if version < _MENDED_FLUSH:
+        _wrap("celery.concurrency.asynpool", "AsynPool", "flush", _keeping_accepted)
+    if version < _MENDED_CANCEL:
+        _wrap("celery.worker.request", "Request", "cancel", _cancelling_if_possible)
+
+
+def _wrap(module: str, kind: str, name: str, wrap: Any) -> None:
+    owner = getattr(sys.modules.get(module), kind, None)
+    original = getattr(owner, name, None)
+    if original is not None and not hasattr(original, "__wrapped__"):
+        setattr(owner, name, wrap(original))
+
+
+def _keeping_accepted(original: Any) -> Any:
+    @wraps(original)
+    def flush(self: Any) -> None:
+        accepted = {number: job for number, job in self._cache.items() if job._accepted}
+        original(self)
+        for number, job in accepted.items():
+            if not job.ready():
+                self._cache.setdefault(number, job)
+
+    return flush
+
+
+def _cancelling_if_possible(original: Any) -> Any:
+    @wraps(original)
+    def cancel(self: Any, *args: Any, **options: Any) -> None:
+        try:
+            original(self, *args, **options)
+        except NotImplementedError:
+            # Before anything was done to it.
+            _log.warning("task %s goes on: this pool cannot cancel tasks", self.humaninfo())
+
+    return cancel
