@@ -14,7 +14,15 @@ from celery.utils.time import get_exponential_backoff_interval
 from kombu.compression import compress
 from pgqrs_kombu.compression import MAX_EXPANDED_BYTES, expand
 
-__all__ = ["MAX_EXPANDED_BYTES", "Backend", "compress_result", "decompress_result", "publish_callback", "setting"]
+__all__ = [
+    "MAX_EXPANDED_BYTES",
+    "Backend",
+    "compress_result",
+    "decompress_result",
+    "drainer_timeout",
+    "publish_callback",
+    "setting",
+]
 
 _logger = get_logger(__name__)
 
@@ -43,6 +51,11 @@ def compress_result(payload: bytes, compression: str) -> bytes:
     """Return an encoded result as ``result_compression`` (5.7) has it stored."""
     body, content_type = compress(payload, compression)
     return b"%s%s\0%s" % (_COMPRESSED, content_type.encode(), body)
+
+
+def drainer_timeout(timeout: float | None) -> float | None:
+    """Return what to tell a drainer of events; before 5.7 it takes 0 seconds for no limit."""
+    return None if timeout is None else max(timeout, 1e-6)
 
 
 def decompress_result(payload: bytes, limit: int) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any, Final
 from celery import states
 from celery.backends.asynchronous import BaseResultConsumer
 
+from pgqrs_celery.compat import drainer_timeout
 from pgqrs_celery.encoding import id_of, meta_of
 from pgqrs_core.forks import begin_anew_in_children
 
@@ -110,7 +111,7 @@ class ResultConsumer(BaseResultConsumer):
 
         interval = _TURN if timeout is None else min(max(timeout, 0.01), _TURN)
         drained: Iterator[Any] = self.drainer.drain_events_until(
-            p, timeout=timeout, interval=interval, on_interval=on_interval, wait=wait
+            p, timeout=drainer_timeout(timeout), interval=interval, on_interval=on_interval, wait=wait
         )
         try:
             yield from drained
