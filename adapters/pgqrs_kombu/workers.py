@@ -5,6 +5,8 @@ AsynPool.flush, before 5.6.3       forgets all tasks when the connection is lost
                                    done and never acked, and their leases renewed as long as the worker lives
 Request.cancel, before 5.7         fails in pools that cannot cancel, which ends the worker over a lost connection with
                                    ``worker_cancel_long_running_tasks_on_connection_loss``
+EventDispatcher.flush, before 5.7  drops events that other threads send while it publishes: Flower misses tasks of the pool
+                                   ``threads``
 =================================  ====================================================================================
 """
 
@@ -22,6 +24,7 @@ _log = get_logger("pgqrs.kombu")
 
 _MENDED_FLUSH: Final = (5, 6, 3)
 _MENDED_CANCEL: Final = (5, 7)
+_MENDED_EVENTS: Final = (5, 7)
 
 
 def mend_workers() -> None:
@@ -33,6 +36,8 @@ def mend_workers() -> None:
         _wrap("celery.concurrency.asynpool", "AsynPool", "flush", _keeping_accepted)
     if version < _MENDED_CANCEL:
         _wrap("celery.worker.request", "Request", "cancel", _cancelling_if_possible)
+    if version < _MENDED_EVENTS:
+        _wrap("celery.events.dispatcher", "EventDispatcher", "flush", _keeping_late_events)
 
 
 def _wrap(module: str, kind: str, name: str, wrap: Any) -> None:
@@ -64,3 +69,19 @@ def _cancelling_if_possible(original: Any) -> Any:
             _log.warning("task %s goes on: this pool cannot cancel tasks", self.humaninfo())
 
     return cancel
+
+
+def _keeping_late_events(original: Any) -> Any:
+    @wraps(original)
+    def flush(self: Any, errors: bool = True, groups: bool = True) -> None:
+        original(self, errors=errors, groups=False)
+        if not groups:
+            return
+        with self.mutex:
+            for group, events in list(self._group_buffer.items()):
+                published = list(events)
+                if published:
+                    self._publish(published, self.producer, f"{group}.multi")
+                    del events[: len(published)]
+
+    return flush
