@@ -7,13 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 from pgqrs_core.forks import Lock
 from pgqrs_core.hookspecs import hookimpl
+from pgqrs_core.plugin_settings import PluginSettings, Setting
 
 if TYPE_CHECKING:
     from pgqrs_core.events import Claimed, Consumed, Enqueued
     from pgqrs_prometheus.recorder import Recorder
 
-__all__ = ["pgqrs_cli"]
+__all__ = ["pgqrs_cli", "pgqrs_configure"]
 
+_SETTINGS = {
+    "celery": Setting("bool", "whether `pgqrs metrics serve` serves the metrics of celery-exporter, too", False),
+}
 
 _making = Lock()
 _made: list[Recorder] = []
@@ -28,6 +32,12 @@ def _make() -> list[Recorder]:
 
             _made.append(Recorder())
     return _made
+
+
+@hookimpl
+def pgqrs_configure(settings: PluginSettings) -> None:
+    """Check the settings; the command reads them."""
+    settings.read(_SETTINGS)
 
 
 @hookimpl

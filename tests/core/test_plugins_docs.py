@@ -22,7 +22,7 @@ from pgqrs_core.testing.serializers import SerializerConformance
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "plugins.md").read_text(encoding="utf-8")
 HOOKS_PAGE = (ROOT / "docs" / "hooks.md").read_text(encoding="utf-8")
-CONFIGURED = ("pickle", "zstd", "crypto")
+CONFIGURED = ("pickle", "zstd", "prometheus", "crypto")
 
 
 def block(containing: str, page: str = PAGE) -> str:
