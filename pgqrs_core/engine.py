@@ -23,7 +23,7 @@ from pgqrs_core.drivers.commits import Errands
 from pgqrs_core.drivers.missing import is_missing
 from pgqrs_core.drivers.statements import Statements
 from pgqrs_core.effects import Effect, Execute, Op, Transact, Wait
-from pgqrs_core.errors import NotPermitted, PgqrsError, ServerError, WrongEventLoop
+from pgqrs_core.errors import NotPermitted, PgqrsError, SchemaUnavailable, ServerError, WrongEventLoop
 from pgqrs_core.figures import EngineFigures, figures_of, note_engine
 from pgqrs_core.forks import begin_anew_in_children
 from pgqrs_core.installations import Installation
@@ -137,7 +137,7 @@ class _Base:
 
     def checked(self, make: Callable[P, Op[T]], *args: P.args, **kwargs: P.kwargs) -> Op[T]:
         """Check the schema before the first operation that needs it, so that what is missing is said once and well."""
-        if not self._checked:
+        if not self._checked or self.installation.is_awaited:
             yield from prepare(self.installation, self.plugins, create=False)
             self._checked = True
         return (yield from make(*args, **kwargs))
@@ -231,6 +231,10 @@ class Engine(_Base):
         """Run an operation on a queue by its name; if its tables have gone, look once whether it was created anew."""
         try:
             return self.run(make, self.queue(name), *args, **kwargs)
+        except SchemaUnavailable:
+            # Restored, a queue may have another number; and it is not used before all of them are back.
+            self._queues.clear()
+            raise
         except ServerError as error:
             if error.sqlstate != _UNDEFINED_TABLE:
                 raise
@@ -329,6 +333,10 @@ class AsyncEngine(_Base):
         """Run an operation on a queue by its name; if its tables have gone, look once whether it was created anew."""
         try:
             return await self.run(make, await self.queue(name), *args, **kwargs)
+        except SchemaUnavailable:
+            # Restored, a queue may have another number; and it is not used before all of them are back.
+            self._queues.clear()
+            raise
         except ServerError as error:
             if error.sqlstate != _UNDEFINED_TABLE:
                 raise

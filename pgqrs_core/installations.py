@@ -14,6 +14,8 @@ __all__ = ["Installation", "forget_all"]
 
 #: By server and database, schema, and component. It outlives engines, and children inherit it.
 _used: Final[set[tuple[str, str, str]]] = set()
+#: By server and database, and schema: those that were found missing, and not complete since.
+_awaited: Final[set[tuple[str, str]]] = set()
 
 
 class Installation:
@@ -35,16 +37,25 @@ class Installation:
     def note_used(self, component: str = "") -> None:
         """Note that the tables of a component, by default the core's, are complete."""
         _used.add((self.target, self.schema, component))
+        _awaited.discard((self.target, self.schema))
+
+    @property
+    def is_awaited(self) -> bool:
+        """Whether tables were found missing, and not found complete since: a restore may be half done."""
+        return (self.target, self.schema) in _awaited
 
     def forget(self) -> None:
         """Note that the tables were removed on purpose."""
         _used.difference_update([key for key in _used if key[:2] == (self.target, self.schema)])
+        _awaited.discard((self.target, self.schema))
 
     def unavailable(self, reason: str) -> SchemaUnavailable:
-        """Return the error for tables that were there and are not any more."""
+        """Return the error for tables that were there and are not any more. From now on they are awaited."""
+        _awaited.add((self.target, self.schema))
         return SchemaUnavailable(self.schema, reason, target=self.target)
 
 
 def forget_all() -> None:
     """Know of no installation, as a process does that has just begun: for tests."""
     _used.clear()
+    _awaited.clear()

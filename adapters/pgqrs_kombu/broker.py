@@ -122,7 +122,7 @@ class Broker:
             Unavailable: the server cannot be reached.
             SchemaError: the tables are missing, and are not to be created.
         """
-        if self._ready:
+        if self._ready and not self.engine.installation.is_awaited:
             # One round trip shows that the server is there.
             if not self._opened_again or time.monotonic() - self._asked_at > _FRESH:
                 self.engine.run(topology.migrated)

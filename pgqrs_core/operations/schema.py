@@ -229,6 +229,10 @@ def prepare(
 
     try:
         yield from check()
+        if installation.is_awaited:
+            missing = yield Execute(queries["missing_core_tables"], {"schema": installation.schema})
+            if missing:
+                raise installation.unavailable(f"{', '.join(row[0] for row in missing)} not complete")
     except SchemaTooNew:
         raise
     except (SchemaMissing, SchemaTooOld, SchemaUnrecorded) as error:

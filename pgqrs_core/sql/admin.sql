@@ -40,9 +40,10 @@ select exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n 
                where n.nspname = %(schema)s and c.relname = 'migrations');
 
 -- name: missing_core_tables anyone glance
--- Which of the tables that every queue needs are not there.
+-- Which of the tables that every queue needs are not there, or have no key: a restore makes keys when all rows are there.
 select t.name from unnest('{{migrations,queues,waiters,leaders,idempotency_keys}}'::text[]) t(name)
 where not exists (select from pg_catalog.pg_class c join pg_catalog.pg_namespace n on n.oid = c.relnamespace
+                  join pg_catalog.pg_constraint k on k.conrelid = c.oid and k.contype = 'p'
                   where n.nspname = %(schema)s and c.relname = t.name);
 
 -- name: drop_shared patient lock_timeout

@@ -79,6 +79,24 @@ class TestNative:
 
             eventually(lambda: 2 in seen)
 
+    def test_a_restore_that_is_half_done_is_awaited(
+        self, native: Native, client: Any, jobs: str, pgqrs_dsn: str, tmp_path: Path
+    ) -> None:
+        client.producer.enqueue(jobs, 1)
+        backup = Backup(pgqrs_dsn, tmp_path / "dump")
+        drop_tables(pgqrs_dsn)
+        for section in ("pre-data", "data"):
+            with pytest.raises(SchemaUnavailable):
+                client.producer.enqueue(jobs, 2)
+            backup.restore(pgqrs_dsn, "--section", section)
+
+        with pytest.raises(SchemaUnavailable, match="not complete"):
+            client.producer.enqueue(jobs, 2)
+        backup.restore(pgqrs_dsn, "--section", "post-data")
+
+        client.producer.enqueue(jobs, 2)
+        assert sorted(message.payload for message in client.consumer.read_batch(jobs, count=10)) == [1, 2]
+
     def test_what_was_removed_on_purpose_may_be_installed_again(self, client: Any, jobs: str) -> None:
         client.admin.list_queues()
         client.admin.uninstall()
@@ -128,7 +146,8 @@ class TestCelery:
         eventually(lambda: "are not there any more" in worker.log, what="the worker misses the tables")
         assert tables(pgqrs_dsn) == set()
 
-        backup.restore(pgqrs_dsn, *RESTORE)
+        # Not in one transaction: while it lasts, the worker must not write into tables that are half restored.
+        backup.restore(pgqrs_dsn)
         crew.tasks.say.delay("after")
 
         crew.wait_for("say after", "say kept", patience=60)
@@ -168,6 +187,23 @@ class TestCelery:
         crew.wait_for("say kept", patience=60)
         started.join(30)
         assert crew.processes[0].process.poll() is None
+
+    def test_a_connection_awaits_the_end_of_a_restore(self, pgqrs_dsn: str, tmp_path: Path) -> None:
+        pytest.importorskip("kombu")
+        from kombu import Connection, Queue
+
+        with Connection(url_of(pgqrs_dsn)) as connection:
+            Queue("celery")(connection.channel()).declare()
+            backup = Backup(pgqrs_dsn, tmp_path / "dump")
+            drop_tables(pgqrs_dsn)
+            for section in ("pre-data", "data", "post-data"):
+                with pytest.raises(connection.connection_errors, match="are not there any more"):
+                    Queue("celery")(Connection(url_of(pgqrs_dsn)).channel()).declare()
+                backup.restore(pgqrs_dsn, "--section", section)
+            Queue("celery")(Connection(url_of(pgqrs_dsn)).channel()).declare()
+
+        with psycopg.connect(pgqrs_dsn) as looks:
+            assert looks.execute("select count(*) from pgqrs.queues").fetchone() == (1,)
 
     def test_results_are_waited_for_and_stored_again(self, pgqrs_dsn: str, tmp_path: Path) -> None:
         celery = pytest.importorskip("celery")
@@ -214,7 +250,7 @@ class TestDramatiq:
             eventually(lambda: _fails(lambda: act.send(0), "are not there any more"))
             assert tables(pgqrs_dsn) == set()
 
-            backup.restore(pgqrs_dsn, *RESTORE)
+            backup.restore(pgqrs_dsn)
             act.send(2)
 
             eventually(lambda: 2 in seen)
