@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from pgqrs_core.arrays import numbers, texts
 from pgqrs_core.effects import Execute, Op
-from pgqrs_core.errors import QueueNotFound, SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
+from pgqrs_core.errors import QueueExists, QueueNotFound, SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
 from pgqrs_core.installations import Installation
 from pgqrs_core.messages import Queue, QueueOptions, check_name
 from pgqrs_core.operations.queues import create_queue, delete_queue, find_queue
@@ -154,7 +155,9 @@ def declare_queue(
     try:
         yield from find_queue(name)
     except QueueNotFound:
-        yield from create_queue(name, options)
+        # Another program may make it at this moment, with other options, which are not a declaration's to change.
+        with contextlib.suppress(QueueExists):
+            yield from create_queue(name, options)
     if not (yield from is_expired_kept(name, rules.exchange is not None)):
         yield from keep_expired(name, rules.exchange is not None)
     return Declared(name, None, ttl)
