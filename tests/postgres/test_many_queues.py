@@ -142,6 +142,46 @@ class TestUpgrading:
         assert old.ask(identities) == [("a_large", "d"), ("a_small", "d")]
         assert old.ask(KEYLESS) == []
 
+    def test_keys_are_hashed_and_known_and_those_that_are_over_are_gone(self, old: SyncHarness) -> None:
+        old.transact(old_queue, "a")
+        old.ask(
+            "insert into pgqrs.idempotency_keys (queue_id, key, message_id, expires_at) "
+            "values (1, 'größe', 41, now() + interval '1 hour'), (1, 'over', 42, now() - interval '1 hour')"
+        )
+
+        old.run(schema.install, "pgqrs")
+
+        assert old.ask("select count(*) from pgqrs.idempotency_keys") == [(1,)]
+        assert old.send(queue="a", idempotency_key="größe") == [41]
+        assert old.send(queue="a", idempotency_key="over") != [42]
+        assert old.ask("select count(*) from pgqrs.q_a") == [(1,)]
+
+    def test_rows_that_are_there_stay_and_ids_are_not_chosen_from_then_on(self, old: SyncHarness) -> None:
+        old.transact(old_queue, "a")
+        rows = "(0, 5, null), (-100, 5, now()), (-1, 9, 'infinity'), (77, 1, null)"
+        old.ask(f"insert into pgqrs.q_a (lane, message_id, due_at, body) select *, 'x'::bytea from (values {rows}) r")
+
+        old.run(schema.install, "pgqrs")
+
+        assert old.ask("select count(*) from pgqrs.q_a") == [(4,)]
+        assert old.bodies(queue="a") == [b"x"]
+        with pytest.raises(psycopg.errors.GeneratedAlways):
+            old.ask("insert into pgqrs.q_a (lane, message_id, body) values (0, 77, 'x')")
+
+    def test_upgrading_a_full_queue_reads_none_of_its_messages(self, old: SyncHarness) -> None:
+        old.transact(old_queue, "a")
+        old.ask("insert into pgqrs.q_a (lane, body) select 0, 'x' from generate_series(1, 20000)")
+        read = (
+            "select pg_stat_force_next_flush(), pg_stat_get_tuples_returned('pgqrs.q_a'::regclass), "
+            "pg_relation_filenode('pgqrs.q_a')"
+        )
+        before = old.ask(read)[0][1:]
+
+        old.run(schema.install, "pgqrs")
+
+        old.close()
+        assert old.ask(read)[0][1:] == before
+
     def test_what_was_interrupted_is_noticed_and_goes_on_where_it_ended(self, old: SyncHarness) -> None:
         for name in ("a", "b", "c"):
             old.transact(old_queue, name)
