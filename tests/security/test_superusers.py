@@ -197,17 +197,44 @@ def test_the_asynchronous_client_refuses_it_too(rigged: Estate) -> None:
         asyncio.run(scene())
 
 
-def test_a_trigger_of_a_superusers_own_is_run_with_the_rights_of_the_owner(own_estate: Estate) -> None:
+@pytest.fixture
+def noted(own_estate: Estate) -> Any:
+    """Which roles wrote to the queue and its row: triggers of a superuser note that."""
     own_estate.run(
         "create table public.noted (role text); grant insert on public.noted to public; "
         "create function public.note() returns trigger language plpgsql as $f$ begin "
         "insert into public.noted values (current_user); return new; end $f$; "
-        "create trigger note before insert on pgqrs.q_jobs for each row execute function public.note()"
+        "create trigger note before insert on pgqrs.q_jobs for each row execute function public.note(); "
+        "create trigger note before insert or update on pgqrs.queues for each row execute function public.note()"
     )
+    return lambda: own_estate.run("select distinct role from public.noted")
 
+
+def test_a_trigger_of_a_superusers_own_is_run_with_the_rights_of_the_owner(own_estate: Estate, noted: Any) -> None:
     own_estate.client(own_estate.dsn).producer.enqueue("jobs", 1)
 
-    assert own_estate.run("select role from public.noted") == [(own_estate.role("admin"),)]
+    assert noted() == [(own_estate.role("admin"),)]
+
+
+def test_behind_a_pooler_each_transaction_acts_as_the_owner(
+    own_estate: Estate, noted: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("pgqrs_core.drivers.session.BACKEND", "select 0")
+    monkeypatch.setattr("pgqrs_core.drivers.session._announced", ["announced"])
+
+    with Client(Config.load(url=own_estate.dsn, env={})) as client:
+        assert client.admin.install(roles=True) == []
+        client.admin.create_queue("later")
+        client.producer.batch_enqueue("jobs", [1, 2])
+        client.admin.pause_queue("later")
+        client.admin.delete_queue("later")
+        link = client.engine.connections.open(relaxed=False)
+        with link.connection:
+            row = link.connection.execute(WHO).fetchone()
+
+    assert noted() == [(own_estate.role("admin"),)]
+    assert row is not None
+    assert row[0] == row[1]
 
 
 def test_an_installation_of_our_own_is_clean(estate: Estate) -> None:
