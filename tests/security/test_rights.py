@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -84,6 +85,15 @@ def test_an_administrator_may_do_everything(connection: psycopg.Connection[Any],
 
 def test_the_table_of_the_page_is_up_to_date() -> None:
     assert page_with(documented(read_decided())) == PAGE.read_text(encoding="utf-8")
+
+
+def test_the_tests_that_the_page_names_exist() -> None:
+    named = set(re.findall(r"`((?:test_|Test)\w+)`", PAGE.read_text(encoding="utf-8")))
+    sources = "\n".join(path.read_text(encoding="utf-8") for path in Path(__file__).parents[1].rglob("test_*.py"))
+    there = set(re.findall(r"^\s*(?:async def|def|class) (\w+)", sources, re.MULTILINE))
+
+    assert len(named) > 15
+    assert named - there == set()
 
 
 def test_a_producer_locks_nothing_that_anybody_waits_for() -> None:
