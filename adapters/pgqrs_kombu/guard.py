@@ -38,7 +38,7 @@ _log = get_logger("pgqrs.kombu")
 #: What is loaded in a worker, and in no other process.
 _WORKER: Final = "celery.worker.consumer.consumer"
 _IDS: Final = (str, bytes, int, uuid.UUID)
-#: Beyond this a Lamport clock is no count of messages, and would be sent on by everybody who sees it.
+#: Beyond this a Lamport clock is no count of messages, and each program that sees it would send it on.
 _LATEST: Final = 2**53
 
 

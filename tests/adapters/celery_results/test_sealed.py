@@ -84,7 +84,7 @@ def forged(app: Celery) -> bytes:
     return json.dumps(dict(app.signature("refund", args=[10**6]))).encode()
 
 
-def test_a_sealed_body_is_published_by_whoever_takes_over(
+def test_a_sealed_body_is_published_by_the_worker_that_takes_over(
     app: Celery, published: Published, pgqrs_dsn: str, monkeypatch: pytest.MonkeyPatch, rules: dict[str, Any]
 ) -> None:
     complete(app, monkeypatch)
