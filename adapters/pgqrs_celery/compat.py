@@ -96,7 +96,7 @@ class _RetryingBackend(celery.backends.base.Backend):
                         raise_with_context(fallback_exc(fallback_msg))
                     raise
                 retries += 1
-                _logger.warning("%s; retrying, %d times more at most", error, limit - retries)
+                _logger.warning("%s; retrying", error)
             pause = get_exponential_backoff_interval(
                 self.base_sleep_between_retries_ms, retries, self.max_sleep_between_retries_ms, full_jitter=True
             )

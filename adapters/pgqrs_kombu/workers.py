@@ -1,6 +1,8 @@
 """Where workers of the supported versions of Celery, from 5.4 on, differ: what later versions mended is mended here.
 
 =================================  ====================================================================================
+Consumer.on_close, before 5.7      keeps the tasks that had not begun when the connection is lost: their messages would
+                                   be kept, too, and given to nobody
 AsynPool.flush, before 5.6.3       forgets all tasks when the connection is lost, those that run included: they would be
                                    done and never acked, and their leases renewed as long as the worker lives
 Request.cancel, before 5.7         fails in pools that cannot cancel, which ends the worker over a lost connection with
@@ -23,8 +25,7 @@ __all__ = ["mend_workers"]
 _log = get_logger("pgqrs.kombu")
 
 _MENDED_FLUSH: Final = (5, 6, 3)
-_MENDED_CANCEL: Final = (5, 7)
-_MENDED_EVENTS: Final = (5, 7)
+_MENDED: Final = (5, 7)
 
 
 def mend_workers() -> None:
@@ -34,9 +35,9 @@ def mend_workers() -> None:
         return
     if version < _MENDED_FLUSH:
         _wrap("celery.concurrency.asynpool", "AsynPool", "flush", _keeping_accepted)
-    if version < _MENDED_CANCEL:
+    if version < _MENDED:
+        _wrap("celery.worker.consumer.consumer", "Consumer", "on_close", _dropping_reserved)
         _wrap("celery.worker.request", "Request", "cancel", _cancelling_if_possible)
-    if version < _MENDED_EVENTS:
         _wrap("celery.events.dispatcher", "EventDispatcher", "flush", _keeping_late_events)
 
 
@@ -45,6 +46,18 @@ def _wrap(module: str, kind: str, name: str, wrap: Any) -> None:
     original = getattr(owner, name, None)
     if original is not None and not hasattr(original, "__wrapped__"):
         setattr(owner, name, wrap(original))
+
+
+def _dropping_reserved(original: Any) -> Any:
+    @wraps(original)
+    def on_close(self: Any) -> None:
+        state: Any = sys.modules["celery.worker.state"]
+        for request in tuple(state.reserved_requests):
+            if request not in state.active_requests:
+                state.requests.pop(request.id, None)
+        original(self)
+
+    return on_close
 
 
 def _keeping_accepted(original: Any) -> Any:
