@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from celery.events.state import State
 from celery.utils.nodenames import nodesplit
+from celery.utils.time import maybe_iso8601
 from prometheus_client import Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
@@ -47,7 +48,8 @@ _QUEUES: Final = {
     "active_process_count": "The number of active processes in broker queue.",
 }
 _EXCEPTION: Final = re.compile(r"(\w+)\(")
-_BOUNDS: Final = [float(bound) for bound in Histogram.DEFAULT_BUCKETS if bound != float("inf")]
+_RUNTIMES: Final = [float(bound) for bound in Histogram.DEFAULT_BUCKETS if bound != float("inf")]
+_WAITS: Final = [0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0, 1800.0]
 
 _Labels = tuple[str, ...]
 
@@ -60,16 +62,21 @@ class _Worker:
         self.seen_at = 0.0
 
 
-class _Runtimes:
-    __slots__ = ("counts", "total")
+class _Seconds:
+    __slots__ = ("_bounds", "_counts", "total")
 
-    def __init__(self) -> None:
-        self.counts = [0] * (len(_BOUNDS) + 1)
+    def __init__(self, bounds: list[float]) -> None:
+        self._bounds = bounds
+        self._counts = [0] * (len(bounds) + 1)
         self.total = 0.0
+
+    def observe(self, seconds: float) -> None:
+        self._counts[bisect_left(self._bounds, seconds)] += 1
+        self.total += seconds
 
     def buckets(self) -> list[tuple[str, float]]:
         reached, found = 0, []
-        for bound, count in zip([*map(str, _BOUNDS), "+Inf"], self.counts):
+        for bound, count in zip([*map(str, self._bounds), "+Inf"], self._counts):
             reached += count
             found.append((bound, float(reached)))
         return found
@@ -89,7 +96,8 @@ class CeleryMetrics:
         self._lock = Lock()
         self._state = State()
         self._counts: dict[str, dict[_Labels, int]] = {kind: defaultdict(int) for kind in _COUNTERS}
-        self._runtimes: dict[_Labels, _Runtimes] = defaultdict(_Runtimes)
+        self._runtimes: dict[_Labels, _Seconds] = defaultdict(lambda: _Seconds(_RUNTIMES))
+        self._waits: dict[_Labels, _Seconds] = defaultdict(lambda: _Seconds(_WAITS))
         self._workers: dict[str, _Worker] = {}
         #: Queues that some worker has consumed from, with its workers and their processes now.
         self._queues: dict[str, tuple[int, int]] = {}
@@ -141,13 +149,13 @@ class CeleryMetrics:
             )
             if other == kind:
                 counts[of] += 1
-            elif kind != "task-sent":
-                # Visible from the beginning; but senders are many, and each would be a series.
+            elif other != "task-sent":
+                # Visible from the beginning.
                 counts[of] += 0
         if kind == "task-succeeded" and isinstance(event.get("runtime"), (int, float)):
-            runtimes = self._runtimes[labels]
-            runtimes.counts[bisect_left(_BOUNDS, event["runtime"])] += 1
-            runtimes.total += event["runtime"]
+            self._runtimes[labels].observe(event["runtime"])
+        if kind == "task-started" and task.sent is not None:
+            self._waits[labels].observe(max(task.started - max(task.sent, _time_of(task.eta)), 0.0))
 
     def _worker(self, kind: str, event: dict[str, Any]) -> None:
         worker = self._workers.setdefault(_host(event.get("hostname")), _Worker())
@@ -165,6 +173,7 @@ class CeleryMetrics:
                 for counts in self._counts.values():
                     _drop(counts, hostname)
                 _drop(self._runtimes, hostname)
+                _drop(self._waits, hostname)
 
     def _counters(self) -> Iterable[Metric]:
         for kind, text in _COUNTERS.items():
@@ -173,10 +182,12 @@ class CeleryMetrics:
             for labels, count in self._counts[kind].items():
                 counter.add_metric(labels, float(count))
             yield counter
-        runtime = HistogramMetricFamily("celery_task_runtime", "Histogram of task runtime measurements.", labels=_TASK)
-        for labels, runtimes in self._runtimes.items():
-            runtime.add_metric(labels, runtimes.buckets(), runtimes.total)
-        yield runtime
+        yield _histogram("celery_task_runtime", "Histogram of task runtime measurements.", self._runtimes)
+        text = (
+            "Histogram of the time tasks spend waiting in the queue before being executed, excluding deliberate "
+            "ETA/countdown delay."
+        )
+        yield _histogram("celery_task_queue_wait_time", text, self._waits)
 
     def _gauges(self, lengths: Mapping[str, int] | None) -> Iterable[Metric]:
         up = GaugeMetricFamily(
@@ -201,6 +212,21 @@ class CeleryMetrics:
             of_queues["active_worker_count"].add_metric((queue,), float(workers))
             of_queues["active_process_count"].add_metric((queue,), float(processes))
         return [up, active, *of_queues.values()]
+
+
+def _histogram(name: str, text: str, series: Mapping[_Labels, _Seconds]) -> Metric:
+    family = HistogramMetricFamily(name, text, labels=_TASK)
+    for labels, seconds in series.items():
+        family.add_metric(labels, seconds.buckets(), seconds.total)
+    return family
+
+
+def _time_of(eta: object) -> float:
+    """Return when a task was due, in seconds since 1970; 0 for one without a time of its own, or with none that is one."""
+    try:
+        return maybe_iso8601(eta).timestamp() if eta else 0.0
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        return 0.0
 
 
 def _drop(series: dict[_Labels, Any], hostname: str) -> None:

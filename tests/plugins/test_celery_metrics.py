@@ -39,6 +39,7 @@ THEIRS = {
     "celery_worker_up": ("gauge", ("hostname",)),
     "celery_worker_tasks_active": ("gauge", ("hostname",)),
     "celery_task_runtime": ("histogram", TASK),
+    "celery_task_queue_wait_time": ("histogram", TASK),
     "celery_queue_length": ("gauge", ("queue_name",)),
     "celery_active_consumer_count": ("gauge", ("queue_name",)),
     "celery_active_worker_count": ("gauge", ("queue_name",)),
@@ -102,6 +103,21 @@ def test_a_tasks_way_is_counted_and_its_time_observed(exporter: Exporter) -> Non
     assert exporter.value("task_runtime_bucket", **OF, le="0.25") == 0
     assert exporter.value("task_runtime_bucket", **OF, le="0.5") == 1
     assert exporter.value("task_runtime_bucket", **OF, le="+Inf") == 1
+
+
+@pytest.mark.parametrize(
+    ("eta", "waited"),
+    [(None, 4.0), ("1970-01-01T00:00:13+00:00", 1.0), ("1970-01-01T01:00:00+00:00", 0.0), ("odd", 4.0)],
+)
+def test_the_time_in_the_queue_is_without_a_delay_that_was_asked_for(
+    exporter: Exporter, eta: str | None, waited: float
+) -> None:
+    exporter.task("sent", "2", name="late", queue="celery", timestamp=10.0)
+    exporter.task("received", "2", name="late", timestamp=13.5, eta=eta)
+    exporter.task("started", "2", timestamp=14.0)
+
+    assert exporter.value("task_queue_wait_time_sum", **OF | {"name": "late"}) == waited
+    assert exporter.value("task_queue_wait_time_count", **OF | {"name": "late"}) == 1
 
 
 def test_what_has_not_happened_yet_is_zero_and_not_missing(exporter: Exporter) -> None:
