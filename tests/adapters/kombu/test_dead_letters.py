@@ -302,3 +302,36 @@ def test_known_arguments_are_accepted(bench: Bench) -> None:
     channel = bench.connect().channel()
     channel.queue_declare("q", arguments={"x-max-priority": 10, "x-queue-type": "quorum", "mine": "note"})
     assert channel.queue_declare("q", passive=True).message_count == 0
+
+
+TWIN = (
+    "insert into pgqrs.q_q (lane, message_id, priority, due_at, attempt, last_error, content_type, headers, body) "
+    "overriding system value "
+    "select -100, message_id, priority, now(), 1, '{}', content_type, headers, body from pgqrs.q_q where lane >= 0"
+)
+
+
+def test_of_two_messages_with_one_id_both_go_to_the_exchange(bench: Bench) -> None:
+    """One has expired, the other one is dead. Told apart by their ids alone, both were removed and one was sent."""
+    connection = bench.connect()
+    end = Queue("end", Exchange("dlx", "fanout"))
+    declare(connection, end, Queue("q", queue_arguments={"x-dead-letter-exchange": "dlx"}))
+    Producer(connection).publish("x", routing_key="q")
+    bench.sql(TWIN)
+    bench.sql("update pgqrs.q_q set expires_at = now() where lane >= 0")
+
+    assert Inbox(bench.connect(), end).bodies(2) == ["x", "x"]
+    assert bench.sql("select count(*) from pgqrs.q_q") == [(0,)]
+
+
+def test_of_two_messages_with_one_id_that_no_queue_would_have_both_stay_as_dead_letters(bench: Bench) -> None:
+    connection = bench.connect()
+    declare(connection, Queue("q", queue_arguments={"x-dead-letter-exchange": "nowhere"}))
+    for _ in range(2):
+        Producer(connection).publish("x", routing_key="q")
+    bench.sql(TWIN)
+    bench.sql("update pgqrs.q_q set expires_at = now() where lane >= 0")
+
+    eventually(
+        lambda: bench.sql("select count(*), count(distinct message_id) from pgqrs.q_q where lane = -100") == [(4, 4)]
+    )
