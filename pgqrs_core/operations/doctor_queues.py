@@ -8,6 +8,7 @@ from typing import Final
 from pgqrs_core.effects import Execute, Op
 from pgqrs_core.messages import Metrics, Queue
 from pgqrs_core.operations import metrics, vitals
+from pgqrs_core.operations.doctor_rules import rules
 from pgqrs_core.operations.doctor_sequences import sequences
 from pgqrs_core.operations.findings import Finding, span
 from pgqrs_core.operations.maintenance import ROLE
@@ -30,6 +31,7 @@ def checks(schema: str) -> Iterator[tuple[str, Op[list[Finding]]]]:
     yield "tables", _tables(schema)
     yield "queues", _queues(schema)
     yield "sequences", sequences(schema)
+    yield "rules", rules(schema)
     yield "maintenance", _maintenance()
     yield "waiters", _waiters()
 

@@ -122,3 +122,21 @@ select queue_id, max(message_id) from {schema}.idempotency_keys where message_id
 -- The highest number of a queue, and the last one that the sequence gave.
 select (select max(queue_id) from {schema}.queues),
   (select last_value - (not is_called)::int from {schema}.queues_queue_id_seq);
+
+-- name: unsound observer lock_timeout
+-- One message for each rule that no producer may break, and that some older program or an owner has broken: its lane and id.
+select {queue_id}::int, r.rule, r.lane, r.message_id from (
+  select 'lane' as rule, l.* from (values (-32768, -101), (-99, -11), (10, 32767)) b(low, high) cross join lateral (
+    select lane, message_id from {queue} where lane >= b.low and lane <= b.high order by lane, message_id limit 1) l
+  union all
+  select 'due_at', d.* from unnest('{{-1,-2,-3,-4,-5,-6,-7,-8,-9,-10,-100}}'::smallint[]) h(lane) cross join lateral (
+    (select lane, message_id from {queue} where lane = h.lane and due_at >= '10000-01-01Z'
+     order by due_at, message_id limit 1)
+    union all
+    (select lane, message_id from {queue} where lane = h.lane and due_at < '1970-01-01Z'
+     order by due_at, message_id limit 1)) d
+  union all
+  (select 'expires_at', lane, message_id from {queue} where expires_at >= '10000-01-01Z' order by expires_at limit 1)
+  union all
+  (select 'expires_at', lane, message_id from {queue} where expires_at < '1970-01-01Z' order by expires_at limit 1)
+) r;

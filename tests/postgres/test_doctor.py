@@ -351,6 +351,35 @@ def test_the_number_of_a_deleted_queue_is_not_given_again_while_its_keys_are_kno
     assert engine.transact(queues.create_queue, "third", QueueOptions()).id > gone.id
 
 
+@pytest.mark.parametrize(
+    ("row", "rule"),
+    [
+        ("77, 5, null, null", "lane"),
+        ("-50, 5, now(), null", "lane"),
+        ("-32768, 5, now(), null", "lane"),
+        ("-1, 5, 'infinity', null", "due_at"),
+        ("-100, 5, '-infinity', null", "due_at"),
+        ("-3, 5, '20000-01-01', null", "due_at"),
+        ("0, 5, null, 'infinity'", "expires_at"),
+        ("0, 5, null, '0044-03-15 BC'", "expires_at"),
+    ],
+)
+def test_a_message_that_breaks_a_rule_is_named_with_what_removes_it(engine: Engine, row: str, rule: str) -> None:
+    columns = "lane, message_id, due_at, expires_at, body"
+    sound = "(-100, 7, now(), null, ''), (-1, 8, now(), now(), ''), (9, 9, null, null, '')"
+    restart(engine, f"insert into pgqrs.q_jobs ({columns}) overriding system value values ({row}, ''), {sound}")
+
+    (finding,) = looked_at(engine)["rules"]
+
+    assert finding.status == "warn"
+    assert finding.summary.startswith("message 5 of queue 'jobs' ")
+    assert finding.summary.endswith(f"(rule {rule!r})")
+    restart(engine, *finding.commands)
+    assert [one.status for one in looked_at(engine)["rules"]] == ["ok"]
+    with psycopg.connect(engine.config.conninfo()) as connection:
+        assert connection.execute("select count(*) from pgqrs.q_jobs").fetchone() == (3,)
+
+
 def test_a_table_without_autovacuum_is_told(engine: Engine) -> None:
     """With the statement that repairs it."""
     with psycopg.connect(engine.config.conninfo(), autocommit=True) as connection:
@@ -373,6 +402,7 @@ def test_a_bloated_table_is_told() -> None:
         "highest_ids": [(1, 10, 10)],
         "highest_archived": [(1, None)],
         "highest_keyed": [],
+        "unsound": [],
         "leaders": [("celery", None, None, 5.0), ("housekeeper", "web-1", 4711, 12.0)],
         "sleepers": [(1, 2)],
     }

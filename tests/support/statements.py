@@ -206,6 +206,7 @@ _CORE: Final[dict[str, Entry]] = {
     "archive_metrics": Entry({"cap": 100, "parts": 4, "sample": 50}, rows=3 * BATCH, front=True),
     "highest_ids": Entry(front=True, lanes=True),
     "highest_archived": Entry(),
+    "unsound": Entry(front=True, lanes=True),
     "list_dead": Entry({"before": None, **_LIMIT}, rows=BATCH, front=True),
     "show_dead": Entry({"id": _ONE}),
     "replay_dead": Entry({"ids": _IDS}, rows=BATCH),
