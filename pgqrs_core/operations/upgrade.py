@@ -24,11 +24,15 @@ _PAGE: Final = 1_000
 
 def upgrade_queues(schema: str, migrations: Sequence[Migration]) -> Op[None]:
     """Bring the tables of every queue up to date. One that cannot be does not stop the others."""
-    newest, after = migrations[-1].version, 0
+    # Imported late, as it reads queues, which are built by this module.
+    from pgqrs_core.operations.doctor_rules import rules
+
+    newest, after, upgraded = migrations[-1].version, 0, False
     failed: dict[str, ServerError] = {}
     while True:
         rows = yield Execute(queries["outdated_queues"], {"version": newest, "after": after, "limit": _PAGE})
         for number, name in rows:
+            upgraded = True
             try:
                 yield Transact(partial(_upgrade_queue, schema, number, migrations))
             except ServerError as error:
@@ -38,6 +42,9 @@ def upgrade_queues(schema: str, migrations: Sequence[Migration]) -> Op[None]:
             break
         after = rows[-1][0]
     raise_if_any(failed, schema, "upgraded")
+    for finding in (yield from rules(schema)) if upgraded else ():
+        if finding.status != "ok":
+            _log.warning("%s. %s `%s`", finding.summary, finding.remedy, "` `".join(finding.commands))
 
 
 def _upgrade_queue(schema: str, number: int, migrations: Sequence[Migration]) -> Op[None]:

@@ -156,7 +156,9 @@ class TestUpgrading:
         assert old.send(queue="a", idempotency_key="over") != [42]
         assert old.ask("select count(*) from pgqrs.q_a") == [(1,)]
 
-    def test_rows_that_are_there_stay_and_ids_are_not_chosen_from_then_on(self, old: SyncHarness) -> None:
+    def test_rows_that_are_there_stay_and_are_named_and_ids_are_not_chosen_from_then_on(
+        self, old: SyncHarness, caplog: pytest.LogCaptureFixture
+    ) -> None:
         old.transact(old_queue, "a")
         rows = "(0, 5, null), (-100, 5, now()), (-1, 9, 'infinity'), (77, 1, null)"
         old.ask(f"insert into pgqrs.q_a (lane, message_id, due_at, body) select *, 'x'::bytea from (values {rows}) r")
@@ -164,6 +166,9 @@ class TestUpgrading:
         old.run(schema.install, "pgqrs")
 
         assert old.ask("select count(*) from pgqrs.q_a") == [(4,)]
+        assert "message 9 of queue 'a' is due at a time outside the years 1970 to 9999 (rule 'due_at')" in caplog.text
+        assert "message 1 of queue 'a' is in lane 77" in caplog.text
+        assert 'delete from "pgqrs"."q_a" where' in caplog.text
         assert old.bodies(queue="a") == [b"x"]
         with pytest.raises(psycopg.errors.GeneratedAlways):
             old.ask("insert into pgqrs.q_a (lane, message_id, body) values (0, 77, 'x')")
