@@ -8,7 +8,7 @@ from typing import Any
 
 from pgqrs_core.engine import Engine
 from pgqrs_core.messages import ArchivedMessage, DeadMessage, InspectedMessage, Metrics, Queue, Snapshot
-from pgqrs_core.operations import archives, by_id, dead, maintenance, metrics, queues, repair, roles, schema
+from pgqrs_core.operations import archives, by_id, dead, maintenance, metrics, queues, repair, roles, schema, uninstall
 from pgqrs_core.operations.by_id import Deleted
 from pgqrs_core.operations.maintenance import Housekeeping
 from pgqrs_core.operations.repair import Repair
@@ -73,7 +73,7 @@ class Admin:
         Args:
             roles: also drop the group roles that `install` made. Else they stay, without rights on anything here.
         """
-        dropped = self._engine.run(schema.uninstall, self._engine.schema, self._engine.plugins, roles=roles)
+        dropped = self._engine.run(uninstall.uninstall, self._engine.schema, self._engine.plugins, roles=roles)
         # What was removed on purpose is no outage.
         self._engine.installation.forget()
         return dropped

@@ -46,6 +46,7 @@ from pgqrs_core.operations import (
     schema,
     settle,
     settle_many,
+    uninstall,
 )
 from pgqrs_core.sql import MIGRATIONS, Migration, Query, queries
 from pgqrs_core.testing.by_hand import NOON, array, claimed_row, elements, ints, make_queue, play, queue_row, text_of
@@ -1369,7 +1370,7 @@ class TestSchema:
 
     def test_uninstalling_keeps_a_schema_in_which_others_have_tables(self) -> None:
         held: list[Any] = [[("migrations", "r", ""), ("queues", "r", "")], [], []]
-        played = play(schema.uninstall("pgqrs"), *held, [], *held, NO_ROLES, [], [(False,)])
+        played = play(uninstall.uninstall("pgqrs"), *held, [], *held, NO_ROLES, [], [(False,)])
 
         assert "drop_schema" not in played.names
 

@@ -33,7 +33,18 @@ from pgqrs_core.errors import (
 )
 from pgqrs_core.marks import Marks
 from pgqrs_core.messages import MAX_PRIORITY, Lease, Queue, QueueOptions
-from pgqrs_core.operations import archives, claim, dead, enqueue, maintenance, metrics, queues, schema, settle
+from pgqrs_core.operations import (
+    archives,
+    claim,
+    dead,
+    enqueue,
+    maintenance,
+    metrics,
+    queues,
+    schema,
+    settle,
+    uninstall,
+)
 from pgqrs_core.sql import Query
 
 if TYPE_CHECKING:
@@ -753,7 +764,7 @@ class TestNames:
 
         assert harness.on("jobs", settle.ack, [item.lease for item in found]) == [True] * 3
         assert harness.run(outwait, harness.queue(), 0.05) == 0
-        assert harness.transact(schema.uninstall, name) == ["jobs"]
+        assert harness.transact(uninstall.uninstall, name) == ["jobs"]
 
 
 @pytest.mark.parametrize(

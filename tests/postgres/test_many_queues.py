@@ -17,7 +17,7 @@ from psycopg.conninfo import make_conninfo
 from pgqrs_core.drivers import locks, sync
 from pgqrs_core.errors import QueuesFailed, SchemaError, SchemaTooOld, ServerError, TableLocked
 from pgqrs_core.messages import QueueOptions
-from pgqrs_core.operations import maintenance, metrics, queues, schema
+from pgqrs_core.operations import maintenance, metrics, queues, schema, uninstall
 from pgqrs_core.operations.many import TOGETHER
 from pgqrs_core.plugins import default_plugins
 from pgqrs_core.sql import MIGRATIONS
@@ -90,7 +90,7 @@ class TestLocks:
         known = old.run(queues.list_queues)
         measured = old.run(metrics.measure, known)
         cleaned = old.run(maintenance.maintain, "pgqrs")
-        dropped = old.run(schema.uninstall, "pgqrs", plugins)
+        dropped = old.run(uninstall.uninstall, "pgqrs", plugins)
 
         assert len(known) == len(measured) == len(dropped) == MANY
         assert cleaned.failed == {}
@@ -230,18 +230,18 @@ class TestUninstalling:
         engine.ask("create view public.theirs as select message_id from pgqrs.q_a")
 
         with pytest.raises(QueuesFailed, match=r"'a'.*depend"):
-            engine.run(schema.uninstall, "pgqrs")
+            engine.run(uninstall.uninstall, "pgqrs")
 
         assert engine.ask("select name from pgqrs.queues") == [("a",)]
         engine.ask("drop view public.theirs")
-        assert engine.run(schema.uninstall, "pgqrs") == ["a"]
+        assert engine.run(uninstall.uninstall, "pgqrs") == ["a"]
         assert engine.ask("select from pg_namespace where nspname = 'pgqrs'") == []
 
     def test_missing_tables_are_no_obstacle(self, engine: SyncHarness) -> None:
         engine.create("a")
         engine.ask("drop table pgqrs.q_a cascade; drop table pgqrs.a_jobs")
 
-        assert engine.run(schema.uninstall, "pgqrs") == ["a", "jobs"]
+        assert engine.run(uninstall.uninstall, "pgqrs") == ["a", "jobs"]
 
 
 class TestABrokenQueue:
@@ -425,7 +425,7 @@ class TestASmallLockTable:
             assert [one.error for one in harness.run(metrics.measure, listed) if one.error] == []
             assert harness.run(maintenance.maintain, "pgqrs").failed == {}
             assert harness.run(schema.install_all, "pgqrs", plugins, roles=True) == []
-            assert sorted(harness.run(schema.uninstall, "pgqrs", plugins, roles=True)) == sorted(names)
+            assert sorted(harness.run(uninstall.uninstall, "pgqrs", plugins, roles=True)) == sorted(names)
         finally:
             stop.set()
             if beside.is_alive():

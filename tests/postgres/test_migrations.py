@@ -15,7 +15,7 @@ from harness import SyncHarness, ask, until
 from psycopg.conninfo import make_conninfo
 
 from pgqrs_core.errors import SchemaError, SchemaMissing, SchemaTooNew
-from pgqrs_core.operations import queues, schema
+from pgqrs_core.operations import queues, schema, uninstall
 from pgqrs_core.sql import MIGRATIONS, Migration, Query
 
 if TYPE_CHECKING:
@@ -284,7 +284,7 @@ class TestUninstalling:
         engine.create("jobs")
         engine.create("Odd; name")
 
-        assert engine.transact(schema.uninstall, "pgqrs") == ["Odd; name", "jobs"]
+        assert engine.transact(uninstall.uninstall, "pgqrs") == ["Odd; name", "jobs"]
 
         assert engine.ask("select 1 from pg_namespace where nspname = 'pgqrs'") == []
 
@@ -293,7 +293,7 @@ class TestUninstalling:
         engine.create("jobs")
         engine.ask("create table pgqrs.theirs (n int); insert into pgqrs.theirs values (1)")
 
-        engine.transact(schema.uninstall, "pgqrs")
+        engine.transact(uninstall.uninstall, "pgqrs")
 
         assert engine.ask("select relname from pg_class where relnamespace = 'pgqrs'::regnamespace") == [("theirs",)]
 
@@ -303,18 +303,18 @@ class TestUninstalling:
         engine.ask("create view public.theirs as select message_id from pgqrs.q_jobs")
 
         with pytest.raises(Exception, match="other objects depend on it"):
-            engine.transact(schema.uninstall, "pgqrs")
+            engine.transact(uninstall.uninstall, "pgqrs")
 
         assert [queue.name for queue in engine.run(queues.list_queues)] == ["jobs"]
 
     def test_where_nothing_is_installed_that_is_said(self, engine: SyncHarness) -> None:
         with pytest.raises(SchemaMissing):
-            engine.transact(schema.uninstall, "pgqrs")
+            engine.transact(uninstall.uninstall, "pgqrs")
 
     def test_it_can_be_installed_again(self, engine: SyncHarness) -> None:
         install(engine)
         engine.create("jobs")
-        engine.transact(schema.uninstall, "pgqrs")
+        engine.transact(uninstall.uninstall, "pgqrs")
 
         install(engine)
         engine.create("jobs")
