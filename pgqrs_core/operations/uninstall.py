@@ -60,6 +60,9 @@ def uninstall(schema: str, plugins: Plugins | None = None, *, roles: bool = Fals
                 _log.warning("queue %r could not be dropped, the others are: %s", name, error)
                 failed[name] = error
         raise_if_any(failed, schema, "dropped")
+        left = yield from read_schema(schema)
+        if not left.queues:
+            yield from _drop_strays(schema, left)
         # A program that still runs may have made one meanwhile.
         if (yield Transact(lambda: _uninstall_shared(schema, plugins, roles=roles))):
             return sorted(dropped)
@@ -75,7 +78,6 @@ def _uninstall_shared(schema: str, plugins: Plugins | None, *, roles: bool) -> O
     known = yield from known_roles(schema)
     for source in plugins.migrations if plugins is not None else ():
         yield from _drop_component(found, source.component, list(read_migrations(source.package)))
-    yield from _drop_strays(schema, found)
     yield Execute(queries["drop_shared"])
     droppable = yield Execute(queries["schema_is_droppable"], {"schema": schema})
     if droppable[0][0]:
@@ -102,7 +104,7 @@ def _drop_component(found: Schema, component: str, steps: Sequence[Migration]) -
 
 
 def _drop_strays(schema: str, found: Schema) -> Op[None]:
-    """Drop the tables of queues whose rows are missing: those that have the columns of ours."""
+    """Drop what is left of queues without a row, each by itself: tables that have the columns of ours, and functions."""
     for name, (kind, _) in found.relations.items():
         if kind == "f":
             yield Execute(queries["drop_function"], names={"table": name})
@@ -112,5 +114,9 @@ def _drop_strays(schema: str, found: Schema) -> Op[None]:
     for table, facts in (yield Execute(queries["table_facts"], {"schema": schema, "tables": texts(tables)})):
         columns = {fact.split()[1] for fact in facts if fact.startswith("column ")}
         if columns >= _COLUMNS[table[0]]:
-            yield Execute(queries["drop_view"], names={"table": f"v_{table[2:]}"})
-            yield Execute(queries["drop_table"], names={"table": table})
+            yield Transact(partial(_drop_stray, table))
+
+
+def _drop_stray(table: str) -> Op[None]:
+    yield Execute(queries["drop_view"], names={"table": f"v_{table[2:]}"})
+    yield Execute(queries["drop_table"], names={"table": table})

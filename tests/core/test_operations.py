@@ -1370,7 +1370,7 @@ class TestSchema:
 
     def test_uninstalling_keeps_a_schema_in_which_others_have_tables(self) -> None:
         held: list[Any] = [[("migrations", "r", ""), ("queues", "r", "")], [], []]
-        played = play(uninstall.uninstall("pgqrs"), *held, [], *held, NO_ROLES, [], [(False,)])
+        played = play(uninstall.uninstall("pgqrs"), *held, *held, [], *held, NO_ROLES, [], [(False,)])
 
         assert "drop_schema" not in played.names
 
