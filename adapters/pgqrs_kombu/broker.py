@@ -20,6 +20,7 @@ from pgqrs_core.forks import Lock, begin_anew_in_children
 from pgqrs_core.leases import LeaseKeeper
 from pgqrs_core.logs import get_logger
 from pgqrs_core.messages import Delivery, Queue, QueueOptions
+from pgqrs_core.operations.schema import prepare
 from pgqrs_core.operations.traffic import incoming
 from pgqrs_core.outages import OUTAGES
 from pgqrs_core.settling import Settler, Verdict
@@ -28,9 +29,10 @@ from pgqrs_kombu import mail, topology
 from pgqrs_kombu.closing import Closing
 from pgqrs_kombu.directory import Directory
 from pgqrs_kombu.forwarding import Forwarder
-from pgqrs_kombu.plugin import ADAPTER
+from pgqrs_kombu.plugin import ADAPTER, COMPONENT
 from pgqrs_kombu.publishing import Publisher
 from pgqrs_kombu.remembered import Remembered
+from pgqrs_kombu.sql import MIGRATIONS
 from pgqrs_kombu.upkeep import HOLD, Upkeep
 
 if TYPE_CHECKING:
@@ -129,7 +131,14 @@ class Broker:
                 self._asked_at = time.monotonic()
         else:
             engine = self.engine
-            engine.run(topology.prepare_schema, engine.installation, engine.plugins, self.options.create_schema)
+            engine.run(
+                prepare,
+                engine.installation,
+                engine.plugins,
+                create=self.options.create_schema,
+                component=COMPONENT,
+                migrations=MIGRATIONS,
+            )
             self._be_seen()
             self._ready = True
         self._users.add(user)

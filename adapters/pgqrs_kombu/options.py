@@ -37,8 +37,8 @@ class Options:
 
     #: The schema that holds the tables.
     schema: str = "pgqrs"
-    #: Install the tables that are missing: True always, False never, None only into an empty database.
-    create_schema: bool | None = None
+    #: Install pgqrs where the schema does not exist or holds nothing.
+    create_schema: bool = True
     #: Seconds for which a delivered message is hidden from others; renewed while its consumer lives.
     lease: float = 30.0
     #: Deliveries before a message is dead-lettered; for queues that are declared with these options.
@@ -64,8 +64,8 @@ class Options:
         for name in ("hold_eta", "gossip"):
             if not isinstance(getattr(self, name), bool):
                 raise _wrong(name, "True or False")
-        if self.create_schema not in (True, False, None):
-            raise _wrong("create_schema", "True, False or None")
+        if not isinstance(self.create_schema, bool):
+            raise _wrong("create_schema", "True or False")
         if not isinstance(self.schema, str) or not 1 <= len(self.schema) <= 63:
             raise _wrong("schema", "a name of 1 to 63 characters")
 

@@ -8,18 +8,14 @@ from typing import Any, Final, NamedTuple
 
 from pgqrs_core.arrays import numbers, texts
 from pgqrs_core.effects import Execute, Op
-from pgqrs_core.errors import QueueExists, QueueNotFound, SchemaError, SchemaMissing, SchemaTooNew, SchemaTooOld
-from pgqrs_core.installations import Installation
+from pgqrs_core.errors import QueueExists, QueueNotFound
 from pgqrs_core.messages import Queue, QueueOptions, check_name
 from pgqrs_core.operations.queues import create_queue, delete_queue, find_queue
-from pgqrs_core.operations.schema import install_all, prepare
-from pgqrs_core.plugins import Plugins
 from pgqrs_kombu.arguments import as_json, check_exchange, rules_of, seconds_of
 from pgqrs_kombu.dead_letters import is_expired_kept, keep_expired
 from pgqrs_kombu.errors import not_equivalent, not_found, unknown_type
 from pgqrs_kombu.patterns import pattern_of
-from pgqrs_kombu.plugin import COMPONENT
-from pgqrs_kombu.sql import MIGRATIONS, queries
+from pgqrs_kombu.sql import queries
 
 __all__ = [
     "Declared",
@@ -37,14 +33,12 @@ __all__ = [
     "list_bindings",
     "mailbox_queue",
     "migrated",
-    "prepare_schema",
     "renew",
     "sweep_orphans",
     "unbind",
 ]
 
 TYPES: Final = ("direct", "topic", "fanout")
-_REMEDY: Final = "Run `pgqrs install`, or set the transport option create_schema=True."
 #: Seconds without a consumer after which an exclusive or auto-delete queue goes whose process has died.
 DESERTED: Final = 60.0
 
@@ -55,27 +49,6 @@ class Declared(NamedTuple):
     name: str
     mailbox: int | None
     message_ttl: float | None
-
-
-def prepare_schema(installation: Installation, plugins: Plugins, create: bool | None) -> Op[None]:
-    """Install what is missing if that is wanted; raise unless all that the transport needs is there.
-
-    Several processes may do so at once: they take turns, and the later ones find it done.
-
-    Raises:
-        SchemaUnavailable: tables that this process has used are gone.
-        SchemaError: tables are missing and are not to be created, or do not fit; or the schema is somebody else's.
-    """
-    own: dict[str, Any] = {"component": COMPONENT, "migrations": MIGRATIONS, "remedy": _REMEDY}
-    try:
-        yield from prepare(installation, plugins, create=create is not False, **own)
-    except (SchemaMissing, SchemaTooOld, SchemaTooNew):
-        raise
-    except SchemaError:
-        if not create:
-            raise
-        yield from install_all(installation.schema, plugins)
-        yield from prepare(installation, plugins, create=False, **own)
 
 
 def declare_exchange(

@@ -105,11 +105,13 @@ def take(consumer: Any, patience: float = PATIENCE) -> Any:
 def quiet() -> Iterator[None]:
     """Keep the tracebacks of failing actors out of the tests' output."""
     logger = logging.getLogger("dramatiq")
-    before, logger.level = logger.level, logging.CRITICAL + 1
+    before = logger.level
+    # Not by the attribute: its children remember what they found enabled.
+    logger.setLevel(logging.CRITICAL + 1)
     try:
         yield
     finally:
-        logger.level = before
+        logger.setLevel(before)
 
 
 class Workers(Crew[Process]):
