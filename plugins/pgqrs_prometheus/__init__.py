@@ -10,6 +10,7 @@ from importlib.util import find_spec
 from typing import TYPE_CHECKING
 
 from pgqrs_core.errors import ConfigurationError
+from pgqrs_core.installing import install_command
 
 if TYPE_CHECKING:
     from prometheus_client import CollectorRegistry
@@ -60,7 +61,7 @@ def watch_celery(engine: Engine, *, registry: CollectorRegistry | None = None, s
         ConfigurationError: Celery is not installed.
     """
     if find_spec("celery") is None:
-        raise ConfigurationError("metrics of Celery need it: pip install 'pgqrs-py[celery]'")
+        raise ConfigurationError(f"metrics of Celery need it: {install_command('celery')}")
     from prometheus_client import REGISTRY
 
     from pgqrs_prometheus.celery_events import CeleryListener
