@@ -9,7 +9,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterable, Sequence
 
-__all__ = ["ByteaArray", "WithNulls", "numbers", "texts"]
+__all__ = ["ByteaArray", "WithNulls", "numbers", "places", "texts"]
 
 _LENGTH = struct.Struct("!i").pack
 # dimensions, whether there are nulls, the oid of bytea, the length, the lower bound
@@ -26,6 +26,11 @@ class WithNulls(str):
 def numbers(values: Iterable[object]) -> str:
     """Return an array literal of numbers, or of other values whose text needs no quotes."""
     return "{" + ",".join(map(str, values)) + "}"
+
+
+def places(values: Sequence[str | None]) -> str:
+    """Return an array literal of rows' places as PostgreSQL writes them, ``(0,1)``; None is NULL."""
+    return texts(values) if None in values else '{"' + '","'.join(values) + '"}'  # type: ignore[arg-type]
 
 
 def texts(values: Iterable[object]) -> str:

@@ -216,8 +216,10 @@ class LeaseKeeper:
 
     def drop(self, leases: Iterable[Lease]) -> None:
         """Renew these no more."""
-        with self._changed:
-            self._ledger.drop(leases)
+        # Where nothing is held, as with single reads, not even the lock is worth its time.
+        if self._ledger:
+            with self._changed:
+                self._ledger.drop(leases)
 
     def is_failing(self, queue: Queue) -> bool:
         """Tell whether to leave a queue alone; see `Ledger.is_failing`."""
@@ -226,8 +228,9 @@ class LeaseKeeper:
 
     def settling(self, leases: Iterable[Lease], *, begun: bool = True) -> None:
         """These are about to be settled; see `Ledger.settling`."""
-        with self._changed:
-            self._ledger.settling(leases, begun=begun)
+        if self._ledger:
+            with self._changed:
+                self._ledger.settling(leases, begun=begun)
 
     def close(self) -> None:
         """Stop renewing."""

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from pgqrs_core.backoff import Backoff, Retries
@@ -179,17 +178,23 @@ class Keeper(Protocol):
         """These are about to be settled, or could not be."""
 
 
-@contextmanager
-def settlement(keeper: Keeper, messages: Sequence[Message[Any]]) -> Iterator[None]:
+class settlement:  # noqa: N801 - it is used as a context manager, and one by a generator takes three times as long
     """Stop the renewal of messages that are settled in the block; if it raises they are held on to."""
-    leases = [message.lease for message in messages]
-    keeper.settling(leases)
-    try:
-        yield
-    except BaseException:
-        keeper.settling(leases, begun=False)
-        raise
-    keeper.drop(leases)
+
+    __slots__ = ("_keeper", "_leases")
+
+    def __init__(self, keeper: Keeper, messages: Sequence[Message[Any]]) -> None:
+        self._keeper = keeper
+        self._leases = [message.lease for message in messages]
+
+    def __enter__(self) -> None:
+        self._keeper.settling(self._leases)
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is None:
+            self._keeper.drop(self._leases)
+        else:
+            self._keeper.settling(self._leases, begun=False)
 
 
 def retries(messages: Sequence[Message[Any]]) -> Retries:

@@ -34,6 +34,12 @@ ADAPTER: Final = "native"
 _log = get_logger("pgqrs.consumer")
 #: Characters of a traceback that a dead letter keeps, the innermost part.
 _TRACE: Final = 4_000
+_KINDS: Final[dict[str, OutcomeKind]] = {
+    "ack": "acked",
+    "archive": "archived",
+    "release": "released",
+    "postpone": "released",
+}
 _NOTHING: Final = nullcontext()
 
 
@@ -114,13 +120,15 @@ def reading(
         found = yield from incoming(
             queue, marks, limit=count, lease=lease, patience=wait, plugins=plugins, adapter=ADAPTER
         )
-        wait = max(deadline - time.monotonic(), 0.0)
         try:
             messages, broken = _decode(queue, found, type_, lease, mismatch, plugins)
         except PgqrsError as error:
             # Not the messages' fault: a serializer is broken. They must not stay leased, for nobody has them.
             yield from put_back(queue, found, error)
             raise
+        # A batch of which nothing is left tells nothing about what else is there.
+        if not broken:
+            return messages
         unknown = [message for message in broken if isinstance(message.error, DecoderMissing)]
         broken = [message for message in broken if not isinstance(message.error, DecoderMissing)]
         if unknown:
@@ -134,9 +142,9 @@ def reading(
             yield from failing(
                 queue, broken, delay=0.0, errors=errors, bury=True, plugins=plugins, doorbell=None, trace=False
             )
-        # A batch of which nothing is left tells nothing about what else is there.
-        if messages or not (broken or unknown):
+        if messages:
             return messages
+        wait = max(deadline - time.monotonic(), 0.0)
 
 
 def _decode(
@@ -228,9 +236,7 @@ def settling(
         message.lease_lost = not alive
     # In the caller's transaction nothing has happened yet.
     if plugins.hooks.observes_consume and doorbell is not None:
-        kind: OutcomeKind = {"ack": "acked", "archive": "archived", "release": "released", "postpone": "released"}[
-            action
-        ]  # type: ignore[assignment]
+        kind = _KINDS[action]
         _report(
             plugins, queue, messages, [kind] * len(kept) if all(kept) else [kind if alive else "lost" for alive in kept]
         )

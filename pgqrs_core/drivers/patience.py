@@ -95,10 +95,11 @@ def _await_room(pgconn: PGconn, began: float, limit: float | None) -> None:
 def _left(began: float, limit: float | None) -> float:
     """Return for how long to wait now; not for long, since a hurry may come up."""
     now = time.monotonic()
-    left = _hurried(began, math.inf if limit is None else began + limit) - now
+    deadline = math.inf if limit is None else began + limit
+    left = (_hurried(began, deadline) if _Hurry.until else deadline) - now
     if left <= 0:
         raise give_up(now - began)
-    return min(left, _SLICE)
+    return left if left < _SLICE else _SLICE
 
 
 def _bounded(waiting: Generator[Any, Any, RV], limit: float) -> Generator[Any, Any, RV]:

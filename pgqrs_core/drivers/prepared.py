@@ -18,7 +18,7 @@ from psycopg.pq import ExecStatus, Format
 
 from pgqrs_core.arrays import ByteaArray, WithNulls
 from pgqrs_core.drivers.patience import answers
-from pgqrs_core.drivers.rows import load_rows
+from pgqrs_core.drivers.rows import RowLoader
 from pgqrs_core.drivers.session import PREPARED_MAX
 from pgqrs_core.readiness import Readiness
 
@@ -85,6 +85,7 @@ class Prepared:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._readiness = Readiness(connection.pgconn.socket)
+        self._rows = RowLoader(connection)
         self._names: dict[bytes, bytes] = {}
         self._count = 0
         #: The results of the statement that is under way, as far as they have come; None while there is none.
@@ -101,7 +102,7 @@ class Prepared:
         name = self._names.get(statement.positional) or self._prepare(statement)
         self._results = []
         pgconn.send_query_prepared(name, data, formats, _AS_BINARY)
-        rows = self._rows(self._answer())
+        rows = self._rows.load(self._answer())
         self._results = None
         return rows
 
@@ -111,10 +112,7 @@ class Prepared:
         Raises:
             psycopg.Error: it did not succeed, or not within ``seconds``.
         """
-        return [] if self._results is None else self._rows(self._answer(seconds))
-
-    def _rows(self, result: PGresult) -> list[tuple[Any, ...]]:
-        return load_rows(self._connection, result) if result.ntuples else []
+        return [] if self._results is None else self._rows.load(self._answer(seconds))
 
     def _prepare(self, statement: Statement) -> bytes:
         pgconn = self._connection.pgconn

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from psycopg.abc import AdaptContext, Buffer
     from psycopg.pq.abc import PGresult
 
-__all__ = ["EARLIEST", "LATEST", "fetched", "fetched_async", "load_rows"]
+__all__ = ["EARLIEST", "LATEST", "RowLoader", "fetched", "fetched_async", "load_rows"]
 
 #: What a time before and after those of Python becomes.
 EARLIEST: Final = datetime.min.replace(tzinfo=timezone.utc)
@@ -29,6 +29,33 @@ LATEST: Final = datetime.max.replace(tzinfo=timezone.utc)
 
 _UNREADABLE: Final = (psycopg.DataError, UnicodeDecodeError)
 _TEXTS: Final = ("text", "varchar", "name")
+
+
+class RowLoader:
+    """Loads the rows of the results of one connection, one after another.
+
+    It looks up how to load a type when it meets it for the first time; for a single row that takes longer than the rest.
+    """
+
+    __slots__ = ("_context", "_transformer")
+
+    def __init__(self, context: AdaptContext) -> None:
+        self._context = context
+        self._transformer = Transformer(context)
+
+    def load(self, result: PGresult) -> list[tuple[Any, ...]]:
+        """Return the rows of a result, as `load_rows` does."""
+        if not result.ntuples:
+            return []
+        transformer = self._transformer
+        try:
+            transformer.set_pgresult(result)
+            return transformer.load_rows(0, result.ntuples, tuple)
+        except _UNREADABLE:
+            return _load(_Tolerant(self._context), result)
+        finally:
+            # It is not to keep the result.
+            transformer.set_pgresult(None)
 
 
 def load_rows(context: AdaptContext, result: PGresult) -> list[tuple[Any, ...]]:

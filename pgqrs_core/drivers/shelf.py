@@ -157,8 +157,10 @@ class Shelf(Generic[C, K]):
 
     def give(self, link: Link[C, K]) -> bool:
         """Keep an idle connection; False when there are enough, and it should be closed."""
-        if not link.relaxed and (len(self._idle) >= self._keep or (self._is_reserved and self.total >= self._limit)):
-            return False
+        if not link.relaxed:
+            is_wanted = self._reserved_until and self._is_reserved and self.total >= self._limit
+            if is_wanted or len(self._idle) >= self._keep:
+                return False
         # Whoever was interrupted while waiting for a standby does not hear of it; the next one must not either.
         link.doubt.arisen = False
         link.fresh = False

@@ -90,7 +90,7 @@ def perform(
     try:
         unusual = query.unusual
         if not unusual and (rows := _prepared(link, statement, effect)) is not None:
-            return _noted(effect, rows)
+            return rows if effect.hand is None else _noted(effect, rows)
         text = statement.named
         if "patient" in unusual:
             connection.limit = None

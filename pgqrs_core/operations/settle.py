@@ -86,7 +86,7 @@ def is_of_one_row(error: BaseException) -> bool:
 
 def ack(queue: Queue, leases: Sequence[Lease]) -> Op[list[bool]]:
     """Remove handled messages."""
-    return (yield from settle_all("ack", queue, leases))
+    return settle_all("ack", queue, leases)
 
 
 def archive(queue: Queue, leases: Sequence[Lease]) -> Op[list[bool]]:

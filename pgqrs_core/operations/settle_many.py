@@ -7,7 +7,7 @@ from typing import Any, Final
 
 from msgspec import structs
 
-from pgqrs_core.arrays import numbers, texts
+from pgqrs_core.arrays import numbers, places
 from pgqrs_core.effects import Execute, Op, Rows
 from pgqrs_core.messages import Lease, Queue
 from pgqrs_core.operations.twins import renumber
@@ -35,6 +35,8 @@ def settle_all(
     kept: set[Lease] = set()
     for group in in_rounds(leases):
         ids = {row[0] for row in (yield from apply(name, queue, group, more))}
+        if len(ids) == len(leases):
+            return [True] * len(leases)
         kept.update(group if len(ids) == len(group) else (lease for lease in group if lease.message_id in ids))
     return [lease in kept for lease in leases]
 
@@ -46,35 +48,44 @@ def apply(
     more: Callable[[Sequence[Lease]], dict[str, object]] | None,
 ) -> Op[Rows]:
     """Run one statement on the leases of a round; return its answers, by the ids that were asked for."""
+    rows: Rows = yield _statement(name, queue, leases, leases, more)
+    if len(rows) == len(leases):
+        return rows
     # By the lease as it is now, which may be at another place, the one that was asked for.
     asked = {lease: lease for lease in leases}
     found: list[tuple[Any, ...]] = []
-    for _ in range(_TRIES):
-        chosen = list(asked)
-        params: dict[str, object] = {**named(chosen), "places": texts(lease.place for lease in chosen)}
-        rows: Rows = yield Execute(
-            queries[name], params if more is None else {**params, **more(list(asked.values()))}, queue
-        )
-        if len(rows) == len(chosen) and chosen == list(asked.values()):
-            return [*found, *rows]
-        by_id = {lease.message_id: lease for lease in chosen}
-        for number, *rest in rows:
-            found.append((asked.pop(by_id[number]).message_id, *rest))
-        if not asked:
+    for left in reversed(range(_TRIES)):
+        by_id = {lease.message_id: lease for lease in asked}
+        found += [(asked.pop(by_id[number]).message_id, *rest) for number, *rest in rows]
+        if asked and left:
+            asked = yield from _located(name, queue, asked)
+        if not (asked and left):
             break
-        asked = yield from _located(name, queue, asked)
-        if not asked:
-            break
+        rows = yield _statement(name, queue, list(asked), list(asked.values()), more)
     return found
+
+
+def _statement(
+    name: str,
+    queue: Queue,
+    leases: Sequence[Lease],
+    originals: Sequence[Lease],
+    more: Callable[[Sequence[Lease]], dict[str, object]] | None,
+) -> Execute:
+    params = named(leases)
+    params["places"] = places([lease.place for lease in leases])
+    if more is not None:
+        params.update(more(originals))
+    return Execute(queries[name], params, queue)
 
 
 def _located(name: str, queue: Queue, asked: dict[Lease, Lease]) -> Op[dict[Lease, Lease]]:
     """Return those that are still held, as they are now, in the order of their ids."""
     rows = yield Execute(queries["locate"], named(list(asked)), queue)
-    places: dict[int, str] = dict(rows)
+    known: dict[int, str] = dict(rows)
     held: dict[Lease, Lease] = {}
     for lease, original in asked.items():
-        place = places.get(lease.message_id)
+        place = known.get(lease.message_id)
         if place is None:
             continue
         now: Lease | None = structs.replace(lease, place=place)
@@ -100,8 +111,11 @@ def in_rounds(leases: Iterable[Lease]) -> list[list[Lease]]:
 
     A second lease on the same id is a stale one, kept by somebody who was overtaken.
     """
-    # Zero is the token of a message that nobody holds.
-    distinct = sorted({lease for lease in leases if lease.token}, key=_key)
+    # Zero is the token of a message that no consumer holds.
+    held = [lease for lease in leases if lease.token]
+    if len({lease.message_id for lease in held}) == len(held):
+        return [sorted(held, key=_key)] if held else []
+    distinct = sorted(set(held), key=_key)
     rounds: list[list[Lease]] = []
     while distinct:
         chosen = {lease.message_id: lease for lease in distinct}

@@ -143,22 +143,32 @@ def incoming(
     Others are claimed in place of those that no handler is to see: a claim that brings less than it asked for means that
     there is no more.
     """
+    watch = plugins.hooks.observes_claim
     deadline = clock() + patience
     kept: list[Delivery] = []
+    looks: list[float] = []
     for _ in range(_MOST_CLAIMS):
+        # Without patience there is one look, at once.
+        if watch:
+            looks.append(clock())
         try:
-            found, batch = yield from _claimed(
+            found = yield from receive(
                 queue,
                 marks,
                 limit=limit - len(kept),
                 lease=lease,
-                patience=0.0 if kept else max(deadline - clock(), 0.0),
-                plugins=plugins,
-                adapter=adapter,
-                managed=managed,
+                patience=patience,
                 bury=bury,
-                clock=clock,
+                on_look=(lambda: looks.append(clock())) if watch and patience > 0 else None,
             )
+            if not found:
+                break
+            try:
+                batch = _seen(queue, found, plugins, adapter, managed, looks, clock)
+            except FAILURES as error:
+                # No handler may see what a plugin could not prepare.
+                yield from put_back(queue, found, error)
+                raise
             if batch is not None:
                 yield from _discard(queue, batch, plugins, on_unknown, clock())
         except PgqrsError:
@@ -172,51 +182,29 @@ def incoming(
         kept += found if batch is None else batch.deliveries
         if batch is None or batch.count == len(batch.deliveries) or len(kept) >= limit or is_last(queue, kept):
             break
+        patience = 0.0 if kept else max(deadline - clock(), 0.0)
     return kept
 
 
-def _claimed(
+def _seen(
     queue: Queue,
-    marks: Marks,
-    *,
-    limit: int,
-    lease: float,
-    patience: float,
+    found: list[Delivery],
     plugins: Plugins,
     adapter: str,
     managed: bool,
-    bury: bool,
+    looks: Sequence[float],
     clock: Callable[[], float],
-) -> Op[tuple[list[Delivery], ConsumeBatch | None]]:
-    """Return what one claim has found, and what plugins made of it; None if no plugin wanted to."""
+) -> ConsumeBatch | None:
+    """Show plugins what a claim has found; return what they made of it, None if none of them wanted to."""
     hooks = plugins.hooks
-    watch = hooks.observes_claim
-    # Who does not wait looks once, and at once.
-    looks = [clock()] if watch else []
-    found = yield from receive(
-        queue,
-        marks,
-        limit=limit,
-        lease=lease,
-        patience=patience,
-        bury=bury,
-        on_look=(lambda: looks.append(clock())) if watch and patience > 0 else None,
-    )
-    if not found:
-        return found, None
-    try:
-        if watch:
-            now = clock()
-            hooks.after_claim(Claimed(queue.name, adapter, found, now, max(now - looks[-1], 0.0), managed))
-        if not hooks.concern_consume(queue.name, found):
-            return found, None
-        batch = ConsumeBatch(queue.name, adapter, found)
-        hooks.before_consume(batch)
-    except FAILURES as error:
-        # No handler may see what a plugin could not prepare.
-        yield from put_back(queue, found, error)
-        raise
-    return found, batch
+    if hooks.observes_claim:
+        now = clock()
+        hooks.after_claim(Claimed(queue.name, adapter, found, now, max(now - looks[-1], 0.0), managed))
+    if not hooks.concern_consume(queue.name, found):
+        return None
+    batch = ConsumeBatch(queue.name, adapter, found)
+    hooks.before_consume(batch)
+    return batch
 
 
 def _discard(

@@ -126,23 +126,25 @@ select coalesce((select min(next - age) from running where age < 2147483648),
 -- name: ack consumer brief
 -- Remove messages whose leases are still held; answers with those.
 --
--- This and the next three go to the places that the claim answered with, and then check that what lies there is what was
--- claimed: `is true` keeps the check from becoming a join. A row that has moved since, because its lease was extended, is
--- missed; operations/settle.py then asks `locate` and comes again. So there is one way to run them, whatever the
--- statistics and settings: docs/adr/0018-settle-by-place.md.
+-- This and the next four go to the places that the claim answered with, and then check that what lies there is what was
+-- claimed. The ids are sorted, so a binary search tells which lane and token belong to a row. A row that has moved since,
+-- because its lease was extended, is missed; operations/settle.py then asks `locate` and comes again. So there is one way to
+-- run them, whatever the statistics and settings: docs/adr/0018-settle-by-place.md.
 delete from {queue} q
-where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token) in (
-  select a.lane, a.message_id, a.token
-  from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
+where q.ctid = any (%(places)s::tid[])
+  and q.lane = (%(lanes)s::smallint[])[width_bucket(q.message_id, %(ids)s::bigint[])]
+  and q.message_id = (%(ids)s::bigint[])[width_bucket(q.message_id, %(ids)s::bigint[])]
+  and q.lease_token = (%(tokens)s::bigint[])[width_bucket(q.message_id, %(ids)s::bigint[])]
 returning q.message_id;
 
 -- name: archive consumer brief
 -- Move messages whose leases are still held to the archive; answers with those.
 with gone as (
   delete from {queue} q
-  where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token) in (
-    select a.lane, a.message_id, a.token
-    from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
+  where q.ctid = any (%(places)s::tid[])
+    and q.lane = (%(lanes)s::smallint[])[width_bucket(q.message_id, %(ids)s::bigint[])]
+    and q.message_id = (%(ids)s::bigint[])[width_bucket(q.message_id, %(ids)s::bigint[])]
+    and q.lease_token = (%(tokens)s::bigint[])[width_bucket(q.message_id, %(ids)s::bigint[])]
   returning q.message_id, q.priority, q.attempt, q.enqueued_at, q.content_type, q.headers, q.body
 )
 insert into {archive} (message_id, priority, attempt, enqueued_at, content_type, headers, body)
@@ -151,7 +153,7 @@ returning message_id;
 
 -- name: nack consumer brief
 -- Give failed messages back after a delay, or bury them: when told to, or when their attempts are used up.
--- Answers with the lane each went to. The ids are sorted, so that what belongs to one is found by a binary search.
+-- Answers with the lane each went to.
 --
 -- This, the next two and `replace` pass by a message that has a twin where it is to go: another one with the same id, as an
 -- asynchronous failover or a restored backup can leave behind. operations/twins.py then gives it another id. The twins are
@@ -164,9 +166,10 @@ set (lane, due_at, last_error) = (
       from (select n, (%(burials)s::boolean[])[n] or q.attempt >= %(max_attempts)s as dead
             from width_bucket(q.message_id, %(ids)s::bigint[]) n) f),
     lease_until = 'epoch', lease_token = 0
-where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token) in (
-  select a.lane, a.message_id, a.token
-  from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
+where q.ctid = any (%(places)s::tid[])
+  and q.lane = (%(lanes)s::smallint[])[width_bucket(q.message_id, %(ids)s::bigint[])]
+  and q.message_id = (%(ids)s::bigint[])[width_bucket(q.message_id, %(ids)s::bigint[])]
+  and q.lease_token = (%(tokens)s::bigint[])[width_bucket(q.message_id, %(ids)s::bigint[])]
   and q.message_id <> all (array(
     select a.message_id from unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) a(lane, message_id)
     cross join lateral (
@@ -180,9 +183,10 @@ returning q.message_id, q.lane;
 update {queue} q
 set lane = -1 - greatest(least(q.priority, 9), 0), due_at = greatest(least(q.enqueued_at, statement_timestamp()), 'epoch'),
     attempt = greatest(greatest(q.attempt, 0) - %(refund)s, 0), lease_until = 'epoch', lease_token = 0
-where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token) in (
-  select a.lane, a.message_id, a.token
-  from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
+where q.ctid = any (%(places)s::tid[])
+  and q.lane = (%(lanes)s::smallint[])[width_bucket(q.message_id, %(ids)s::bigint[])]
+  and q.message_id = (%(ids)s::bigint[])[width_bucket(q.message_id, %(ids)s::bigint[])]
+  and q.lease_token = (%(tokens)s::bigint[])[width_bucket(q.message_id, %(ids)s::bigint[])]
   and q.message_id <> all (array(
     select a.message_id from unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) a(lane, message_id)
     cross join lateral (
@@ -191,17 +195,17 @@ returning q.message_id;
 
 -- name: postpone consumer brief
 -- Give messages back that this consumer cannot handle, and others perhaps can: their attempts do not count, and they are due
--- after half their age, 1 second at least and 60 at most. So those that nobody handles for long cost little. The ids are
--- sorted.
+-- after half their age, 1 second at least and 60 at most. So those that no consumer handles for long cost little.
 update {queue} q
 set lane = -1 - greatest(least(q.priority, 9), 0), attempt = greatest(q.attempt, 1) - 1, lease_until = 'epoch', lease_token = 0,
     due_at = statement_timestamp() + least(greatest(
       (statement_timestamp() - greatest(least(q.enqueued_at, statement_timestamp()), 'epoch')) / 2,
       interval '1 second'), interval '60 seconds'),
     last_error = (%(errors)s::text[])[width_bucket(q.message_id, %(ids)s::bigint[])]::json
-where q.ctid = any (%(places)s::tid[]) and ((q.lane, q.message_id, q.lease_token) in (
-  select a.lane, a.message_id, a.token
-  from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
+where q.ctid = any (%(places)s::tid[])
+  and q.lane = (%(lanes)s::smallint[])[width_bucket(q.message_id, %(ids)s::bigint[])]
+  and q.message_id = (%(ids)s::bigint[])[width_bucket(q.message_id, %(ids)s::bigint[])]
+  and q.lease_token = (%(tokens)s::bigint[])[width_bucket(q.message_id, %(ids)s::bigint[])]
   and q.message_id <> all (array(
     select a.message_id from unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) a(lane, message_id)
     cross join lateral (
@@ -274,9 +278,9 @@ where q.ctid = any (array(
     cross join lateral (
       select ctid as place from {queue}
       where lane = a.lane and message_id = a.message_id and lease_token = a.token limit 1) r))
-  and ((q.lane, q.message_id, q.lease_token) in (
-    select a.lane, a.message_id, a.token
-    from unnest(%(lanes)s::smallint[], %(ids)s::bigint[], %(tokens)s::bigint[]) a(lane, message_id, token))) is true
+  and q.lane = (%(lanes)s::smallint[])[width_bucket(q.message_id, %(ids)s::bigint[])]
+  and q.message_id = (%(ids)s::bigint[])[width_bucket(q.message_id, %(ids)s::bigint[])]
+  and q.lease_token = (%(tokens)s::bigint[])[width_bucket(q.message_id, %(ids)s::bigint[])]
 returning q.message_id;
 
 -- name: watch consumer relaxed

@@ -139,8 +139,7 @@ _LATER_BY_KEY: Final = (
 
 _ANYWHERE: Final = {"locate": (" and lease_token = a.token", "")}
 _WITHOUT_FENCE: Final = (
-    ("q.message_id, q.lease_token)", "q.message_id)"),
-    ("a.message_id, a.token\n", "a.message_id\n"),
+    ("\n  and q.lease_token = (%(tokens)s::bigint[])[width_bucket(q.message_id, %(ids)s::bigint[])]", ""),
 )
 
 BUGS: Final[dict[str, Callable[[], None]]] = {
