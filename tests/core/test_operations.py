@@ -361,7 +361,9 @@ class TestSettle:
         assert played.params(2) == {"lanes": "{0}", "ids": "{3}", "tokens": "{1}", "places": '{"(5,5)"}'}
 
     def test_what_moves_on_and_on_is_given_up(self) -> None:
-        played = play(settle.ack(JOBS, [Lease(0, 1, 1)]), *[[], [(1, "(1,1)")]] * settle_many._TRIES)
+        rounds = [[], [(1, "(1,1)")]] * (settle_many._TRIES - 1)
+
+        played = play(settle.ack(JOBS, [Lease(0, 1, 1)]), *rounds, [])
 
         assert played.result == [False]
 
