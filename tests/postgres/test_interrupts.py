@@ -55,8 +55,9 @@ class TestExceptionsAtAnyInstruction:
         with Engine(Config.load(url=dsn, max_connections=4, connection_timeout_seconds=5)) as engine:
             yield engine
 
-    # One may strike within a destructor, of which Python only tells.
+    # One may strike within a destructor, of which Python only tells, and between two lines of the loop that starts anew.
     @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+    @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
     def test_they_leak_no_place_of_the_pool(self, engine: Engine) -> None:
         """Also not one by one: after hundreds of them as many threads as ever are served."""
         over = threading.Event()
