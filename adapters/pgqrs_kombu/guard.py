@@ -31,7 +31,7 @@ from typing import Any, Final
 from pgqrs_core.errors import InvalidArgument
 from pgqrs_core.logs import error_text, get_logger
 
-__all__ = ["guard_worker"]
+__all__ = ["guard_worker", "reason_against", "without_odd_numbers"]
 
 _log = get_logger("pgqrs.kombu")
 
@@ -40,10 +40,15 @@ _WORKER: Final = "celery.worker.consumer.consumer"
 _IDS: Final = (str, bytes, int, uuid.UUID)
 #: Beyond this a Lamport clock is no count of messages, and each program that sees it would send it on.
 _LATEST: Final = 2**53
+#: Headers of control messages, replies and events with which Kombu calculates.
+_NUMBERS: Final = ("clock", "expires")
 
 
 def guard_worker() -> None:
-    """Guard Celery's worker. Without effect in other processes, and when repeated."""
+    """Guard Celery's worker, and each program that asks workers for something. May be repeated."""
+    control = sys.modules.get("celery.app.control")
+    if control is not None:
+        _wrap(control, "flatten_reply", _mappings)
     if _WORKER not in sys.modules:
         return
     consumer = sys.modules[_WORKER].Consumer
@@ -87,6 +92,14 @@ def reason_against(headers: Any) -> str | None:
     if not isinstance(given("stamps"), (dict, type(None))):
         return "its header 'stamps' is no mapping"
     return None
+
+
+def without_odd_numbers(headers: dict[str, Any]) -> None:
+    """Remove what is no number from the headers of a message in an ephemeral queue, where a number is expected."""
+    for name in _NUMBERS:
+        value = headers.get(name, 0)
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 <= value < _LATEST:
+            del headers[name]
 
 
 def _is_count(value: object) -> bool:
@@ -235,13 +248,21 @@ def _changing(original: Callable[..., None]) -> Callable[..., None]:
     return change
 
 
+def _mappings(original: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    @wraps(original)
+    def flatten_reply(reply: Any) -> Any:
+        return original([item for item in reply if isinstance(item, dict)])
+
+    return flatten_reply
+
+
 def _obeying(original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
     def on_message(self: Any, body: Any, message: Any) -> None:
         if getattr(message.channel, "refuse", None) is None:
             original(self, body, message)
             return
-        problem = _problem_with(body, message.headers)
+        problem = _problem_with(body)
         if problem is not None:
             _log.warning("a control message is ignored: %s", problem)
             return
@@ -259,11 +280,11 @@ def _obeying(original: Callable[..., None]) -> Callable[..., None]:
     return on_message
 
 
-def _problem_with(body: Any, headers: Any) -> str | None:
+def _problem_with(body: Any) -> str | None:
     """Return why a message is no control message; None if it may be one."""
     if not isinstance(body, dict) or not isinstance(body.get("method"), str):
         return "it names no method"
-    arguments, reply_to, clock = body.get("arguments"), body.get("reply_to"), headers.get("clock")
+    arguments, reply_to = body.get("arguments"), body.get("reply_to")
     if not (arguments is None or (isinstance(arguments, dict) and all(isinstance(name, str) for name in arguments))):
         return "its arguments are no mapping"
     if not isinstance(body.get("destination"), (list, tuple, str, type(None))):
@@ -274,6 +295,4 @@ def _problem_with(body: Any, headers: Any) -> str | None:
         isinstance(reply_to, dict) and all(isinstance(reply_to.get(name), str) for name in ("exchange", "routing_key"))
     ):
         return "its address for the reply is none"
-    if clock is not None and not (type(clock) is int and 0 <= clock < _LATEST):
-        return "its clock is none"
     return None

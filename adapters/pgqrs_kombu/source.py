@@ -9,6 +9,7 @@ from pgqrs_core.errors import DecodeError
 from pgqrs_core.marks import Marks
 from pgqrs_core.messages import Delivery, Queue
 from pgqrs_kombu.envelope import Message
+from pgqrs_kombu.guard import without_odd_numbers
 from pgqrs_kombu.mail import Sought
 
 __all__ = ["Source"]
@@ -73,6 +74,8 @@ class Source:
         except DecodeError as error:
             channel.broker.bury(self.queue, delivery, claimed_at, error)
             return
+        if self.mailbox is not None:
+            without_odd_numbers(message.headers)
         if not self.no_ack:
             qos.hold(tag, self.queue, delivery, claimed_at, message)
         else:

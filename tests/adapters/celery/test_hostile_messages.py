@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import random
+import threading
 import zlib
 from collections.abc import Iterator
 from typing import Any
@@ -12,6 +13,7 @@ from typing import Any
 import pytest
 
 from pgqrs_core.testing import eventually
+from tests.support.database import Database
 
 from .celery_support import Workers
 
@@ -153,3 +155,40 @@ def test_a_worker_goes_on_whatever_lies_in_its_mailbox(crew: Workers, pool: str)
     assert answer is not None, worker.log[-6_000:]
     assert list(answer) == [worker.name]
     assert worker.process.poll() is None
+
+
+ANSWER = (
+    "insert into pgqrs.kombu_mail (queue_id, content_type, headers, body) values (%s, 'application/json', %s::json, %s)"
+)
+
+
+def test_programs_that_ask_workers_go_on_whatever_answers_there_are(crew: Workers) -> None:
+    worker = crew.start("solo")
+    ended = threading.Event()
+
+    def slip_in_answers() -> None:
+        database = Database(crew.dsn)
+        done: set[int] = set()
+        while not ended.wait(0.005):
+            found = database.sql("select queue_id from pgqrs.kombu_queues where name like '%.reply.celery.pidbox'")
+            for queue_id in {number for (number,) in found} - done:
+                done.add(queue_id)
+                for body in (b"1", b"[1]", b'"x"', b"null"):
+                    for clock in (None, "x", [], 10**400, -1, 1.5):
+                        headers = json.dumps({"clock": clock, "expires": clock})
+                        database.sql(ANSWER, queue_id, headers, body)
+        database.close()
+
+    thread = threading.Thread(target=slip_in_answers)
+    thread.start()
+    try:
+        # An answer that is none may still count as the one that was waited for.
+        assert crew.inspect(worker).ping().keys() <= {worker.name}
+        # It asks others when it starts.
+        other = crew.start("solo", name="two")
+    finally:
+        ended.set()
+        thread.join()
+
+    assert other.process.poll() is None
+    assert list(crew.inspect(worker).ping()) == [worker.name]
