@@ -6,8 +6,8 @@ asynchronous pools have a timer of their event loop each.
 
 from __future__ import annotations
 
+import os
 import threading
-import time
 from typing import Final, Protocol
 from weakref import WeakSet
 
@@ -18,6 +18,9 @@ __all__ = ["CLOSER", "IdleCloser"]
 
 #: Seconds between two looks at the least.
 _SHORTEST: Final = 0.05
+#: Seconds for which a fork waits for the thread to end.
+_FORK: Final = 1.0
+_NAME: Final = "pgqrs-idle-connections"
 
 
 class Pool(Protocol):
@@ -39,17 +42,34 @@ class IdleCloser:
         self._lock = threading.Lock()
         self._pools: WeakSet[Pool] = WeakSet()
         self._thread: threading.Thread | None = None
+        self._stopped = threading.Event()
+
+    def stop_before_fork(self) -> None:
+        """End the thread: a process that has no other one is to fork without any, which Python 3.12 and later warn of."""
+        thread = self._thread
+        if thread is not None and thread is not threading.current_thread():
+            self._stopped.set()
+            thread.join(_FORK)
+
+    def go_on_after_fork(self) -> None:
+        """In the parent: start the thread again if there is something for it to do."""
+        if self._stopped.is_set():
+            with self._lock:
+                self._stopped = threading.Event()
+                if self._pools:
+                    self._thread = start_thread(self._run, name=_NAME)
 
     def watch(self, pool: Pool) -> None:
         """Serve a pool until nothing in it is idle."""
         with self._lock:
             self._pools.add(pool)
             if self._thread is None or not self._thread.is_alive():
-                self._thread = start_thread(self._run, name="pgqrs-idle-connections")
+                self._thread = start_thread(self._run, name=_NAME)
 
     def _run(self) -> None:
-        while (pause := self._round()) is not None:
-            time.sleep(max(pause, _SHORTEST))
+        stopped = self._stopped
+        while (pause := self._round()) is not None and not stopped.wait(max(pause, _SHORTEST)):
+            pass
 
     def _round(self) -> float | None:
         """Serve each pool; return in how many seconds to do so again, None if there is none left."""
@@ -71,3 +91,6 @@ class IdleCloser:
 
 #: Of this process.
 CLOSER: Final = IdleCloser()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(before=CLOSER.stop_before_fork, after_in_parent=CLOSER.go_on_after_fork)
