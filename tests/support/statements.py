@@ -72,7 +72,9 @@ FILL: Final[Mapping[str, str]] = {
     "celery_chord_parts": """
         insert into {table} (group_id, place, task_id, status, content_type)
         select 'k' || n, 1, 't' || n, 'SUCCESS', 'application/json'""",
-    "celery_waiters": "insert into {table} select 'k' || n, 'c' || n % 10, statement_timestamp() + interval '1 minute'",
+    "celery_waiters": """
+        insert into {table}
+        select 'k' || n, 'pgqrs:celery:' || lpad((n % 10)::text, 16, '0'), statement_timestamp() + interval '1 minute'""",
     "dramatiq_results": """
         insert into {table} select 'k' || n, '', statement_timestamp() + (n % 3 - 1) * n * interval '1 second'""",
     "dramatiq_limits": """
