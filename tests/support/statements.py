@@ -287,8 +287,8 @@ _CELERY: Final[dict[str, Entry]] = {
     "replace_group": Entry({"group_id": f"k{_ONE}", "result": b"x", "content_type": "c", **_EXPIRES}),
     "read_group": Entry({"group_id": f"k{_ONE}"}),
     "delete_group": Entry({"group_id": f"k{_ONE}"}),
-    "await_results": Entry({"ids": _KEYS, "channel": "c1", "seconds": 1.0}, rows=BATCH),
-    "await_no_more": Entry({"ids": _KEYS, "channel": "c1"}, rows=BATCH),
+    "await_results": Entry({"ids": _KEYS, "channel": "pgqrs:celery:0000000000000001", "seconds": 1.0}, rows=BATCH),
+    "await_no_more": Entry({"ids": _KEYS, "channel": "pgqrs:celery:0000000000000001"}, rows=BATCH),
     "prune_results": Entry(_LIMIT, rows=BATCH, front=True),
     "prune_groups": Entry(_LIMIT, rows=BATCH, front=True),
 }
