@@ -180,7 +180,11 @@ def _make_queue_tables(schema: str, queue: Queue, missing: Sequence[str]) -> Op[
         yield Execute(queries["drop_queue"], {}, queue)
     for step in MIGRATIONS:
         yield from apply_to_queue(step, queue, kinds)
-    if "queue" not in kinds:
+    if "queue" in kinds:
+        if queue.options.archive:
+            yield Execute(queries["pass_archived_ids"], {}, queue)
+        yield Execute(queries["pass_keyed_ids"], {}, queue)
+    else:
         if f"v_{queue.suffix}" in missing:
             yield Execute(_part(_VIEW), {}, queue)
         yield Execute(_part(_FUNCTION), {}, queue)

@@ -75,6 +75,16 @@ returning queue_id, name, table_suffix, options::text, paused_at, created_at;
 -- As the migration 0006 does.
 comment on table {queue} is {queue_label};
 
+-- name: pass_archived_ids
+-- Let the ids that are given next be beyond those in the archive.
+select setval({sequence_name}::regclass, max(message_id)) from {archive}
+having max(message_id) >= (select last_value from {sequence});
+
+-- name: pass_keyed_ids
+-- The same for those that idempotency keys name.
+select setval({sequence_name}::regclass, max(message_id)) from {schema}.idempotency_keys where queue_id = {queue_id}
+having max(message_id) >= (select last_value from {sequence});
+
 -- name: pass_queue_numbers
 -- Let the numbers that are given next be beyond those that queues have, or had: keys of deleted queues go by them.
 select setval(pg_get_serial_sequence(quote_ident(%(schema)s::text) || '.queues', 'queue_id'), m.highest)

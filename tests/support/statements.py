@@ -430,7 +430,9 @@ EXEMPT: Final[Mapping[str, Mapping[str, str]]] = {
             ("relations", "recorded_steps", "table_facts", "holds_rows", "drop_table", "drop_view"), _SCHEMA
         ),
         **dict.fromkeys(("drop_function", "create_scratch", "move_table", "drop_scratch"), _SCHEMA),
-        **dict.fromkeys(("adopt_queue", "label_queue", "pass_queue_numbers"), _SCHEMA),
+        **dict.fromkeys(
+            ("adopt_queue", "label_queue", "pass_queue_numbers", "pass_archived_ids", "pass_keyed_ids"), _SCHEMA
+        ),
         **dict.fromkeys(
             (
                 "server_facts",
