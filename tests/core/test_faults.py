@@ -20,7 +20,9 @@ class DiskFull(psycopg.errors.DiskFull):
 
     @property
     def diag(self) -> Any:
-        return SimpleNamespace(severity_nonlocalized=self.severity, message_primary="no space left on device")
+        return SimpleNamespace(
+            severity_nonlocalized=self.severity, message_primary="no space left on device", source_function="mdextend"
+        )
 
 
 def test_a_refused_statement_is_a_definite_failure() -> None:
