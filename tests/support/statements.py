@@ -339,6 +339,19 @@ _KOMBU: Final[dict[str, Entry]] = {
     "leave": Entry({"consumer": 1, "queue_ids": _IDS}, rows=BATCH),
     "post": Entry({**_MAIL, "exchange": f"k{_ONE}", "routing_key": "key"}, caller=True),
     "post_to": Entry({**_MAIL, "queue": f"k{_ONE}"}, caller=True),
+    "recipients": Entry({"exchange": f"k{_ONE}", "routing_key": "key"}, caller=True),
+    "recipient": Entry({"queue": f"k{_ONE}"}, caller=True),
+    "post_each": Entry(
+        {
+            **{name: _MAIL[name] for name in ("priority", "ttl", "content_type", "channel")},
+            "queue_ids": _IDS,
+            "headers": texts(None for _ in range(BATCH)),
+            "bodies": texts(r"\x78" for _ in range(BATCH)),
+        },
+        rows=BATCH,
+        caller=True,
+    ),
+    "exchanges_of": Entry({"queue_ids": _IDS}, rows=BATCH),
     "take": Entry({"queue_ids": _IDS, "marks": numbers(0 for _ in range(BATCH)), **_LIMIT}, rows=BATCH),
     "put_back": Entry(
         {
