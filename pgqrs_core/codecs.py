@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from pgqrs_core.messages import Delivery
 
 __all__ = [
+    "ANY_QUEUE",
     "CHOICE",
     "ENCODING",
     "PROTECTING",
@@ -43,6 +44,9 @@ Encoded: TypeAlias = "tuple[bytes, dict[str, Any]]"
 STAGES: Final[tuple[Stage, ...]] = ("transform", "compress", "sign", "encrypt")
 #: Those whose codecs also encode what adapters keep beside the queues, see `pgqrs_core.kept`.
 PROTECTING: Final[frozenset[Stage]] = frozenset(("sign", "encrypt"))
+#: Among the names that rule a message: it is sealed wherever messages of any queue are, and must be where any must.
+#: No queue has a name with a NUL.
+ANY_QUEUE: Final = "\0any queue"
 #: The header that records what was done to a body. Handlers do not see it.
 ENCODING: Final = "pgqrs_encoding"
 #: The header by which a producer chooses for one message: ``{"zstd": False}``. It is not stored.
@@ -141,7 +145,7 @@ class CodecStack:
 
     def required(self, *names: str) -> list[str]:
         """Return the names of the codecs that are required in any of these queues or exchanges."""
-        return [codec.name for codec in self._active if any(map(codec.required, names))]
+        return [codec.name for codec in self._active if _is_required(codec, names)]
 
     def concerns_drafts(self, queue: str, drafts: Sequence[Draft]) -> bool:
         """Return whether any of these messages is to be encoded, or says something about it."""
@@ -186,7 +190,7 @@ class CodecStack:
                 if encoded is not None:
                     draft.body = encoded[0]
                     stack = [*stack, {"codec": codec.name, **encoded[1]}]
-                elif codec.active and any(map(codec.required, ruling)):
+                elif codec.active and _is_required(codec, ruling):
                     raise PluginError(plugin, f"codec {codec.name!r} left a message as it was that must be encoded")
             draft.headers = _with(headers, stack) or None
 
@@ -306,18 +310,26 @@ class CodecStack:
         return given
 
     def _is_wanted(self, plugin: str, codec: Codec, names: Sequence[str], size: int, chosen: bool | None) -> bool:
-        required = codec.active and any(map(codec.required, names))
+        required = codec.active and _is_required(codec, names)
         if chosen is False and required:
             what = f"free of {codec.name!r}: False, for queue {names[0]!r} requires it"
             raise InvalidArgument(f"header {CHOICE}", {codec.name: False}, what)
         if chosen is not None:
             return chosen
         try:
-            return required or (codec.active and any(codec.wants(name, size) for name in names))
+            if required or (codec.active and ANY_QUEUE in names and codec.stage in PROTECTING):
+                return True
+            return codec.active and any(codec.wants(name, size) for name in names)
         except Exception as error:
             if is_interrupt(error):
                 raise
             raise PluginError(plugin, f"codec {codec.name!r}: wants: {type(error).__name__}: {error}") from error
+
+
+def _is_required(codec: Codec, names: Sequence[str]) -> bool:
+    if ANY_QUEUE in names and codec.stage in PROTECTING and getattr(codec, "strict", False):
+        return True
+    return any(map(codec.required, names))
 
 
 def names_in(stack: object) -> list[str]:

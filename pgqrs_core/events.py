@@ -116,7 +116,8 @@ class ConsumeBatch(msgspec.Struct):
         buried: Pairs of delivery and reason: will be dead-lettered.
         postponed: Pairs of delivery and reason: will come again later, perhaps to another process.
         address: What their seals bind in the place of the queue's name, where that is something else; else empty.
-        names: By whose rules codecs are required, where that is not the queue alone: a mailbox and its exchanges.
+        names: By whose rules codecs are required, where that is not the queue alone: a mailbox and its exchanges, and
+            `pgqrs_core.codecs.ANY_QUEUE` where it is sealed if messages of any queue are.
     """
 
     queue: str

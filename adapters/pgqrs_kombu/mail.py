@@ -7,6 +7,7 @@ from copy import copy
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from pgqrs_core.arrays import ByteaArray, numbers, texts
+from pgqrs_core.codecs import ANY_QUEUE
 from pgqrs_core.effects import Execute, Op, Rows
 from pgqrs_core.errors import BodyTooLarge
 from pgqrs_core.events import ConsumeBatch, Draft
@@ -27,6 +28,8 @@ _log = get_logger("pgqrs.kombu")
 #: A message and the number of the queue it was taken from.
 Mail = tuple[int, Delivery]
 
+#: What the names of Kombu's mailboxes and their exchanges end with: of control messages, and of the answers to them.
+_CONTROL: Final = ".pidbox"
 #: All messages of an ephemeral queue have one low-water mark, whatever their priorities.
 _LANE: Final = 0
 
@@ -78,7 +81,7 @@ def post_sealed(
     sealed = []
     for number, name in reached:
         one = copy(draft)
-        codecs.encode([one], address=_address(number, name), names=(exchange, name) if exchange else (name,))
+        codecs.encode([one], address=_address(number, name), names=_ruling((exchange, name) if exchange else (name,)))
         sealed.append(_columns(one))
     params = {
         **{column: sealed[0][column] for column in ("priority", "ttl", "content_type")},
@@ -171,9 +174,17 @@ def _address(number: int, name: str) -> str:
     return f"{name}\0{number}"
 
 
+def _ruling(names: Sequence[str]) -> Sequence[str]:
+    """Return the names by whose rules messages of an ephemeral queue are sealed: its own, and those of its exchanges.
+
+    A control message may tell a worker to take from any other queue. So it must be sealed where messages of any queue must.
+    """
+    return [*names, ANY_QUEUE] if any(name.endswith(_CONTROL) for name in names) else names
+
+
 def _opened(number: int, names: Sequence[str], delivery: Delivery, plugins: Plugins) -> list[Delivery]:
     """Return a message as plugins leave it. The queue it lies in decides what it must be, not what it says of itself."""
-    queue = names[0]
+    queue, names = names[0], _ruling(names)
     if not plugins.hooks.concern_consume(queue, [delivery], names):
         return [delivery]
     batch = ConsumeBatch(queue, ADAPTER, [delivery], address=_address(number, queue), names=names)

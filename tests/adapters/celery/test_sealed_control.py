@@ -16,12 +16,14 @@ from .celery_support import Workers
 pytest.importorskip("cryptography")
 
 
-@pytest.mark.parametrize("how", ["SIGN", "ENCRYPT"])
-def test_a_worker_obeys_sealed_control_messages_alone(crew: Workers, how: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "queues"), [("SIGN", "*"), ("ENCRYPT", "*"), ("SIGN", "celery"), ("ENCRYPT", "celery")]
+)
+def test_a_worker_obeys_sealed_control_messages_alone(crew: Workers, how: str, queues: str) -> None:
     crew.environment.update(
         PGQRS_PLUGINS_CRYPTO_KEYS="k1:" + base64.b64encode(b"k" * 32).decode(),
         PGQRS_PLUGINS_CRYPTO_REQUIRED="true",
-        **{f"PGQRS_PLUGINS_CRYPTO_{how}": "*"},
+        **{f"PGQRS_PLUGINS_CRYPTO_{how}": queues},
     )
     worker = crew.start("solo")
 
