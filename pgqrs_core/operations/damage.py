@@ -27,6 +27,10 @@ CORE: Final = "pgqrs"
 _CREATED: Final = re.compile(r"^create (?:unlogged )?(?:table|view) (?:if not exists )?\{schema\}\.(\w+)", re.MULTILINE)
 _DROPPED: Final = re.compile(r"^drop (?:table|view) (?:if exists )?\{schema\}\.(\w+)", re.MULTILINE)
 _UNDER: Final = "migrations"
+#: The step that makes the function by which a queue is written to.
+_FUNCTION_SINCE: Final = next(
+    step.version for step in MIGRATIONS if "queue" in step.blocks and "function {enqueue}" in step.blocks["queue"].text
+)
 
 
 class Damage(msgspec.Struct, frozen=True):
@@ -69,11 +73,13 @@ class Schema(msgspec.Struct, frozen=True):
         relations: Tables, views, and functions of queues by name: kind, and comment.
         steps: The recorded steps, by component.
         queues: The rows of queues.
+        versions: The step up to which the tables of each queue are, by the queue's number.
     """
 
     relations: dict[str, tuple[str, str]]
     steps: dict[str, tuple[int, ...]]
     queues: list[Queue]
+    versions: dict[int, int] = {}
 
     def is_view(self, name: str) -> bool:
         """Tell whether one of the relations is a view."""
@@ -111,9 +117,11 @@ def read_schema(schema: str) -> Op[Schema]:
     if _UNDER in relations:
         steps = dict((yield Execute(queries["recorded_steps"])))
     known: list[Queue] = []
+    reached: dict[int, int] = {}
     if "queues" in relations:
         known = yield from list_queues()
-    return Schema(relations, {name: tuple(versions) for name, versions in steps.items()}, known)
+        reached = dict((yield Execute(queries["queue_versions"])))
+    return Schema(relations, {name: tuple(versions) for name, versions in steps.items()}, known, reached)
 
 
 def find_damage(found: Schema, components: Mapping[str, Sequence[Migration]]) -> list[Damage]:
@@ -136,8 +144,10 @@ def _queues(found: Schema) -> Iterator[Damage]:
     suffixes = set()
     for queue in found.queues:
         suffixes.add(queue.suffix)
-        # What is not there before the queue is brought up to date is none of its parts.
-        kinds = "qvea" if queue.options.archive else "qve"
+        kinds = "qva" if queue.options.archive else "qv"
+        # A queue that is not yet brought up to date has no function, and lacks nothing.
+        if found.versions.get(queue.id, 0) >= _FUNCTION_SINCE:
+            kinds += "e"
         missing = [f"{kind}_{queue.suffix}" for kind in kinds if f"{kind}_{queue.suffix}" not in found.relations]
         if missing:
             yield Damage("queue", tuple(missing), queue=queue)

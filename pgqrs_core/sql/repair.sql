@@ -14,6 +14,10 @@ where n.nspname = %(schema)s and p.prosrc ~ 'idempotency_keys';
 -- Which steps of which components are recorded as applied.
 select component, array_agg(version order by version) from {schema}.migrations group by component;
 
+-- name: queue_versions anyone glance
+-- How far the tables of each queue are. As JSON, for the column is not there before step 3; what has no number had two steps.
+select queue_id, coalesce((to_json(q) ->> 'schema_version')::int, 2) from {schema}.queues q;
+
 -- name: table_facts anyone glance
 -- What these tables are made of: columns, constraints and indexes, sorted, without the names of the latter two.
 select c.relname::text, array(

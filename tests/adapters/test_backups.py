@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import secrets
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import psycopg
 import pytest
 from pgqrs_native import Client
+from psycopg.conninfo import make_conninfo
 
 from pgqrs_core import installations
 from tests.adapters.command_support import Shell
@@ -164,6 +166,37 @@ def test_a_worker_whose_queue_has_lost_its_row_waits_until_it_is_adopted(full: s
 
     with Client(full) as client:
         assert client.admin.queue_metrics("celery").ready == 1
+
+
+def test_a_role_that_may_read_everything_dumps_all_messages_with_row_security(
+    full: str, other: str, shell: Shell, tmp_path: Path
+) -> None:
+    prefix = f"pgqrs_t{secrets.token_hex(4)}"
+    reader = f"{prefix}_backup"
+    with Client(full) as client:
+        client.admin.install(roles=True, role_prefix=prefix)
+        try:
+            client.producer.enqueue("jobs", "in a dump")
+            with psycopg.connect(full, autocommit=True) as connection:
+                connection.execute(
+                    f"create role {reader} login password 'r'; grant pg_read_all_data to {reader}".encode()
+                )
+            dsn = make_conninfo(full, user=reader, password="r")
+            with pytest.raises(AssertionError, match="row-level security policy"):
+                Backup(dsn, tmp_path / "refused", "--schema=pgqrs")
+
+            Backup(dsn, tmp_path / "dump", "--enable-row-security", "--schema=pgqrs").restore(other, *RESTORE)
+
+            assert problems(shell, "--url", other) == []
+            assert content(other) == ([{"in": "jobs"}, "in a dump"], [2])
+        finally:
+            for database in (full, other):
+                with psycopg.connect(database, autocommit=True) as connection:
+                    connection.execute(b"drop schema if exists pgqrs cascade")
+            with psycopg.connect(full, autocommit=True) as connection:
+                connection.execute(f"drop role if exists {reader}".encode())
+                for duty in ("producer", "consumer", "observer", "admin"):
+                    connection.execute(f"drop owned by {prefix}_{duty}; drop role {prefix}_{duty}".encode())
 
 
 @pytest.mark.parametrize("mend", ["repair", "uninstall"])

@@ -18,6 +18,7 @@ from pgqrs_core.drivers import locks, sync
 from pgqrs_core.errors import QueuesFailed, SchemaError, SchemaTooOld, ServerError, TableLocked
 from pgqrs_core.messages import QueueOptions
 from pgqrs_core.operations import maintenance, metrics, queues, schema, uninstall
+from pgqrs_core.operations.damage import components_of, find_damage, read_schema
 from pgqrs_core.operations.many import TOGETHER
 from pgqrs_core.plugins import default_plugins
 from pgqrs_core.sql import MIGRATIONS
@@ -202,6 +203,24 @@ class TestUpgrading:
         old.ask("drop view pgqrs.a_b")
         old.run(schema.install, "pgqrs")
         old.run(schema.check_schema, "pgqrs")
+
+    @pytest.mark.parametrize("state", ["not upgraded", "upgraded by half"])
+    def test_queues_that_are_not_upgraded_yet_are_not_taken_for_damaged(
+        self, old: SyncHarness, monkeypatch: pytest.MonkeyPatch, state: str
+    ) -> None:
+        monkeypatch.setattr(locks, "GIVE_UP", 0.5)
+        for name in ("a", "b"):
+            old.transact(old_queue, name)
+        if state == "upgraded by half":
+            with psycopg.connect(old.dsn) as reader:
+                reader.execute("select from pgqrs.q_b")
+                with pytest.raises(QueuesFailed, match="'b'"):
+                    old.run(schema.install, "pgqrs")
+
+        assert find_damage(old.run(read_schema, "pgqrs"), components_of([])) == []
+        old.run(schema.install, "pgqrs")
+        old.ask("drop function pgqrs.e_b")
+        assert [one.tables for one in find_damage(old.run(read_schema, "pgqrs"), components_of([]))] == [("e_b",)]
 
     def test_beside_a_reader_it_waits_for_that_queue_only(
         self, old: SyncHarness, monkeypatch: pytest.MonkeyPatch
