@@ -50,7 +50,6 @@ _log = get_logger("pgqrs.connections")
 _GIVE_BACK: Final = 1.0
 #: Seconds for which what is known of a queue is used before it is read again.
 _FRESH = 5.0
-_UNDEFINED_TABLE = "42P01"
 
 
 class _Base:
@@ -236,7 +235,7 @@ class Engine(_Base):
             self._queues.clear()
             raise
         except ServerError as error:
-            if error.sqlstate != _UNDEFINED_TABLE:
+            if not error.is_missing_table:
                 raise
         self.forget(name)
         self._checked = False
@@ -338,7 +337,7 @@ class AsyncEngine(_Base):
             self._queues.clear()
             raise
         except ServerError as error:
-            if error.sqlstate != _UNDEFINED_TABLE:
+            if not error.is_missing_table:
                 raise
         self.forget(name)
         self._checked = False

@@ -447,8 +447,8 @@ class ServerError(PgqrsError):
 
     @property
     def is_missing_table(self) -> bool:
-        """Whether it was refused because a table does not exist: its queue was deleted, for instance."""
-        return self.sqlstate == "42P01"
+        """Whether it was refused because a table or a function does not exist: its queue was deleted, for instance."""
+        return self.sqlstate in ("42P01", "42883")
 
     def __init__(self, message: str, *, sqlstate: str | None = None) -> None:
         super().__init__(message, sqlstate=sqlstate)

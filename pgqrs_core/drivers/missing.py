@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 
 __all__ = ["explained", "is_missing", "which_are_missing"]
 
-#: No such table, no such schema.
-_MISSING: Final = frozenset({"42P01", "3F000"})
+#: No such table, no such function, no such schema.
+_MISSING: Final = frozenset({"42P01", "42883", "3F000"})
 
 
 def is_missing(error: ServerError) -> bool:
-    """Tell whether a statement was refused because a table or the schema is not there."""
+    """Tell whether a statement was refused because a table, a queue's function or the schema is not there."""
     return error.sqlstate in _MISSING
 
 
@@ -43,6 +43,6 @@ def explained(error: ServerError, rows: Rows, installation: Installation) -> Pgq
         return installation.unavailable(f"{', '.join(row[0] for row in rows)} missing")
     # In any language the server's text names the table as the statement did.
     named = re.search(rf'{re.escape(installation.schema)}"?\."?(\w+)', str(error))
-    if named is None or named[1].startswith(("q_", "a_", "v_")):
+    if named is None or named[1].startswith(("q_", "a_", "v_", "e_")):
         return error
     return installation.unavailable(f"{named[1]} is missing")

@@ -23,6 +23,7 @@ from pgqrs_core.messages import (
     delayed_lane,
     encode_headers,
 )
+from pgqrs_core.operations.queues import find_queue
 from pgqrs_core.sql import Query, queries
 from pgqrs_core.weights import in_parts
 
@@ -87,6 +88,9 @@ def enqueue(queue: Queue, drafts: Sequence[Draft], doorbell: Doorbell | None = N
             unknown = EnqueueUnknown(queue.name, str(error), target=error.target, keyed=keys == len(drafts))
             raise unknown from error
         raise
+    if not rows and (anew := (yield from find_queue(queue.name))).id != queue.id:
+        # The keys would be hashed with a number that is no longer the queue's.
+        return (yield from enqueue(anew, drafts, doorbell))
     if rows[0][1]:
         if soon := sum(map(is_soon, drafts)):
             yield from ring(queue, doorbell, soon)

@@ -57,10 +57,16 @@ returning message_id,
 -- answer is the id of the message that was stored under it, and nothing is stored. Answers with an id and the key's hash for
 -- each key, and with an id for each message without one, in their order. No key may occur twice. The function is described in
 -- migrations/0005_ids_and_keys.sql.
+--
+-- The number of the queue is in the hashes. Where the queue was made anew since, and has another one, nothing is stored and
+-- nothing comes back: so the function takes an argument that depends on the queue's row, and cannot be called before.
 select e.message_id,
   exists (select from {schema}.waiters w where w.queue_id = {queue_id} and w.until > statement_timestamp()), e.key_hash
-from {enqueue}(%(priorities)s::smallint[], %(ats)s::timestamptz[], %(delays)s::float8[], %(ttls)s::float8[],
-               %(content_types)s::text[], %(headers)s::text[], %(bodies)s::bytea[], %(keys)s::bytea[]) e;
+from {schema}.queues q cross join lateral
+  {enqueue}(%(priorities)s::smallint[], %(ats)s::timestamptz[], %(delays)s::float8[], %(ttls)s::float8[],
+            %(content_types)s::text[], %(headers)s::text[], %(bodies)s::bytea[],
+            case when q.queue_id = {queue_id} then %(keys)s::bytea[] end) e
+where q.queue_id = {queue_id};
 
 -- name: claim consumer relaxed brief
 -- Take up to n messages for `lease` seconds, by lane in the order given and within a lane by age.

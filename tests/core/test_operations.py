@@ -1371,7 +1371,7 @@ class TestSchema:
         assert play(schema.version("pgqrs"), *replies).result == number
 
     def test_uninstalling_keeps_a_schema_in_which_others_have_tables(self) -> None:
-        held: list[Any] = [[("migrations", "r", ""), ("queues", "r", "")], [], []]
+        held: list[Any] = [[("migrations", "r", ""), ("queues", "r", "")], [], [], []]
         played = play(uninstall.uninstall("pgqrs"), *held, *held, [], *held, NO_ROLES, [], [(False,)])
 
         assert "drop_schema" not in played.names

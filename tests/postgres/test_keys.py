@@ -10,7 +10,7 @@ import psycopg
 import pytest
 from harness import MAKES, SyncHarness, ask, borrow, draft, meanwhile, until
 
-from pgqrs_core.errors import EnqueueUnknown, InvalidArgument, MessageIdsCollide, ServerError
+from pgqrs_core.errors import EnqueueUnknown, InvalidArgument, MessageIdsCollide, QueueNotFound, ServerError
 from pgqrs_core.marks import LAG, Marks
 from pgqrs_core.operations import claim, enqueue, maintenance, queues, settle
 from pgqrs_core.pasting import advance_sequence
@@ -255,6 +255,40 @@ class TestTime:
     def test_a_senseless_time_is_refused(self, harness: Harness, seconds: Any) -> None:
         with pytest.raises(InvalidArgument, match="idempotency_seconds"):
             harness.create("other", idempotency_seconds=seconds)
+
+
+class TestQueuesMadeAnew:
+    """A queue that is deleted and created again has another number, which the hashes of its keys hold."""
+
+    @pytest.mark.parametrize("make", [None, *sorted({name for kind in MAKES.values() for name in kind})])
+    def test_a_key_is_known_though_it_was_sent_by_a_process_that_knew_the_old_number(
+        self, harness: Harness, make: str | None
+    ) -> None:
+        if make is not None and make not in MAKES[harness.kind]:
+            return
+        old = harness.queue()
+        harness.transact(queues.delete_queue, "jobs")
+        harness.create("jobs")
+        connection = borrow(harness, make) if make is not None else None
+        drafts = [draft(b"a", idempotency_key="k"), draft(b"b")]
+
+        if connection is None:
+            ids = harness.run(enqueue.enqueue, old, drafts)
+        else:
+            ids = harness.run_in(connection.raw, enqueue.enqueue, old, drafts)
+            connection.commit()
+            connection.close()
+
+        assert harness.run(enqueue.enqueue, harness.queue(), drafts[:1]) == ids[:1]
+        assert harness.bodies() == [b"a", b"b"]
+
+    @pytest.mark.parametrize("key", [None, "k"])
+    def test_one_that_was_deleted_is_said_to_be_gone(self, harness: Harness, key: str | None) -> None:
+        harness.send(idempotency_key=key)
+        harness.transact(queues.delete_queue, "jobs")
+
+        with pytest.raises(QueueNotFound):
+            harness.send(idempotency_key=key)
 
 
 class TestTransactions:

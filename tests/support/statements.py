@@ -440,7 +440,8 @@ EXEMPT: Final[Mapping[str, Mapping[str, str]]] = {
         **dict.fromkeys(("inherits", "add_member", "add_member_inherit", "open_schema"), _SCHEMA),
         **dict.fromkeys(("may_create_roles", "tables_owner", "acting_role", "foreign_code"), _SCHEMA),
         **dict.fromkeys(
-            ("relations", "recorded_steps", "table_facts", "holds_rows", "drop_table", "drop_view"), _SCHEMA
+            ("relations", "recorded_steps", "queue_versions", "table_facts", "holds_rows", "drop_table", "drop_view"),
+            _SCHEMA,
         ),
         **dict.fromkeys(("drop_function", "create_scratch", "move_table", "drop_scratch"), _SCHEMA),
         **dict.fromkeys(
