@@ -168,6 +168,22 @@ def test_a_worker_whose_queue_has_lost_its_row_waits_until_it_is_adopted(full: s
         assert client.admin.queue_metrics("celery").ready == 1
 
 
+def test_a_backup_of_an_older_version_takes_the_place_of_a_newer_one(full: str, shell: Shell, tmp_path: Path) -> None:
+    backup = Backup(full, tmp_path / "dump", "--clean", "--if-exists", plain=True)
+    with psycopg.connect(full, autocommit=True) as connection:
+        # Brought by an upgrade after the backup.
+        connection.execute("create view pgqrs.later as select * from pgqrs.waiters")
+        connection.execute("delete from pgqrs.q_jobs")
+    assert "depend on it" in backup.restore(full, *PSQL_RESTORE, fails=True)
+    assert problems(shell) == []
+
+    backup.restore(full, *PSQL_RESTORE, first="drop schema if exists pgqrs cascade")
+
+    shell.ok("install")
+    assert problems(shell) == []
+    assert content(full) == ([{"in": "jobs"}], [2])
+
+
 def test_a_role_that_may_read_everything_dumps_all_messages_with_row_security(
     full: str, other: str, shell: Shell, tmp_path: Path
 ) -> None:

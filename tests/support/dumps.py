@@ -46,10 +46,14 @@ class Backup:
         form = "plain" if plain else "custom"
         self._run("pg_dump", "--dbname", dsn, "--format", form, "--file", str(file), *arguments)
 
-    def restore(self, dsn: str, *arguments: str, fails: bool = False) -> str:
-        """Restore it into a database, with these arguments of pg_restore or psql; return what that complained of."""
+    def restore(self, dsn: str, *arguments: str, first: str = "", fails: bool = False) -> str:
+        """Restore it into a database, with these arguments of pg_restore or psql; return what that complained of.
+
+        Of a script, ``first`` is run before.
+        """
         if self._plain:
-            return self._run("psql", "-X", "-q", "-d", dsn, "-f", str(self._file), *arguments, fails=fails)
+            before = ["-c", first] if first else []
+            return self._run("psql", "-X", "-q", "-d", dsn, *before, "-f", str(self._file), *arguments, fails=fails)
         return self._run("pg_restore", "--dbname", dsn, *arguments, str(self._file), fails=fails)
 
     def _run(self, name: str, *arguments: str, fails: bool = False) -> str:
