@@ -22,6 +22,7 @@ from pgqrs_kombu import topology
 from pgqrs_kombu.address import place, place_alternates, split_when_taken
 from pgqrs_kombu.broker import Broker, broker_for
 from pgqrs_kombu.errors import CHANNEL_ERRORS, CONNECTION_ERRORS, RECOVERABLE_CONNECTION_ERRORS, translated, translating
+from pgqrs_kombu.event_guard import guard_receivers
 from pgqrs_kombu.groups import publish_groups_together
 from pgqrs_kombu.guard import guard_worker
 from pgqrs_kombu.intake import STALE, Intake
@@ -96,6 +97,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         surround_tasks()
         follow_requests()
         guard_worker()
+        guard_receivers()
         mend_workers()
         mask_settings()
 

@@ -116,10 +116,15 @@ class CeleryMetrics:
         workers: dict[str, int] = defaultdict(int)
         processes: dict[str, int] = defaultdict(int)
         for worker, consumed in (queues or {}).items():
-            size = len(((stats or {}).get(worker, {}).get("pool") or {}).get("processes") or ())
-            for queue in consumed:
-                workers[queue["name"]] += 1
-                processes[queue["name"]] += size
+            try:
+                size = len(((stats or {}).get(worker, {}).get("pool") or {}).get("processes") or ())
+                names = [_text(queue["name"]) for queue in consumed]
+            # Any program may answer in the name of a worker.
+            except (TypeError, KeyError, AttributeError):
+                continue
+            for name in names:
+                workers[name] += 1
+                processes[name] += size
         with self._lock:
             self._queues = {name: (workers[name], processes[name]) for name in {*self._queues, *workers}}
 
@@ -140,7 +145,7 @@ class CeleryMetrics:
         self._state.event(event)
         task = self._state.tasks.get(event["uuid"])
         hostname = _host(getattr(task, "hostname", None) or event.get("hostname"))
-        labels = (str(task.name), hostname, str(getattr(task, "queue", None) or "celery"))
+        labels = (_text(task.name), hostname, _text(getattr(task, "queue", None) or "celery"))
         for other, counts in self._counts.items():
             of = (
                 (*labels[:2], _exception(event if other == kind else {}), labels[2])
@@ -236,7 +241,12 @@ def _drop(series: dict[_Labels, Any], hostname: str) -> None:
 
 def _host(name: object) -> str:
     """Return the host of a worker's or a sender's name: ``host`` of ``worker@host``."""
-    return str(nodesplit(str(name or ""))[1])
+    return _text(nodesplit(str(name or ""))[1])
+
+
+def _text(value: object) -> str:
+    """Return a text as a scrape can hold it: an event may hold lone surrogates, with which all metrics would be missing."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
 
 def _exception(event: Mapping[str, Any]) -> str:

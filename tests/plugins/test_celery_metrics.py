@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import re
 import signal
 import subprocess
 import sys
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -188,6 +190,22 @@ def test_an_event_that_lacks_what_it_needs_harms_nothing(exporter: Exporter, eve
     assert exporter.value("task_succeeded_total", **OF) == 1
 
 
+def test_an_event_keeps_no_metric_from_being_scraped(exporter: Exporter) -> None:
+    exporter.worker("heartbeat", hostname="w@\ud800")
+    exporter.task("sent", uuid="2", name="\ud800", queue="\ud800", hostname="w@\ud800")
+
+    assert b'celery_task_sent_total{hostname="\\\\ud800"' in generate_latest(exporter.registry)
+
+
+@pytest.mark.parametrize("queues", [1, "x", [1], [{}], [{"name": "\ud800"}]])
+def test_an_answer_that_is_none_keeps_no_other_from_being_told(exporter: Exporter, queues: Any) -> None:
+    exporter.metrics.answers({"forged": queues, "w1@box": [{"name": "celery"}]}, {"forged": {"pool": 7}})
+    exporter.metrics.answers({"forged": queues, "w1@box": [{"name": "celery"}]}, {"forged": [], "w1@box": {}})
+
+    assert exporter.value("active_worker_count", queue_name="celery") == 1
+    assert generate_latest(exporter.registry)
+
+
 def test_an_address_becomes_a_brokers_with_all_that_it_says() -> None:
     config = Config.load(url="postgresql://ada:p%40ss@db:5433/shop?sslmode=require")
 
@@ -205,16 +223,15 @@ def crew(pgqrs_dsn: str, tmp_path: Path) -> Iterator[Workers]:
     made.close()
 
 
-@pytest.mark.parametrize("how", ["option", "setting"])
-def test_a_real_worker_is_told_of_at_the_endpoint(crew: Workers, how: str) -> None:
-    crew.start("prefork", "-c", "2", "-E", conf={"task_send_sent_event": True})
-    serve = ["metrics", "serve", "--port", "0", "--interval", "1", *(["--celery"] if how == "option" else [])]
-    environment = {**crew.environment, "DATABASE_URL": crew.dsn}
-    if how == "setting":
-        environment["PGQRS_PLUGINS_PROMETHEUS_CELERY"] = "true"
+@contextlib.contextmanager
+def serving(crew: Workers, *options: str, **environment: str) -> Iterator[Callable[..., bool]]:
+    """Run the endpoint; give a function that tells whether all these samples are there."""
     with subprocess.Popen(
-        [sys.executable, "-c", "from pgqrs_native.command import main; main()", *serve],
-        env=environment,
+        [
+            *[sys.executable, "-c", "from pgqrs_native.command import main; main()"],
+            *["metrics", "serve", "--port", "0", "--interval", "1", *options],
+        ],
+        env={**crew.environment, "DATABASE_URL": crew.dsn, **environment},
         stdout=subprocess.PIPE,
         text=True,
     ) as process:
@@ -222,29 +239,67 @@ def test_a_real_worker_is_told_of_at_the_endpoint(crew: Workers, how: str) -> No
             assert process.stdout is not None
             found = re.fullmatch(r"serving (http\S+)\n", process.stdout.readline())
             assert found is not None
+            address = found[1]
 
             def has(*samples: str) -> bool:
-                page = urllib.request.urlopen(found[1], timeout=PATIENCE).read().decode()
+                page = urllib.request.urlopen(address, timeout=PATIENCE).read().decode()
                 return all(sample in page for sample in samples)
 
-            eventually(lambda: has('celery_worker_up{hostname="test"} 1.0'))
-            for number in range(3):
-                crew.tasks.say.delay(number)
-            of = 'hostname="test",name="celery_app.say",queue_name="celery"'
-            eventually(
-                lambda: has(
-                    f"celery_task_received_total{{{of}}} 3.0",
-                    f"celery_task_succeeded_total{{{of}}} 3.0",
-                    f"celery_task_runtime_count{{{of}}} 3.0",
-                    'celery_active_worker_count{queue_name="celery"} 1.0',
-                    'celery_active_process_count{queue_name="celery"} 2.0',
-                    'celery_queue_length{queue_name="celery"} 0.0',
-                    "pgqrs_up 1.0",
-                )
-            )
+            yield has
         finally:
             process.send_signal(signal.SIGTERM)
             assert process.wait(PATIENCE) == 0
+
+
+@pytest.mark.parametrize("how", ["option", "setting"])
+def test_a_real_worker_is_told_of_at_the_endpoint(crew: Workers, how: str) -> None:
+    crew.start("prefork", "-c", "2", "-E", conf={"task_send_sent_event": True})
+    options = ["--celery"] if how == "option" else []
+    environment = {"PGQRS_PLUGINS_PROMETHEUS_CELERY": "true"} if how == "setting" else {}
+    with serving(crew, *options, **environment) as has:
+        eventually(lambda: has('celery_worker_up{hostname="test"} 1.0'))
+        for number in range(3):
+            crew.tasks.say.delay(number)
+        of = 'hostname="test",name="celery_app.say",queue_name="celery"'
+        eventually(
+            lambda: has(
+                f"celery_task_received_total{{{of}}} 3.0",
+                f"celery_task_succeeded_total{{{of}}} 3.0",
+                f"celery_task_runtime_count{{{of}}} 3.0",
+                'celery_active_worker_count{queue_name="celery"} 1.0',
+                'celery_active_process_count{queue_name="celery"} 2.0',
+                'celery_queue_length{queue_name="celery"} 0.0',
+                "pgqrs_up 1.0",
+            )
+        )
+
+
+def test_what_is_no_event_keeps_no_metric_from_being_told(crew: Workers) -> None:
+    crew.start("solo", "-E")
+    values: list[Any] = [None, True, -1, 10**400, 1e308, "", "x", "\ud800", [], {}, [1, {}]]
+    sound = {"hostname": "w@h", "timestamp": 1.0, "clock": 5, "utcoffset": 0, "uuid": "u", "name": "n", "queue": "q"}
+    sound |= {"active": 1, "root_id": "r", "parent_id": "p", "eta": None, "runtime": 1.0}
+    hostile = [
+        json.dumps({**sound, "type": kind, field: value}).encode()
+        for kind in ("task-received", "task-started", "task-succeeded", "worker-heartbeat")
+        for field in (*sound, "type")
+        for value in values
+    ]
+    hostile += [b"1", b"null", b"[1,{}]", b"{}", b"", b"{", b"\xff", b"[" * 50_000]
+    with serving(crew, "--celery") as has:
+        eventually(lambda: has('celery_worker_up{hostname="test"} 1.0'))
+        for body in hostile:
+            crew.sql(
+                "insert into pgqrs.kombu_mail (queue_id, content_type, headers, body) "
+                "select queue_id, 'application/json', '{}', %s from pgqrs.kombu_queues where name like 'celeryev.%%'",
+                body,
+            )
+        for number in range(3):
+            crew.tasks.say.delay(number)
+
+        of = 'hostname="test",name="celery_app.say",queue_name="celery"'
+        eventually(lambda: has(f"celery_task_succeeded_total{{{of}}} 3.0", "pgqrs_up 1.0"))
+        assert crew.sql("select count(*) from pgqrs.kombu_queues where name like 'celeryev.%%'") == [(1,)]
 
 
 def test_the_page_names_all_of_them() -> None:
