@@ -77,6 +77,12 @@ WRONG: dict[str, list[tuple[Any, ...]]] = {
     "archive_metrics": [],
     "leaders": [],
     "sleepers": [],
+    # Their sequences are behind, and each has a message that breaks a rule.
+    "queue_numbers": [(1000, 3)],
+    "highest_ids": [(number, 1000, 3) for number in range(1, len(NAMES))],
+    "highest_archived": [],
+    "highest_keyed": [],
+    "unsound": [(number, "lane", 99, 1000) for number in range(1, len(NAMES))],
 }
 VARIANTS: dict[str, dict[str, Any]] = {
     "all wrong": {},
@@ -84,8 +90,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no schema": {"schema_exists": [(False,)]},
     "an old schema": {"applied_migrations": [(1, "", True)]},
     "a newer schema": {"applied_migrations": [(number, "", False) for number in range(1, SUPPORTED + 2)]},
-    "no queues": {"list_queues": [], "queue_tables": [], "metrics": []},
-    "paused queues": {"list_queues": [(1, "-p", "s1", "{}", "2026-01-01", None)], "queue_tables": []},
+    "no queues": {"list_queues": [], "queue_tables": [], "metrics": [], "unsound": []},
+    "paused queues": {
+        "list_queues": [(1, "-p", "s1", "{}", "2026-01-01", None)],
+        "queue_tables": [],
+        "unsound": [],
+    },
 }
 
 
@@ -122,6 +132,9 @@ def test_a_statement_to_paste_is_one_that_the_server_reads(pgqrs_dsn: str) -> No
     lines = [one for one in PASTED if one.endswith(";")]
     assert not [one for one in lines if "\n" in one]
     with psycopg.connect(pgqrs_dsn, autocommit=True) as connection:
+        connection.execute('create schema "odd schema"')
+        for number in range(1, len(NAMES)):
+            connection.execute(f'create table "odd schema".q_s{number} (lane int, message_id int)'.encode())
         answers = {line: connection.pgconn.prepare(b"", line.encode()) for line in lines}
     assert {
         line: one.error_message for line, one in answers.items() if one.status != psycopg.pq.ExecStatus.COMMAND_OK

@@ -80,7 +80,11 @@ def message(content_type: str, headers: Any, body: bytes) -> bytes:
 def kombu(data: bytes) -> None:
     """The envelope never fails: Kombu asks for the payload later, and is told then what is wrong with it."""
     row = delivery(data)
-    with mock.patch("pgqrs_kombu.envelope.expand", partial(expand, limit=_MEGABYTE)):
+
+    def expand_little(body: bytes, compression: object, _limit: int) -> bytes:
+        return expand(body, compression, _MEGABYTE)
+
+    with mock.patch("pgqrs_kombu.envelope.expand", expand_little):
         found = Message(row, None, 1, "jobs")
     repr(found)
     with contextlib.suppress(Exception):
@@ -153,7 +157,7 @@ def address(data: bytes) -> None:
 def configuration_file(data: bytes) -> None:
     """A file is understood, or refused with its line."""
 
-    def read(path: str) -> str:
+    def read(path: str, *, named: bool) -> str:
         return data.decode("utf-8", "ignore")
 
     with mock.patch.object(config_file, "_read", read), contextlib.suppress(ConfigurationError):
