@@ -12,7 +12,7 @@ from collections.abc import Callable
 from functools import wraps
 from typing import Any, Final
 
-from pgqrs_core.logs import error_text, get_logger
+from pgqrs_core.logs import get_logger
 
 __all__ = ["guard_receivers", "is_event"]
 
@@ -32,22 +32,25 @@ def guard_receivers() -> None:
     module: Any = sys.modules.get(_RECEIVER)
     if module is None or hasattr(module.EventReceiver._receive, "__wrapped__"):
         return
-    receiver = module.EventReceiver
-    receiver._receive = _receiving(receiver._receive)
-    receiver.get_consumers = _consuming(receiver.get_consumers)
+    module.EventReceiver._receive = _receiving(module.EventReceiver._receive)
 
 
 def is_event(found: object) -> bool:
     """Return whether something may be an event: a mapping whose fields have the types that Celery gives them."""
     if not isinstance(found, dict) or not isinstance(found.get("type"), str):
         return False
-    if not isinstance(found.get("hostname", ""), str) or (found["type"].startswith("task-") and not found.get("uuid")):
+    if not _is_text(found.get("hostname", "")) or (found["type"].startswith("task-") and not found.get("uuid")):
         return False
-    if not all(isinstance(found.get(name), (str, int, type(None))) for name in _IDS):
+    if not all(found.get(name) is None or isinstance(found[name], int) or _is_text(found[name]) for name in _IDS):
         return False
     if not all(_is_number(found.get(name, 0)) for name in _TIMES):
         return False
     return all(found.get(name) is None or _is_number(found[name]) for name in _COUNTS)
+
+
+def _is_text(value: object) -> bool:
+    """Return whether it is a text that a page can hold: one with a lone surrogate cannot be encoded."""
+    return isinstance(value, str) and (value.isascii() or value.encode("utf-8", "ignore").decode() == value)
 
 
 def _is_number(value: object) -> bool:
@@ -56,14 +59,10 @@ def _is_number(value: object) -> bool:
     return (isinstance(value, int) or math.isfinite(value)) and abs(value) < _LARGEST
 
 
-def _is_ours(message: Any) -> bool:
-    return getattr(message.channel, "refuse", None) is not None
-
-
 def _receiving(original: Callable[..., None]) -> Callable[..., None]:
     @wraps(original)
     def _receive(self: Any, body: Any, message: Any, *args: Any, **options: Any) -> None:
-        if not _is_ours(message):
+        if getattr(message.channel, "refuse", None) is None:
             original(self, body, message, *args, **options)
             return
         sent = body if isinstance(body, list) else [body]
@@ -74,21 +73,3 @@ def _receiving(original: Callable[..., None]) -> Callable[..., None]:
             original(self, events, message, *args, **options)
 
     return _receive
-
-
-def _consuming(original: Callable[..., list[Any]]) -> Callable[..., list[Any]]:
-    @wraps(original)
-    def get_consumers(self: Any, *args: Any, **options: Any) -> list[Any]:
-        consumers = original(self, *args, **options)
-        for consumer in consumers:
-            if consumer.on_decode_error is None:
-                consumer.on_decode_error = _ignore
-        return consumers
-
-    return get_consumers
-
-
-def _ignore(message: Any, error: Exception) -> None:
-    if not _is_ours(message):
-        raise error
-    _log.debug("an event is ignored: %s", error_text(error))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import math
 import re
 import signal
 import subprocess
@@ -18,6 +19,7 @@ import pytest
 pytest.importorskip("celery")
 pytest.importorskip("prometheus_client")
 
+from pgqrs_kombu.event_guard import is_event
 from pgqrs_prometheus.celery_events import broker_url
 from pgqrs_prometheus.celery_metrics import DOWN_AFTER, FORGOTTEN_AFTER, CeleryMetrics
 from prometheus_client import CollectorRegistry, generate_latest
@@ -272,6 +274,28 @@ def test_a_real_worker_is_told_of_at_the_endpoint(crew: Workers, how: str) -> No
                 "pgqrs_up 1.0",
             )
         )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        *({"hostname": value} for value in (None, 1, [], "w@\ud800")),
+        *({"uuid": value} for value in (None, "", [], {}, "\ud800", 1.5)),
+        *(
+            {name: value}
+            for name in ("timestamp", "clock")
+            for value in (None, True, "1", [], 1e308, 10**400, math.nan)
+        ),
+        {"type": None},
+        {"name": {}},
+        {"runtime": "x"},
+    ],
+)
+def test_what_celery_cannot_count_is_no_event(change: dict[str, Any]) -> None:
+    sound = {"type": "task-succeeded", "hostname": "w@h\xf6st", "uuid": "1", "name": None, "timestamp": 1.0, "clock": 1}
+    assert is_event({**sound, "runtime": 0.5, "active": None, "pid": 1})
+
+    assert not is_event({**sound, **change})
 
 
 def test_what_is_no_event_keeps_no_metric_from_being_told(crew: Workers) -> None:
