@@ -307,7 +307,7 @@ class Connections:
         except BaseException:
             self._free(slot)
             raise
-        slot.opening_since = None
+        link.opened_in = slot.opened()
         link.slot = slot
         return link
 

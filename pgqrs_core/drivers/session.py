@@ -162,6 +162,7 @@ class Link(Generic[C, K]):
         "doubt",
         "fresh",
         "idle_since",
+        "opened_in",
         "pooled",
         "prepared",
         "relaxed",
@@ -196,6 +197,8 @@ class Link(Generic[C, K]):
         self.fresh = True
         #: When it was last given back to its pool, on the monotonic clock.
         self.idle_since = 0.0
+        #: How many seconds it took to open it.
+        self.opened_in = 0.0
         #: Whether its last commit waited in vain for a standby.
         self.doubt = Doubt()
         connection.add_notice_handler(self.doubt)

@@ -25,6 +25,9 @@ LONGEST_TURN: Final = 1.0
 #: Seconds for which a place is reserved for a caller that waits for the first relaxed connection.
 _RESERVED: Final = 2 * LONGEST_TURN
 
+#: A connection is kept idle for at least as many times the time that it took to open it: the first of several hosts may not
+#: answer, and to open one takes as long as the time-out of a connection then.
+_WORTH: Final = 10
 #: Seconds between two looks of a caller that waits for a connection which is being opened beyond its patience.
 _BEYOND: Final = 0.1
 
@@ -41,6 +44,11 @@ class Slot:
         self.relaxed = relaxed
         #: When the attempt to connect began, by the monotonic clock; None once it has succeeded.
         self.opening_since: float | None = time.monotonic()
+
+    def opened(self) -> float:
+        """The connection is there; return how many seconds it took to open it."""
+        began, self.opening_since = self.opening_since, None
+        return 0.0 if began is None else time.monotonic() - began
 
 
 class Shelf(Generic[C, K]):
@@ -177,8 +185,8 @@ class Shelf(Generic[C, K]):
         """Forget what has been idle for too long, and return it; with ``claims`` not the connection for claims."""
         if not self._longest:
             return []
-        since = time.monotonic() - self._longest
-        expired = [link for link in self._idle if link.idle_since <= since and not (claims and self._claims(link))]
+        now = time.monotonic()
+        expired = [link for link in self._idle if self._expiry(link) <= now and not (claims and self._claims(link))]
         for link in expired:
             self._idle.remove(link)
             self.free(link.slot)
@@ -188,9 +196,13 @@ class Shelf(Generic[C, K]):
         """Return in how many seconds to ask `expired` again; None if nothing is idle."""
         if not self.closes_idle:
             return None
-        left = min(link.idle_since for link in self._idle) + self._longest - time.monotonic()
-        # One for claims was kept although its time had come.
-        return left if left > 0 else self._longest
+        left = min(map(self._expiry, self._idle)) - time.monotonic()
+        # One for claims was kept although its time had come. Other pools are served in the same round, and do not wait
+        # longer because one of these took long to open.
+        return min(left, self._longest) if left > 0 else self._longest
+
+    def _expiry(self, link: Link[C, K]) -> float:
+        return link.idle_since + max(self._longest, _WORTH * link.opened_in)
 
     def _claims(self, link: Link[C, K]) -> bool:
         return link.relaxed or self._limit == 1

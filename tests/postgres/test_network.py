@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import socket
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
@@ -148,6 +149,26 @@ def behind(silent_port: int, dsn: str) -> str:
     return make_conninfo("", **{**real, **hosts})
 
 
+def use_once(harness: Harness, *, relaxed: bool) -> None:
+    """Take a connection and give it back."""
+    connections = harness.engine.connections
+    if isinstance(harness, AsyncHarness):
+
+        async def use() -> None:
+            await connections.put(await connections.get(relaxed=relaxed))
+
+        harness.do(use)
+    else:
+        connections.put(connections.get(relaxed=relaxed))
+
+
+def let_run(*harnesses: Harness) -> None:
+    """Let the event loops of harnesses run for a moment."""
+    for harness in harnesses:
+        if isinstance(harness, AsyncHarness):
+            harness.loop.run_until_complete(asyncio.sleep(0.02))
+
+
 def get_twice(harness: Harness, *, relaxed: bool) -> list[BaseException | None]:
     """Take a connection and give it back, in two threads or tasks at once; return what each raised, the first one first."""
     connections = harness.engine.connections
@@ -174,6 +195,28 @@ def test_a_caller_waits_for_the_second_of_two_hosts_if_the_first_is_silent(
     harness = open_harness(behind(silent_port, pgqrs_dsn), max_connections=2, connection_timeout_seconds=2)
 
     assert get_twice(harness, relaxed=relaxed) == [None, None]
+
+
+@pytest.mark.parametrize("relaxed", [True, False])
+def test_a_connection_that_took_long_to_open_is_not_closed_as_soon_as_others(
+    open_harness: Callable[..., Harness], silent_port: int, pgqrs_dsn: str, relaxed: bool
+) -> None:
+    slow = open_harness(
+        behind(silent_port, pgqrs_dsn), connection_timeout_seconds=2, performance={"connection_idle_seconds": 0.3}
+    )
+    quick = open_harness(performance={"connection_idle_seconds": 0.3})
+
+    for harness in (slow, quick):
+        assert use_once(harness, relaxed=relaxed) is None
+
+    def pools() -> tuple[int, int]:
+        let_run(slow, quick)
+        return slow.engine.connections.total, quick.engine.connections.total
+
+    until(lambda: pools()[1] == 0, "that which was opened at once is closed")
+    began = time.monotonic()
+    until(lambda: pools()[0] == 0 or time.monotonic() - began > 3 * 0.3, "thrice the time has passed")
+    assert pools() == (1, 0)
 
 
 def test_a_caller_is_not_told_to_raise_max_connections_where_no_host_answers(
