@@ -103,12 +103,21 @@ class Remembered:
         return True
 
     def restore_bound(self, exchange: str, routing_key: str) -> bool:
-        """Declare those queues again that are missing of those bound here to an exchange; tell whether there was one."""
-        if not exchange:
-            return self._is_missing(routing_key) and self.restore(routing_key)
-        bound = [name for name, keys in list(self._bindings.items()) if any(key[0] == exchange for key in list(keys))]
-        restored = [self.restore(name) for name in bound if self._is_missing(name)]
-        return any(restored)
+        """Declare those queues again that are missing of those bound here to an exchange; tell whether there are any.
+
+        Any that are bound: another process may have declared a queue again since it was missing.
+        """
+        if exchange:
+            bound = [
+                name for name, keys in list(self._bindings.items()) if any(key[0] == exchange for key in list(keys))
+            ]
+        else:
+            bound = [routing_key] if routing_key in self._queues else []
+        for name in bound:
+            if not self._is_missing(name) or not self.restore(name):
+                self._broker.engine.forget(name)
+                self._broker.directory.forget(name)
+        return bool(bound)
 
     def _is_missing(self, name: str) -> bool:
         return name in self._queues and self._broker.engine.run(topology.find_declared, name) is None

@@ -133,8 +133,11 @@ def test_a_statement_to_paste_is_one_that_the_server_reads(pgqrs_dsn: str) -> No
     assert not [one for one in lines if "\n" in one]
     with psycopg.connect(pgqrs_dsn, autocommit=True) as connection:
         connection.execute('create schema "odd schema"')
+        connection.execute('create table "odd schema".idempotency_keys (queue_id int, message_id int)')
         for number in range(1, len(NAMES)):
-            connection.execute(f'create table "odd schema".q_s{number} (lane int, message_id int)'.encode())
+            connection.execute(f'create table "odd schema".a_s{number} (message_id int)'.encode())
+            columns = "lane int, message_id int, due_at timestamptz, expires_at timestamptz"
+            connection.execute(f'create table "odd schema".q_s{number} ({columns})'.encode())
         answers = {line: connection.pgconn.prepare(b"", line.encode()) for line in lines}
     assert {
         line: one.error_message for line, one in answers.items() if one.status != psycopg.pq.ExecStatus.COMMAND_OK

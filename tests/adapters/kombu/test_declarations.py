@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import pytest
 from amqp.exceptions import PreconditionFailed
@@ -92,6 +93,33 @@ def test_a_queue_that_somebody_deleted_is_declared_again_by_a_publisher(bench: B
             producer.publish(2, declare=[queue], **target)
     else:
         producer.publish(2, declare=[queue], **target)
+
+    assert Inbox(bench.connect(), queue).bodies(1) == [2]
+
+
+@pytest.mark.parametrize("exchange", ["", "jobs"])
+def test_a_queue_that_another_process_declares_again_meanwhile_gets_the_message(bench: Bench, exchange: str) -> None:
+    connection = bench.connect()
+    producer = Producer(connection)
+    queue = plain("jobs")
+    producer.publish(1, declare=[queue], exchange=exchange, routing_key="jobs")
+    delete(bench, "jobs")
+    broker = connection.default_channel.broker
+    # As after it was declared again once.
+    broker.directory.forget("jobs")
+    remembered = broker.remembered
+    restore = remembered.restore_bound
+
+    def late(*target: str) -> bool:
+        bench.python(
+            "import sys\nimport pgqrs_kombu\nfrom kombu import Connection, Exchange, Queue\n"
+            "with Connection(sys.argv[1]) as connection:\n"
+            "    Queue('jobs', Exchange('jobs'), routing_key='jobs')(connection.channel()).declare()"
+        )
+        return bool(restore(*target))
+
+    with mock.patch.object(remembered, "restore_bound", late):
+        producer.publish(2, exchange=exchange, routing_key="jobs")
 
     assert Inbox(bench.connect(), queue).bodies(1) == [2]
 
