@@ -64,7 +64,8 @@ def install(
 ) -> Op[list[str]]:
     """Apply what is missing, and return the names of the steps that were applied.
 
-    Nothing is applied where a newer version is installed that this code works with.
+    Nothing is applied where a newer version is installed that this code works with. An upgrade with which running programs
+    of an older version cannot go on is logged as a warning.
 
     Raises:
         SchemaTooNew: a newer version is installed, by a step that this code does not work with.
@@ -118,6 +119,9 @@ def _install_shared(
             },
         )
         done.append(f"{component} {step.version:04} {step.name}")
+        if applied and not step.safe:
+            text = "step %d of %s ends the work of older code in schema %r: start programs of older versions anew"
+            _log.warning(text, step.version, component, schema)
     if done:
         yield from grant_new(schema, component, grants)
     return done

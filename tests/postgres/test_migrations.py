@@ -220,6 +220,17 @@ class TestUpgrading:
         assert columns[0] == columns[1]
         assert columns[2] == columns[3]
 
+    @pytest.mark.parametrize("safe", [True, False])
+    def test_an_upgrade_that_ends_the_work_of_older_code_is_logged(
+        self, engine: SyncHarness, caplog: pytest.LogCaptureFixture, safe: bool
+    ) -> None:
+        install(engine)
+        assert "older" not in caplog.text
+
+        install(engine, Migration(SECOND.version, "second", "x", safe, SECOND.blocks))
+
+        assert (f"step {SECOND.version} of pgqrs ends the work of older code" in caplog.text) is not safe
+
     def test_messages_survive_it(self, engine: SyncHarness) -> None:
         install(engine)
         engine.create("jobs")
