@@ -157,6 +157,17 @@ class TestUpgrading:
         assert old.send(queue="a", idempotency_key="over") != [42]
         assert old.ask("select count(*) from pgqrs.q_a") == [(1,)]
 
+    def test_keys_that_never_end_are_gone(self, old: SyncHarness) -> None:
+        old.transact(old_queue, "a")
+        old.ask(
+            "insert into pgqrs.idempotency_keys values (1, 'forged', 41, 'infinity'), (1, 'late', 42, '20000-01-01')"
+        )
+
+        old.run(schema.install, "pgqrs")
+
+        assert old.ask("select count(*) from pgqrs.idempotency_keys") == [(0,)]
+        assert old.send(queue="a", idempotency_key="forged") != [41]
+
     def test_rows_that_are_there_stay_and_are_named_and_ids_are_not_chosen_from_then_on(
         self, old: SyncHarness, caplog: pytest.LogCaptureFixture
     ) -> None:

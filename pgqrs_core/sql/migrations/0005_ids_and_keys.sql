@@ -5,7 +5,9 @@
 
 -- name: shared
 -- Keys are hashed in their places, which rewrites the table: about 3 seconds for a million keys, in which keyed enqueues wait.
-delete from {schema}.idempotency_keys where expires_at <= statement_timestamp();
+-- No queue keeps a key for longer than ten years: one that ends later was written by hand, to keep a message from being stored.
+delete from {schema}.idempotency_keys
+where expires_at <= statement_timestamp() or expires_at > statement_timestamp() + interval '315360000 seconds';
 alter table {schema}.idempotency_keys
   alter column key type bytea using sha256(convert_to(queue_id || ':' || key, 'UTF8'));
 alter table {schema}.idempotency_keys rename column key to key_hash;
