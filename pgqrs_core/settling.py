@@ -34,7 +34,7 @@ from pgqrs_core.operations.settle import (
     unlocked,
 )
 from pgqrs_core.outages import OUTAGES
-from pgqrs_core.supervision import join, start_thread
+from pgqrs_core.supervision import is_interpreter_ending, join, start_thread
 
 if TYPE_CHECKING:
     from pgqrs_core.engine import Engine
@@ -150,7 +150,12 @@ class Settler:
         """Start the thread that writes. The first verdict does it too; but not where an exception may strike meanwhile."""
         with self._starting:
             if self._thread is None:
-                self._thread = start_thread(self._run, name="pgqrs-settler")
+                try:
+                    self._thread = start_thread(self._run, name="pgqrs-settler")
+                except RuntimeError as error:
+                    # Then `flush` and `close` write what is given.
+                    if not is_interpreter_ending(error):
+                        raise
 
     def _run(self) -> None:
         #: The server that could not be reached the last time.

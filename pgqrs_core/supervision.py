@@ -15,7 +15,7 @@ from typing import Any, Final
 
 from pgqrs_core.logs import error_text, get_logger
 
-__all__ = ["join", "start_task", "start_thread", "start_timer"]
+__all__ = ["is_interpreter_ending", "join", "start_task", "start_thread", "start_timer"]
 
 _log = get_logger("pgqrs.supervision")
 
@@ -40,6 +40,11 @@ def start_thread(run: Callable[..., object], *args: object, name: str, restart: 
     thread = threading.Thread(target=_run, args=(run, args, name, restart), name=name, daemon=True)
     thread.start()
     return thread
+
+
+def is_interpreter_ending(error: RuntimeError) -> bool:
+    """Tell whether a thread could not be started because the interpreter is ending, as from Python 3.12 on."""
+    return "interpreter shutdown" in str(error)
 
 
 def start_timer(seconds: float, run: Callable[[], object], *, name: str) -> None:

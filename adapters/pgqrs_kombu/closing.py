@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Final
 
 from pgqrs_core.logs import get_logger
-from pgqrs_core.supervision import start_thread
+from pgqrs_core.supervision import is_interpreter_ending, start_thread
 
 __all__ = ["Closing"]
 
@@ -53,8 +53,9 @@ class Closing:
         was_hanging = self.is_hanging
         try:
             start_thread(take, name="pgqrs-kombu-closing", restart=False)
-        except RuntimeError:
-            # The interpreter is ending, and starts no threads any more.
+        except RuntimeError as error:
+            if not is_interpreter_ending(error):
+                raise
             if not was_hanging:
                 step()
             return

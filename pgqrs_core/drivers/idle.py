@@ -12,7 +12,7 @@ from typing import Final, Protocol
 from weakref import WeakSet
 
 from pgqrs_core.forks import begin_anew_in_children
-from pgqrs_core.supervision import start_thread
+from pgqrs_core.supervision import is_interpreter_ending, start_thread
 
 __all__ = ["CLOSER", "IdleCloser"]
 
@@ -64,7 +64,13 @@ class IdleCloser:
         with self._lock:
             self._pools.add(pool)
             if self._thread is None or not self._thread.is_alive():
-                self._thread = start_thread(self._run, name=_NAME)
+                try:
+                    self._thread = start_thread(self._run, name=_NAME)
+                except RuntimeError as error:
+                    # Connections end with the interpreter.
+                    if not is_interpreter_ending(error):
+                        raise
+                    self._thread = None
 
     def _run(self) -> None:
         stopped = self._stopped

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import logging
 import time
+from contextlib import nullcontext
 from datetime import datetime, timezone
 from types import SimpleNamespace
 from typing import Any
+from unittest import mock
 
 import pytest
 
@@ -49,3 +51,22 @@ def test_a_renewal_that_meets_an_ack_says_nothing_of_a_lost_lease(
 
     assert len(caplog.messages) == len(said)
     assert all(text in message for text, message in zip(said, caplog.messages))
+
+
+@pytest.mark.parametrize("text", ["can't create new thread at interpreter shutdown", "can't start new thread"])
+def test_where_the_interpreter_starts_no_threads_any_more_closing_settles(text: str) -> None:
+    """From Python 3.12 on; a system without room for a thread is an error as before."""
+    server = Server(acks=True)
+    delivery = Delivery(0, 7, 1, 0, datetime.now(timezone.utc), "", None, b"", 42)
+    settler = Settler(server, server.keeper, "test")  # type: ignore[arg-type]
+    ends = "shutdown" in text
+
+    with (
+        mock.patch("pgqrs_core.settling.start_thread", side_effect=RuntimeError(text)),
+        nullcontext() if ends else pytest.raises(RuntimeError),
+    ):
+        settler.give(Verdict("ack", QUEUE, delivery, time.time()))
+    assert settler.pending == 1
+    settler.close()
+
+    assert settler.pending == 0

@@ -196,6 +196,7 @@ def test_progress_reaches_on_message_in_the_waiting_thread(app: Celery, storer: 
     assert {one[2] for one in heard} == {waiting.ident}
 
 
+@needs_celery_57  # The same.
 def test_several_objects_for_one_task_are_all_fulfilled(app: Celery, storer: Celery, pgqrs_dsn: str) -> None:
     threads, found = getters(app, ["t"] * 5)
     eventually(lambda: registered(pgqrs_dsn) == ["t"])
