@@ -9,7 +9,7 @@ from typing import Any, Final
 from pgqrs_native import traffic
 
 from pgqrs_core import doorbell, engine, interest, leases, marks, settling, watch
-from pgqrs_core.operations import claim, settle
+from pgqrs_core.operations import claim, settle, settle_many
 from pgqrs_core.sql import Query, queries
 
 __all__ = ["BUGS"]
@@ -23,7 +23,7 @@ def rewrite(name: str, *changes: tuple[str, str], more: dict[str, tuple[str, str
             name: _changed(name, changes),
             **{other: _changed(other, [one]) for other, one in (more or {}).items()},
         }
-        claim.queries = settle.queries = MappingProxyType({**queries, **changed})
+        claim.queries = settle.queries = settle_many.queries = MappingProxyType({**queries, **changed})
 
     return apply
 
