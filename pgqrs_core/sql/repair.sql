@@ -15,8 +15,9 @@ where n.nspname = %(schema)s and p.prosrc ~ 'idempotency_keys';
 select component, array_agg(version order by version) from {schema}.migrations group by component;
 
 -- name: queue_versions anyone glance
--- How far the tables of each queue are. As JSON, for the column is not there before step 3; what has no number had two steps.
-select queue_id, coalesce((to_json(q) ->> 'schema_version')::int, 2) from {schema}.queues q;
+-- How far the tables of each queue are. Before step 3 there is no such column, and the name means the default: two steps.
+select q.queue_id, (select schema_version from (select q.*) r)
+from (values (2)) d(schema_version) cross join {schema}.queues q;
 
 -- name: table_facts anyone glance
 -- What these tables are made of: columns, constraints and indexes, sorted, without the names of the latter two.

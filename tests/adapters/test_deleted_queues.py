@@ -84,7 +84,9 @@ def test_a_durable_queue_that_another_program_deleted_is_not_claimed_from_until_
         assert inbox.nothing(0.1)
 
         client.admin.delete_queue("gone")
-        assert not drain(inbox.connection, 1.0)
+        # It learns of that by an error, or by two: of a claim, and of the wake-up connection.
+        eventually(lambda: not drain(inbox.connection, 0.2) and server.errors())
+        assert not drain(inbox.connection, 2.0)
         server.errors()
         assert not drain(inbox.connection, WHILE)
         assert other.nothing(0.1)
