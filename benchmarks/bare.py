@@ -6,6 +6,7 @@ All are driven alike: prepared statements, binary results, arrays built whole, n
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any, Final, Protocol
 
 import psycopg
@@ -141,6 +142,8 @@ class Ours:
         self.relaxed.close()
 
     def _settle(self, statement: sql.Composed, rows: Sequence[Row]) -> int:
+        # The statement searches the ids, so they are sorted, as by the engine.
+        rows = sorted(rows, key=itemgetter(1))
         params = {
             "lanes": numbers([row[0] for row in rows]),
             "ids": numbers([row[1] for row in rows]),
