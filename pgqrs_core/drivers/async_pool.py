@@ -15,7 +15,7 @@ from pgqrs_core.drivers.acting import Owner
 from pgqrs_core.drivers.aio import AsyncLink
 from pgqrs_core.drivers.commits import Errands
 from pgqrs_core.drivers.faults import MOST_CONFLICTS, RETRY, STALE
-from pgqrs_core.drivers.locks import Attempts, Turns, blockers_of, who_blocks
+from pgqrs_core.drivers.locks import Attempts, Turns, blockers_of, released, who_blocks
 from pgqrs_core.drivers.missing import explained, is_missing, which_are_missing
 from pgqrs_core.drivers.patience import AsyncConnection
 from pgqrs_core.drivers.shelf import Shelf, Slot
@@ -146,7 +146,7 @@ class Connections:
                 async with aio.transaction(link, timeout=self._query_timeout, target=self.target):
                     return await self._drive_in(link, make(), statements, attempts.wait)
             except TableLocked as error:
-                locked = error
+                locked = released(error)
             except PgqrsError as error:
                 # The commit may conflict, too.
                 if not (await self._may_try_again(link, error) and retries):
@@ -170,7 +170,8 @@ class Connections:
                 raise AssertionError("an operation must not wait inside a transaction")
             if isinstance(effect, Transact):
                 async with link.connection.transaction():
-                    return await aio.drive(effect.make(), answer)
+                    # Not `answer` itself, as in the blocking pool.
+                    return await self._drive_in(link, effect.make(), statements, lock_wait)
             return await aio.perform(
                 link, statements, effect, timeout=self._query_timeout, target=self.target, lock_wait=lock_wait
             )

@@ -1,7 +1,8 @@
 """Closes connections that have been idle for a while, so that a process that has nothing to do holds few.
 
-One thread serves all blocking pools of the process. It starts with the first idle connection and ends with the last. The
-asynchronous pools have a timer of their event loop each.
+One thread serves all blocking pools of the process. It starts with the first idle connection, and ends when none is open
+any more: a pool whose connections are all in use at a moment is served on, or busy programs would start a thread for each
+statement. The asynchronous pools have a timer of their event loop each.
 """
 
 from __future__ import annotations
@@ -26,8 +27,11 @@ _NAME: Final = "pgqrs-idle-connections"
 class Pool(Protocol):
     """A pool that has idle connections."""
 
+    #: Whether it is served.
+    is_watched: bool
+
     def close_idle(self) -> float | None:
-        """Close what has been idle for long; return in how many seconds to come again, None if nothing is idle."""
+        """Close what has been idle for long; return in how many seconds to come again, None if nothing is open."""
 
 
 class IdleCloser:
@@ -60,7 +64,7 @@ class IdleCloser:
                     self._thread = start_thread(self._run, name=_NAME)
 
     def watch(self, pool: Pool) -> None:
-        """Serve a pool until nothing in it is idle."""
+        """Serve a pool until nothing in it is open."""
         with self._lock:
             self._pools.add(pool)
             if self._thread is None or not self._thread.is_alive():
@@ -71,6 +75,8 @@ class IdleCloser:
                     if not is_interpreter_ending(error):
                         raise
                     self._thread = None
+            # Last, under the lock: who is struck by an exception before this asks again.
+            pool.is_watched = True
 
     def _run(self) -> None:
         stopped = self._stopped
@@ -85,6 +91,7 @@ class IdleCloser:
             with self._lock:
                 pause = pool.close_idle()
                 if pause is None:
+                    pool.is_watched = False
                     self._pools.discard(pool)
                 else:
                     pauses.append(pause)

@@ -110,6 +110,14 @@ class Attempts:
         return pause
 
 
+def released(error: TableLocked) -> TableLocked:
+    """Return the error without its frames: they hold the connection, which is given back before the next attempt."""
+    error.__traceback__ = None
+    if error.__cause__ is not None:
+        error.__cause__.__traceback__ = None
+    return error
+
+
 def locked_tables(effect: Execute) -> tuple[str, ...]:
     """Return the tables that a statement can have waited for, by its queue or its names; none where it may be any."""
     if effect.queue is not None:

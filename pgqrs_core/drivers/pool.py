@@ -19,7 +19,7 @@ from pgqrs_core.drivers import rights, sync
 from pgqrs_core.drivers.acting import Owner
 from pgqrs_core.drivers.faults import MOST_CONFLICTS, RETRY, STALE
 from pgqrs_core.drivers.idle import CLOSER
-from pgqrs_core.drivers.locks import Attempts, Turns, blockers_of, who_blocks
+from pgqrs_core.drivers.locks import Attempts, Turns, blockers_of, released, who_blocks
 from pgqrs_core.drivers.missing import explained, is_missing, which_are_missing
 from pgqrs_core.drivers.patience import Connection
 from pgqrs_core.drivers.shelf import Shelf, Slot
@@ -68,8 +68,8 @@ class Connections:
         self._query_timeout = query_timeout
         self._shelf: Shelf[Connection, psycopg.Cursor[Any]] = Shelf(limit=limit, keep=keep, longest=longest_idle)
         self._claims = claims
-        #: Whether what is idle is looked after.
-        self._is_watched = False
+        #: Whether what is idle is looked after; the closer sets it.
+        self.is_watched = False
         self._lock = threading.Lock()
         self._waiting: list[threading.Lock] = []
         self._closed = False
@@ -151,7 +151,7 @@ class Connections:
                 with sync.transaction(link, timeout=self._query_timeout, target=self.target):
                     return self._drive_in(link, make(), statements, attempts.wait)
             except TableLocked as error:
-                locked = error
+                locked = released(error)
             except PgqrsError as error:
                 # The commit may conflict, too.
                 if not (self._may_try_again(link, error) and retries):
@@ -175,7 +175,9 @@ class Connections:
                 raise AssertionError("an operation must not wait inside a transaction")
             if isinstance(effect, Transact):
                 with link.connection.transaction():
-                    return sync.drive(effect.make(), answer)
+                    # Not `answer` itself: a function that refers to itself is a cycle, which would hold the connection, and
+                    # its place if an exception strikes later, until the garbage collector comes by.
+                    return self._drive_in(link, effect.make(), statements, lock_wait)
             return sync.perform(
                 link, statements, effect, timeout=self._query_timeout, target=self.target, lock_wait=lock_wait
             )
@@ -262,17 +264,14 @@ class Connections:
                     self._wake()
         if not kept:
             self._drop(link)
-        elif not self._is_watched and self._shelf.closes_idle:
-            self._is_watched = True
+        elif not self.is_watched and self._shelf.closes_idle:
             CLOSER.watch(self)
 
     def close_idle(self) -> float | None:
-        """Close what has been idle for too long; return in how many seconds to do so again, None if nothing is idle."""
+        """Close what has been idle for too long; return in how many seconds to do so again, None if nothing is open."""
         with self._lock:
             expired = self._shelf.expired(claims=self._claims())
             pause = self._shelf.next_expiry()
-            if pause is None:
-                self._is_watched = False
             if expired:
                 self._wake()
         for link in expired:

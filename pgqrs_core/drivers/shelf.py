@@ -193,10 +193,10 @@ class Shelf(Generic[C, K]):
         return expired
 
     def next_expiry(self) -> float | None:
-        """Return in how many seconds to ask `expired` again; None if nothing is idle."""
-        if not self.closes_idle:
+        """Return in how many seconds to ask `expired` again; None if nothing is open, and so nothing becomes idle."""
+        if not self._longest or not self.total:
             return None
-        left = min(map(self._expiry, self._idle)) - time.monotonic()
+        left = min(map(self._expiry, self._idle), default=0.0) - time.monotonic()
         # One for claims was kept although its time had come. Other pools are served in the same round, and do not wait
         # longer because one of these took long to open.
         return min(left, self._longest) if left > 0 else self._longest

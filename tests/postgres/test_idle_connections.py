@@ -69,6 +69,19 @@ def test_one_that_waits_for_messages_keeps_the_connection_on_which_it_claims(idl
     other.close()
 
 
+def test_a_pool_is_served_on_while_all_of_its_connections_are_in_use(engine: SyncHarness) -> None:
+    """Else a busy program would start a thread for each statement."""
+    engine.send()
+    pool = engine.engine.connections
+    links = [pool.get(relaxed=False) for _ in range(pool.usage.idle)]
+    assert pool.usage.idle == 0
+
+    assert pool.close_idle() is not None
+
+    links.clear()
+    assert pool.close_idle() is None
+
+
 def test_zero_keeps_them(open_harness: Callable[..., Harness]) -> None:
     made = open_harness(performance={"connection_idle_seconds": 0})
     made.transact(schema.install, made.engine.schema)

@@ -5,18 +5,23 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import ctypes
+import gc
 import random
 import signal
 import threading
 import time
 from typing import TYPE_CHECKING, Any
 
+import psycopg
 import pytest
 from harness import ask, draft, until
 from pgqrs_native import AsyncClient, Client
 
 from pgqrs_core.config import Config
-from pgqrs_core.drivers import aio
+from pgqrs_core.drivers import aio, idle, pool
+from pgqrs_core.drivers.idle import IdleCloser
+from pgqrs_core.drivers.locks import Attempts
+from pgqrs_core.effects import Op, Transact
 from pgqrs_core.engine import AsyncEngine, Engine
 from pgqrs_core.errors import WrongEventLoop
 from pgqrs_core.marks import Marks
@@ -34,6 +39,26 @@ class Struck(BaseException):
 def strike(thread: threading.Thread) -> None:
     """Raise `Struck` in a thread, at whatever instruction it is."""
     ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread.ident or 0), ctypes.py_object(Struck))
+
+
+def struck(*_: object, **__: object) -> None:
+    raise Struck
+
+
+def nested() -> Op[None]:
+    """An operation with a transaction of its own that changes something."""
+    yield Transact(lambda: queues.pause_queue("jobs"))
+
+
+@contextlib.contextmanager
+def without_collector() -> Iterator[None]:
+    """Let objects go by their last reference alone."""
+    gc.collect()
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.enable()
 
 
 @pytest.fixture
@@ -108,6 +133,56 @@ class TestExceptionsAtAnyInstruction:
         assert engine.connections.total == 0
         gone = "select 1 from pg_stat_activity where pid = any(%s::int[])"
         until(lambda: not ask(engine.config.conninfo(), gone, pids), "the sessions have ended")
+
+    @pytest.mark.parametrize("locked", [False, True], ids=["at the first attempt", "once a lock was free"])
+    def test_a_transaction_leaves_nothing_that_holds_its_connection(
+        self, engine: Engine, locked: bool, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """Such as a function that refers to itself, or a kept error: a place would be lost until garbage is collected."""
+        with psycopg.connect(engine.config.conninfo()) as other, without_collector():
+            monkeypatch.setattr(Attempts, "pause_after", lambda *_: other.rollback() or 0.0)
+            if locked:
+                other.execute("lock table pgqrs.queues")
+            engine.transact(nested)
+            link = engine.connections.get(relaxed=False)
+            assert engine.connections.usage.open == 1
+
+            del link
+
+            assert engine.connections.total == 0
+
+    def test_nor_does_one_on_an_event_loop(self, dsn: str, monkeypatch: pytest.MonkeyPatch) -> None:
+        async def run() -> None:
+            async with AsyncEngine(dsn) as engine:
+                for locked in (False, True):
+                    if locked:
+                        other.execute("lock table pgqrs.queues")
+                    await engine.transact(nested)
+                    link = await engine.connections.get(relaxed=False)
+                    assert engine.connections.usage.open == 1
+
+                    del link
+
+                    assert engine.connections.total == 0
+
+        with psycopg.connect(dsn) as other, without_collector():
+            monkeypatch.setattr(Attempts, "pause_after", lambda *_: other.rollback() or 0.0)
+            asyncio.run(run())
+
+    def test_one_that_keeps_a_pool_from_being_watched_is_made_up_for(
+        self, engine: Engine, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        closer = IdleCloser()
+        monkeypatch.setattr(pool, "CLOSER", closer)
+        with monkeypatch.context() as striking:
+            striking.setattr(idle, "start_thread", struck)
+            with pytest.raises(Struck):
+                engine.transact(nested)
+        assert closer._thread is None
+
+        engine.transact(nested)
+
+        assert closer._thread is not None
 
     def test_who_waits_notices_a_place_that_was_freed_in_silence(self, engine: Engine) -> None:
         links = [engine.connections.get(relaxed=False) for _ in range(3)]
