@@ -46,20 +46,24 @@ class IdleCloser:
         self._lock = threading.Lock()
         self._pools: WeakSet[Pool] = WeakSet()
         self._thread: threading.Thread | None = None
-        self._stopped = threading.Event()
+        self._stopped = False
+        self._called = threading.Event()
 
     def stop_before_fork(self) -> None:
         """End the thread: a process that has no other one is to fork without any, which Python 3.12 and later warn of."""
         thread = self._thread
         if thread is not None and thread is not threading.current_thread():
-            self._stopped.set()
+            self._stopped = True
+            # Its own, so that it ends even if that takes until after the fork.
+            called, self._called = self._called, threading.Event()
+            called.set()
             thread.join(_FORK)
 
     def go_on_after_fork(self) -> None:
         """In the parent: start the thread again if there is something for it to do."""
-        if self._stopped.is_set():
+        if self._stopped:
             with self._lock:
-                self._stopped = threading.Event()
+                self._stopped = False
                 if self._pools:
                     self._thread = start_thread(self._run, name=_NAME)
 
@@ -75,13 +79,17 @@ class IdleCloser:
                     if not is_interpreter_ending(error):
                         raise
                     self._thread = None
+            else:
+                # What is idle in this pool may be closed sooner than what the thread waits for.
+                self._called.set()
             # Last, under the lock: who is struck by an exception before this asks again.
             pool.is_watched = True
 
     def _run(self) -> None:
-        stopped = self._stopped
-        while (pause := self._round()) is not None and not stopped.wait(max(pause, _SHORTEST)):
-            pass
+        called = self._called
+        while called is self._called and (pause := self._round()) is not None:
+            called.wait(max(pause, _SHORTEST))
+            called.clear()
 
     def _round(self) -> float | None:
         """Serve each pool; return in how many seconds to do so again, None if there is none left."""

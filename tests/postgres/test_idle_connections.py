@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 from harness import AsyncHarness, Harness, SyncHarness, meanwhile, until
 
-from pgqrs_core.drivers.idle import CLOSER
+from pgqrs_core.drivers.idle import CLOSER, IdleCloser
 from pgqrs_core.operations import schema
 
 #: Seconds after which the pools of these tests close what is idle.
@@ -63,8 +63,9 @@ def test_one_that_waits_for_messages_keeps_the_connection_on_which_it_claims(idl
     other = SyncHarness(idle.dsn)
     with meanwhile(lambda: idle.take(1, queue="quiet", patience=60.0)):
         until(lambda: idle.engine.figures().watched, "it waits")
-        until(lambda: len(idle.backends()) == 2, "it claims on one, and listens on another")
-        assert idle.engine.connections.usage.idle == 1
+        # Two are open also before it listens, until the one that nothing claims on is closed.
+        until(lambda: idle.engine.connections.usage.idle == 1, "it keeps one to claim on")
+        until(lambda: len(idle.backends()) == 2, "it listens on another")
         other.send(queue="quiet")
     other.close()
 
@@ -80,6 +81,29 @@ def test_a_pool_is_served_on_while_all_of_its_connections_are_in_use(engine: Syn
 
     links.clear()
     assert pool.close_idle() is None
+
+
+def test_a_pool_does_not_wait_for_one_that_keeps_them_longer() -> None:
+    looked = threading.Event()
+
+    class Patient:
+        is_watched = False
+
+        def close_idle(self) -> float:
+            return 3600.0
+
+    class Other(Patient):
+        def close_idle(self) -> float:
+            looked.set()
+            return 3600.0
+
+    closer, pools = IdleCloser(), [Patient(), Other()]
+    closer.watch(pools[0])
+    until(lambda: closer._thread and not closer._called.is_set(), "it waits")
+    closer.watch(pools[1])
+
+    assert looked.wait(20)
+    closer.stop_before_fork()
 
 
 def test_zero_keeps_them(open_harness: Callable[..., Harness]) -> None:

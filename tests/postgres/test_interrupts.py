@@ -183,6 +183,7 @@ class TestExceptionsAtAnyInstruction:
         engine.transact(nested)
 
         assert closer._thread is not None
+        closer.stop_before_fork()
 
     def test_who_waits_notices_a_place_that_was_freed_in_silence(self, engine: Engine) -> None:
         links = [engine.connections.get(relaxed=False) for _ in range(3)]
