@@ -14,6 +14,7 @@ from kombu import Connection, Exchange, Queue
 from pgqrs_kombu.url import masked
 
 from pgqrs_core.errors import NotPermitted, PgqrsError
+from pgqrs_core.testing import eventually
 
 from .estate import Estate
 
@@ -177,6 +178,8 @@ def test_a_worker_of_celery_has_both_roles(declared: Estate) -> None:
         assert caller.send_task("roles.double", [21]).get(timeout=20) == 42
         header = [double.signature([1], app=caller), double.signature([2], app=caller)]
         chained = chord(header, total.signature([], app=caller), app=caller).apply_async()
+        # Asked, not waited for: before 5.7 Celery tells one object of a process of a result, not two (celery#4925).
+        eventually(chained.ready)
         assert chained.get(timeout=20) == 6
 
 
@@ -206,7 +209,7 @@ def test_a_dramatiq_worker_takes_what_a_producer_sends(declared: Estate) -> None
         for broker in brokers.values():
             broker.close()
 
-    assert done == ["first", "second"]
+    assert sorted(done) == ["first", "second"]
 
 
 def test_a_producer_may_use_idempotency_keys(declared: Estate) -> None:
