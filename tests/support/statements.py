@@ -351,7 +351,6 @@ _KOMBU: Final[dict[str, Entry]] = {
         rows=BATCH,
         caller=True,
     ),
-    "exchanges_of": Entry({"queue_ids": _IDS}, rows=BATCH),
     "take": Entry({"queue_ids": _IDS, "marks": numbers(0 for _ in range(BATCH)), **_LIMIT}, rows=BATCH),
     "put_back": Entry(
         {
@@ -475,6 +474,7 @@ EXEMPT: Final[Mapping[str, Mapping[str, str]]] = {
     "pgqrs_kombu": {
         **dict.fromkeys(("migrated", "topology_probe"), _TABLELESS),
         **dict.fromkeys(("exchange_names", "list_bindings", "with_rules"), "lists all"),
+        "exchanges_of": "may read all bindings, where messages are sealed",
         "beyond_length": "counts a queue that has a greatest length, which bounds it",
         "keep": "sweeps all ephemeral queues, one process at a time",
         "sweep_orphans": "looks at all mail, once in a while",
