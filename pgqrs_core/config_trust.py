@@ -1,4 +1,4 @@
-"""Whether to obey a configuration file that nobody named: it was found because it lies in the working directory.
+"""Whether to read a configuration file that was found in the working directory, and not named.
 
 It says where messages go, which plugins are loaded and which classes a pickle may name. A program may well be started in a
 directory that others can write, ``/tmp`` for example. So the file, its directory and, where it is a symbolic link, the way
@@ -24,7 +24,7 @@ _ROOT: Final = 0
 
 
 def read_found_file(path: str) -> bytes:
-    """Return the content of a file in the working directory that nobody named.
+    """Return the content of a file that was found in the working directory.
 
     Raises:
         ConfigurationError: another user owns it, or may change it.
@@ -63,7 +63,7 @@ def _check_owner(path: str, what: str, found: os.stat_result) -> None:
 
 
 def _is_private(group: int) -> bool:
-    """Tell whether nobody but this user and root is in a group, as far as its name and its list of members say."""
+    """Tell whether a group has no members but this user and root, by its name and its list of members."""
     if group == _ROOT:
         return True
     try:

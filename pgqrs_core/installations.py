@@ -1,7 +1,7 @@
 """Which installations this process has used.
 
-Tables that a process has used and that are gone mean an outage: the database is being replaced, or restored. Whoever makes
-them anew then is in the way of the restore, so a process does that only where it has never seen them.
+Tables that a process has used and that are gone mean an outage: the database is being replaced, or restored. Tables
+that are made anew meanwhile make the restore fail, so a process makes them only where it has never seen them.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 =================================  ====================================================================================
 Consumer.on_close, before 5.7      keeps the tasks that had not begun when the connection is lost: their messages would
-                                   be kept, too, and given to nobody
+                                   be held on, and not delivered again
 AsynPool.flush, before 5.6.3       forgets all tasks when the connection is lost, those that run included: they would be
                                    done and never acked, and their leases renewed as long as the worker lives
 Request.cancel, before 5.7         fails in pools that cannot cancel, which ends the worker over a lost connection with

@@ -45,7 +45,7 @@ delete from {queue} q where q.ctid = any (array(select place from free))
 returning q.message_id;
 
 -- name: put_aside consumer brief
--- Make dead letters of messages that nobody holds; answers with those. Not of one that has a twin there.
+-- Dead-letter messages that no consumer holds, but for one whose id a dead letter has already. Answers with their ids.
 with free as materialized (
   select r.place from unnest(%(lanes)s::smallint[], %(ids)s::bigint[]) a(lane, message_id)
   cross join lateral (

@@ -3,8 +3,8 @@
 -- Views by which a producer gets less than the tables: see grants.sql.
 
 -- name: shared
--- The counter of a group's callbacks, which whoever sends the group sets. Rate limiters have names that people chose; a
--- producer can neither hold nor release one of these.
+-- The counter of a group's callbacks, which is set by the program that sends the group. Rate limiters have names that
+-- people chose; a producer can neither hold nor release one of these.
 create view {schema}.dramatiq_new_barriers as
 select key, value, expires_at from {schema}.dramatiq_limits
 where key ~ '^[0-9a-f]{{8}}(-[0-9a-f]{{4}}){{3}}-[0-9a-f]{{12}}$' and value between 1 and 1000000000 and isfinite(expires_at)
